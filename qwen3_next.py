@@ -1,0 +1,1473 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch>=2.6",
+#     "numpy>=1.26",
+#     "safetensors>=0.4.5",
+#     "tokenizers>=0.21",
+#     "jinja2>=3.1",
+#     "huggingface_hub>=0.26",
+#     "tqdm>=4.66",
+# ]
+# ///
+"""Qwen3-Next in one readable file: plain PyTorch, CPU or CUDA, from config.json to generated text.
+
+Three of four layers are Gated DeltaNet, a memory of constant size that costs the same at every position; the fourth
+is gated softmax attention. Every layer's MLP is a mixture of many small experts, of which a token uses a few.
+Read from top to bottom: each part uses only what stands above it, and parameter names are the checkpoint's.
+
+    python qwen3_next.py --prompt "Once upon a time"              the small trained model in tiny/
+    python qwen3_next.py --model DIR_OR_REPO --prompt "..."       a checkpoint folder, or a name on the hub
+
+References
+    [GDN]   Gated Delta Networks, arXiv 2412.06464        the recurrence (Eq. 10) and its chunked form
+    [DN]    Parallelizing Linear Transformers with the Delta Rule, arXiv 2406.06484    the triangular (UT) solve
+    [GA]    Gated Attention for Large Language Models, arXiv 2505.06708                the sigmoid output gate
+    [RoPE]  RoFormer, arXiv 2104.09864;   [YaRN] arXiv 2309.00071                      positions, long contexts
+    [MoE]   Switch Transformers, arXiv 2101.03961 (load balancing);  DeepSeekMoE, arXiv 2401.06066 (shared expert)
+
+Glossary: the name in the code, the symbol, where it comes from
+    B, T, D      batch, tokens, width of the residual stream (hidden_size)
+    H, K, V      value heads, key width, value width of one Gated DeltaNet head
+    C, N         chunk length, number of chunks of the chunked form                    [GDN] section 3.3
+    E            number of routed experts, num_experts_per_tok of them per token       [MoE]
+    q, k, v      query, key, value; in Gated DeltaNet q and k have unit length, and q is scaled by K^-0.5
+    S            state (K, V): the memory; S^T k is the value stored under key k       S_t, transposed in [GDN]
+    g            log of the decay, <= 0; alpha = e^g is the share of the state kept    alpha_t [GDN] Eq. 10
+    beta         write strength in (0, 1)                                              beta_t  [GDN] Eq. 10
+    delta        beta * (v - S^T k): what the memory lacks of v, and then gets         u_t in [DN]
+    G            cumulative sum of g inside a chunk; gamma = e^G                       gamma_r [GDN] Eq. 8
+    z, b, a      inputs of the output gate, of beta, and of the decay
+    past         real tokens already in the cache, per sequence
+
+Not here: kernels, quantised arithmetic, serving many users. Where precision is raised the code says why.
+"""
+
+import argparse
+import copy
+import json
+import math
+import mmap
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ======================================================================================================================
+# Config
+# ======================================================================================================================
+
+
+def expect(true: bool, otherwise: str):
+    """Raises ValueError with the message unless `true`."""
+    if not true:
+        raise ValueError(otherwise)
+
+
+class Qwen3NextConfig:
+    """The fields of config.json, checked when built; the numbers in the comments are those of the released 80B.
+
+    Fields that have no default below are required where a layer uses them. Keys that are not fields are kept as
+    attributes and written back by `to_dict`. Two dialects are read: the released one, and that of transformers 5,
+    which puts the rotary fields into `rope_parameters` and spells out `layer_types`.
+
+    Raises ValueError, naming the fields, for a missing, mistyped or contradictory one.
+    """
+
+    # fmt: off
+    vocab_size: int = None                       # 151936    rows of the embedding; the tokenizer may use fewer
+    hidden_size: int = None                      # 2048      D
+    num_hidden_layers: int = None                # 48
+    layer_types: list = None                     # "linear_attention" or "full_attention" a layer; None: by the interval
+    full_attention_interval: int = 4             # 4         every fourth layer is attention
+    max_position_embeddings: int = 262144        # 262144    longest sequence seen in training
+    rms_norm_eps: float = 1e-6                   # 1e-6
+    hidden_act: str = "silu"                     # silu
+    initializer_range: float = 0.02              # 0.02      standard deviation of new weights
+    tie_word_embeddings: bool = False            # false     lm_head shares the embedding's weight
+
+    num_attention_heads: int = None              # 16        query heads of an attention layer
+    num_key_value_heads: int = None              # 2         key and value heads, each serving 8 query heads
+    head_dim: int = None                         # 256
+    attention_bias: bool = False                 # false     biases of the q, k, v and o projections
+    attention_dropout: float = 0.0               # 0.0
+    rope_theta: float = None                     # 10000000  base of the rotary frequencies
+    partial_rotary_factor: float = 0.25          # 0.25      share of head_dim that is turned
+    rope_scaling: dict = None                    # null      or YaRN's fields
+
+    linear_num_key_heads: int = None             # 16        key heads of a Gated DeltaNet layer
+    linear_num_value_heads: int = None           # 32        H: value heads, each with its own state
+    linear_key_head_dim: int = None              # 128       K
+    linear_value_head_dim: int = None            # 128       V
+    linear_conv_kernel_dim: int = 4              # 4         taps of the causal convolution
+
+    num_experts: int = None                      # 512       E; 0: every layer has a dense MLP
+    num_experts_per_tok: int = None              # 10
+    moe_intermediate_size: int = None            # 512       inner width of one expert
+    shared_expert_intermediate_size: int = None  # 512
+    norm_topk_prob: bool = True                  # true      the chosen experts' weights sum to 1
+    router_aux_loss_coef: float = 0.001          # 0.001     weight of the load-balancing loss
+    output_router_logits: bool = False           # false     return router logits, and add that loss
+    intermediate_size: int = None                # 5120      inner width of a dense layer's MLP
+    mlp_only_layers: list = None                 # []        layers that are dense all the same
+    decoder_sparse_step: int = 1                 # 1         every n-th layer is MoE
+    # fmt: on
+
+    def __init__(self, **fields: Any):
+        kind = fields.pop("model_type", "qwen3_next")
+        expect(kind == "qwen3_next", f"config: model_type is {kind!r}, expected 'qwen3_next'")
+        scaling, nested = (fields.pop(key, None) or {} for key in ("rope_scaling", "rope_parameters"))
+        for found in (scaling, nested):
+            expect(isinstance(found, dict), f"config: rope_scaling or rope_parameters is {found!r}, expected an object")
+        expect(not (scaling and nested) or scaling == nested, "config: rope_scaling and rope_parameters differ")
+        rope = dict(nested or scaling)
+        for key in rope.keys() & {"rope_theta", "partial_rotary_factor"}:
+            old, value = fields.get(key), rope.pop(key)
+            expect(old in (None, value), f"config: {key} is {old!r}, but rope_parameters has {value!r}")
+            fields[key] = value
+        fields["rope_scaling"] = rope or None
+        for key, kind in self.__annotations__.items():
+            value = fields.pop(key, None)
+            value = getattr(type(self), key) if value is None else copy.deepcopy(value)  # absent and null alike
+            kinds = (int, float) if kind is float else kind
+            right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
+            expect(value is None or right, f"config: {key} is {value!r}, expected {kind.__name__}")
+            setattr(self, key, value)
+        self.extra = fields
+        self.__dict__.update({key: value for key, value in fields.items() if not hasattr(self, key)})
+        self._check()
+
+    def _check(self):
+        def need(where: str, names: str):
+            for name in names.split():
+                value = getattr(self, name)
+                expect(value is not None, f"config: {name} is missing, needed {where}")
+                expect(value > 0, f"config: {name} is {value}, expected more than 0")
+
+        def divides(small: str, large: str):
+            m, n = getattr(self, small), getattr(self, large)
+            expect(n % m == 0, f"config: {large} ({n}) is not a multiple of {small} ({m})")
+
+        need(
+            "in every model",
+            "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim",
+        )
+        need("in every model", "rope_theta partial_rotary_factor max_position_embeddings rms_norm_eps")
+        need("in every model", "full_attention_interval decoder_sparse_step")
+        divides("num_key_value_heads", "num_attention_heads")
+        expect(self.hidden_act == "silu", f"config: hidden_act is {self.hidden_act!r}, expected 'silu'")
+        share, width = self.partial_rotary_factor, int(self.head_dim * self.partial_rotary_factor)
+        right = width % 2 == 0 and 0 < width <= self.head_dim
+        expect(right, f"config: partial_rotary_factor {share} turns {width} of head_dim {self.head_dim}, expected even")
+        yarn = self.rope_scaling or {}
+        kind = yarn.get("rope_type", yarn.get("type", "default"))
+        expect(kind in ("default", "yarn"), f"config: rope_scaling type is {kind!r}, expected 'yarn' or 'default'")
+        self.rope_scaling = yarn if kind == "yarn" else None
+        factor = yarn.get("factor") if self.rope_scaling else 1
+        right = isinstance(factor, (int, float)) and factor >= 1
+        expect(right, f"config: rope_scaling's factor is {factor!r}, expected a number, at least 1")
+
+        layers, kinds = range(self.num_hidden_layers), ("linear_attention", "full_attention")
+        if self.layer_types is None:
+            self.layer_types = [kinds[(i + 1) % self.full_attention_interval == 0] for i in layers]
+        n, unknown = len(self.layer_types), [kind for kind in self.layer_types if kind not in kinds]
+        expect(n == len(layers), f"config: layer_types has {n} entries, num_hidden_layers is {len(layers)}")
+        expect(not unknown, f"config: layer_types has {unknown[:1]}, expected linear_attention or full_attention")
+        if "linear_attention" in self.layer_types:
+            need("by linear_attention", "linear_num_key_heads linear_num_value_heads linear_conv_kernel_dim")
+            need("by linear_attention", "linear_key_head_dim linear_value_head_dim")
+            divides("linear_num_key_heads", "linear_num_value_heads")
+        self.mlp_only_layers = self.mlp_only_layers or []
+        bad, e, k = [i for i in self.mlp_only_layers if i not in layers], self.num_experts, self.num_experts_per_tok
+        expect(not bad, f"config: mlp_only_layers has {bad[:1]}, expected layers from 0 to {len(layers) - 1}")
+        expect(e is not None and e >= 0, f"config: num_experts is {e}, expected a number (0: dense layers only)")
+        if any(map(self.is_moe, layers)):
+            need("by MoE layers", "num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
+            expect(k <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
+        if not all(map(self.is_moe, layers)):
+            need("by dense layers", "intermediate_size")
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        sparse = (layer + 1) % self.decoder_sparse_step == 0
+        return self.num_experts > 0 and sparse and layer not in self.mlp_only_layers
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Qwen3NextConfig":
+        """A config from config.json's content, in either dialect."""
+        return cls(**fields)
+
+    def to_dict(self) -> dict:
+        """config.json's content: the top-level keys that transformers and mlx-lm read, and all that was passed in."""
+        fields = {key: getattr(self, key) for key in self.__annotations__ if getattr(self, key) is not None}
+        return copy.deepcopy({"model_type": "qwen3_next", **fields, "rope_scaling": self.rope_scaling, **self.extra})
+
+
+# ======================================================================================================================
+# Norms
+# ======================================================================================================================
+
+
+def upcast(x: Tensor) -> Tensor:
+    """float32 for sums and exponentials that bfloat16's 8 bits can't hold; float64 stays float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_normalise(x: Tensor, eps: float) -> Tensor:
+    x = upcast(x)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + w) over the last axis. w starts at 0, so that weight decay pulls the scale towards 1."""
+
+    start = 0.0
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.full((dim,), self.start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (rms_normalise(x, self.eps) * (1 + upcast(self.weight))).to(x.dtype)  # bfloat16's 1 + w would round w
+
+
+class GatedRMSNorm(RMSNorm):
+    """x / rms(x) * w, then * silu(z): the norm behind the delta rule. Plain w from 1, one vector for all heads."""
+
+    start = 1.0
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return (rms_normalise(x, self.eps) * upcast(self.weight) * F.silu(upcast(z))).to(z.dtype)
+
+
+# ======================================================================================================================
+# Rotary position embedding
+# ======================================================================================================================
+
+
+def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
+    """Radians per position of each turned pair, (R/2,) float64, and the factor YaRN puts on cos and sin.
+
+    R = int(head_dim * partial_rotary_factor) dimensions are turned; pair i by theta^(-2i/R). YaRN ([YaRN] section 3.2)
+    keeps the pairs that turn more than beta_fast times in the original context, divides the frequency of those that
+    turn less than beta_slow times by `factor`, and blends linearly between.
+    """
+    dim = int(config.head_dim * config.partial_rotary_factor)
+    inv_freq = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+    if config.rope_scaling is None:
+        return inv_freq, 1.0
+    yarn = config.rope_scaling
+    original = yarn.get("original_max_position_embeddings") or config.max_position_embeddings
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = pair_that_turns(yarn.get("beta_fast") or 32), pair_that_turns(yarn.get("beta_slow") or 1)
+    if yarn.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = max(high - low, 0.001)  # low == high would divide by zero
+    slow = ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / width).clamp(0, 1)
+    factor = yarn.get("attention_factor") or 0.1 * math.log(yarn["factor"]) + 1
+    return inv_freq * (1 - slow) + inv_freq / yarn["factor"] * slow, factor
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns dims (i, i + R/2) of x (B, T, H, head_dim), i < R/2, by cos, sin (B, T, 1, R/2); the rest pass through."""
+    half = cos.shape[-1]
+    x1, x2, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], dim=-1)
+
+
+# ======================================================================================================================
+# Gated attention
+# ======================================================================================================================
+
+
+@dataclass
+class Step:
+    """What the layers of one forward pass share. Sequences are left-aligned here: padding comes after the tokens."""
+
+    past: Tensor  # (B,) real tokens of each sequence in the cache
+    start: int | None  # the same as a number, when all sequences have as many
+    slots: int  # S: cache slots in use after this pass
+    lengths: Tensor | None  # (B,) real tokens among the T new ones; None: all T
+    cos: Tensor  # (B, T, 1, R/2)
+    sin: Tensor
+    mask: Tensor | None  # (B or 1, 1, T, S), True where a query sees a key; None: every key up to the query's own
+
+
+class KVCache:
+    """Keys and values of one attention layer, (B, heads, capacity, head_dim): slot j holds a sequence's j-th token.
+
+    Because slot and position are one, padding needs no record: what lies behind a sequence's end is never seen, and
+    its next token overwrites it. Buffers double when full, so that copying does not grow with the sequence.
+    """
+
+    def __init__(self):
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    def update(self, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Stores k, v (B, T, heads, head_dim) behind each past; returns the S slots so far, (B, heads, S, head_dim)."""
+        self.k, self.v = self._store(self.k, k, step), self._store(self.v, v, step)
+        return self.k[:, :, : step.slots], self.v[:, :, : step.slots]
+
+    @staticmethod
+    def _store(buffer: Tensor | None, x: Tensor, step: Step) -> Tensor:
+        B, T, heads, dim = x.shape
+        if buffer is None:
+            buffer = x.new_zeros(B, heads, step.slots + 64, dim)
+        elif buffer.shape[2] < step.slots:
+            buffer = torch.cat([buffer, x.new_zeros(B, heads, step.slots, dim)], dim=2)
+        if step.start is not None:
+            buffer[:, :, step.start : step.slots] = x.transpose(1, 2)
+        else:
+            rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
+            buffer[rows, :, step.past[:, None] + torch.arange(T, device=x.device)] = x
+        return buffer
+
+    def clone(self) -> "KVCache":
+        new = KVCache()
+        if self.k is not None:
+            new.k, new.v = self.k.clone(), self.v.clone()
+        return new
+
+
+class GatedAttention(nn.Module):
+    """Grouped-query softmax attention whose output each head scales by a sigmoid gate ([GA], section 3)."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__()
+        width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.head_dim, self.dropout = config.head_dim, config.attention_dropout
+        self.q_proj = nn.Linear(config.hidden_size, 2 * width, bias=config.attention_bias)  # query and gate
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def make_cache(self, batch_size: int) -> KVCache:
+        return KVCache()
+
+    def forward(self, x: Tensor, step: Step, cache: KVCache | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        B, T, _ = x.shape
+        # q_proj's rows are [query | gate] within each head, not all queries and then all gates
+        q, gate = self.q_proj(x).view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1)  # (B, T, heads, head_dim) each
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, kv heads, head_dim)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        q = apply_rope(self.q_norm(q), step.cos, step.sin)
+        k = apply_rope(self.k_norm(k), step.cos, step.sin)
+        if cache is not None:
+            k, v = cache.update(k, v, step)  # (B, kv heads, S, head_dim)
+        else:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        dropout, causal = self.dropout if self.training else 0.0, step.mask is None and T > 1
+        q = q.transpose(1, 2)  # (B, heads, T, head_dim); the products are scaled by head_dim^-0.5
+        y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True)
+        return self.o_proj((y.transpose(1, 2) * torch.sigmoid(gate)).flatten(2))
+
+
+# ======================================================================================================================
+# The gated delta rule
+# ======================================================================================================================
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, in float32: keys of length 1 make beta = 1 overwrite exactly what a key held."""
+    x = upcast(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def _delta_rule_inputs(q, k, v, g, beta, state) -> tuple[Tensor, ...]:
+    """Raises half precision to float32, checks the shapes, and moves heads before time: (B, H, T, ...)."""
+    q, k, v, g, beta = map(upcast, (q, k, v, g, beta))
+    (B, T, H, K), V = k.shape, v.shape[-1]
+    state = v.new_zeros(B, H, K, V) if state is None else upcast(state)
+    shapes = {"q": (B, T, H, K), "v": (B, T, H, V), "g": (B, T, H), "beta": (B, T, H), "state": (B, H, K, V)}
+    for (name, shape), x in zip(shapes.items(), (q, v, g, beta, state)):
+        expect(x.shape == shape, f"delta rule: {name} has shape {tuple(x.shape)}, expected {shape} beside {k.shape=}")
+    return *(x.transpose(1, 2) for x in (q, k, v, g, beta)), state
+
+
+def recurrent_gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, *, g: Tensor, beta: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gated delta rule token by token, [GDN] Eq. 10: S <- alpha S, then S <- S + k beta (v - S^T k)^T, out = S^T q.
+
+    Args: q, k (B, T, H, K), normalised and scaled; v (B, T, H, V); g <= 0 (log decay) and beta in [0, 1], (B, T, H);
+    state (B, H, K, V) or None for zeros. No argument is changed; everything is differentiable.
+    Returns: out (B, T, H, V) in v's dtype, and the state after the last token, float32 (float64 for float64 inputs).
+    Raises: ValueError for shapes that do not fit together.
+    """
+    dtype, outputs = v.dtype, []
+    q, k, v, g, beta, S = _delta_rule_inputs(q, k, v, g, beta, state)  # (B, H, T, ...), S (B, H, K, V)
+    for q_t, k_t, v_t, alpha, beta_t in zip(*(x.unbind(2) for x in (q, k, v, g.exp(), beta))):
+        S = alpha[..., None, None] * S  # decay: forget a share of everything
+        recalled = (k_t[..., None, :] @ S).squeeze(-2)  # recall: S^T k, what the memory holds under this key, (B, H, V)
+        delta = beta_t[..., None] * (v_t - recalled)  # delta: what it lacks of the new value
+        S = S + k_t[..., :, None] * delta[..., None, :]  # write: S^T k is now (1 - beta) recalled + beta v
+        outputs.append((q_t[..., None, :] @ S).squeeze(-2))  # read, after the write
+    return torch.stack(outputs, dim=1).to(dtype), S
+
+
+def chunk_gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, *, g: Tensor, beta: Tensor, state: Tensor | None = None, chunk_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """The same function with matrix products, C = chunk_size tokens at a time: [GDN] section 3.3, [DN] section 3.2.
+
+    Inside a chunk let G_i be the sum of g up to token i and S the state before the chunk. Unrolled, the recurrence is
+
+        delta_i = beta_i (v_i - e^{G_i} S^T k_i - sum_{j<i} e^{G_i - G_j} (k_i . k_j) delta_j)
+        out_i   = e^{G_i} S^T q_i + sum_{j<=i} e^{G_i - G_j} (q_i . k_j) delta_j
+        S'      = e^{G_C} S + sum_j e^{G_C - G_j} k_j delta_j^T
+
+    The first line is linear in the deltas: one triangular solve for all chunks at once gives delta = U - W S, and only
+    products with S are left for the loop over chunks. Arguments, results and errors as `recurrent_gated_delta_rule`.
+    """
+    dtype, T, V, C = v.dtype, v.shape[1], v.shape[-1], chunk_size
+    q, k, v, g, beta, S = _delta_rule_inputs(q, k, v, g, beta, state)
+    # 0. Cut time into N chunks. The padding has beta = 0 and g = 0: it writes nothing and forgets nothing.
+    inputs = (q, k, v, beta[..., None], g[..., None])
+    q, k, v, beta, g = (F.pad(x, (0, 0, 0, -T % C)).unflatten(2, (-1, C)) for x in inputs)  # (B, H, N, C, ...)
+    # 1. Decay between any two tokens of a chunk, e^{G_i - G_j} for j <= i. Masked before exp: above the diagonal
+    #    G_i - G_j > 0 overflows, and so would e^{-G_j} as a factor of its own.
+    G = g.cumsum(-2)  # (B, H, N, C, 1)
+    future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
+    decay = (G - G.transpose(-1, -2)).masked_fill(future, -math.inf).exp()  # (B, H, N, C, C)
+    gamma = G.exp()  # decay since the start of the chunk
+    # 2. (I + A) [U | W] = beta [v | e^G k], A strictly lower triangular: A_ij = beta_i e^{G_i - G_j} (k_i . k_j)
+    kT = k.transpose(-1, -2)
+    A = (beta * k) @ kT * decay  # the solve reads only what is below the diagonal
+    UW = torch.linalg.solve_triangular(A, torch.cat([beta * v, beta * gamma * k], -1), upper=False, unitriangular=True)
+    U, W = UW.split([V, k.shape[-1]], dim=-1)  # (B, H, N, C, V), (B, H, N, C, K)
+    # 3. What else does not need the state: reads within the chunk, reads of S, writes into S, decay over the chunk
+    inner = q @ kT * decay  # (B, H, N, C, C)
+    q = gamma * q
+    kT = kT * (G[..., -1:, :] - G).exp().transpose(-1, -2)  # (B, H, N, K, C)
+    gamma = gamma[..., -1:, :]  # (B, H, N, 1, 1)
+    # 4. Chunk after chunk
+    outputs = []
+    for q_n, kT_n, U_n, W_n, inner_n, gamma_n in zip(*(x.unbind(2) for x in (q, kT, U, W, inner, gamma))):
+        delta = U_n - W_n @ S  # (B, H, C, V)
+        outputs.append(q_n @ S + inner_n @ delta)
+        S = gamma_n * S + kT_n @ delta
+    return torch.cat(outputs, dim=2)[:, :, :T].transpose(1, 2).to(dtype), S
+
+
+# ======================================================================================================================
+# Gated DeltaNet
+# ======================================================================================================================
+
+
+def causal_conv(x: Tensor, weight: Tensor, window: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution over time, no bias: y_t = sum_j weight_j x_{t - (kernel - 1) + j}.
+
+    Args: x (B, T, channels); weight (channels, 1, kernel); window (B, channels, kernel - 1), the inputs before x;
+    lengths (B,) real tokens of x, None for all.
+    Returns: y (B, T, channels), and the window after each sequence's last real token.
+    """
+    kernel = weight.shape[-1]
+    x = torch.cat([window, x.transpose(1, 2)], dim=-1)  # (B, channels, kernel - 1 + T)
+    y = F.conv1d(x, weight, groups=x.shape[1])
+    if lengths is None:
+        window = x[..., x.shape[-1] - (kernel - 1) :].clone()  # a slice alone would keep all of x in memory
+    else:
+        index = lengths[:, None] + torch.arange(kernel - 1, device=x.device)  # (B, kernel - 1)
+        window = x.gather(-1, index[:, None].expand(-1, x.shape[1], -1))
+    return y.transpose(1, 2), window
+
+
+class DeltaNetCache:
+    """What a Gated DeltaNet layer remembers, the same size at every position: convolution window and state."""
+
+    def __init__(self, window: Tensor, state: Tensor):
+        self.window = window  # (B, channels, kernel - 1), before the activation
+        self.state = state  # (B, H, K, V), float32 or float64
+
+    def clone(self) -> "DeltaNetCache":
+        return DeltaNetCache(self.window.clone(), self.state.clone())
+
+
+class GatedDeltaNet(nn.Module):
+    """Project, convolve, run the gated delta rule, normalise, gate ([GDN] section 3.4)."""
+
+    delta_rule = "chunk"  # or "recurrent", for more than one token
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__()
+        self.key_heads, self.K = config.linear_num_key_heads, config.linear_key_head_dim
+        self.value_heads, self.V = config.linear_num_value_heads, config.linear_value_head_dim
+        keys, values = self.key_heads * self.K, self.value_heads * self.V
+        self.in_proj_qkvz = nn.Linear(config.hidden_size, 2 * keys + 2 * values, bias=False)
+        self.in_proj_ba = nn.Linear(config.hidden_size, 2 * self.value_heads, bias=False)
+        channels = 2 * keys + values
+        self.conv1d = nn.Conv1d(channels, channels, config.linear_conv_kernel_dim, groups=channels, bias=False)
+        self.A_log = nn.Parameter(torch.zeros(self.value_heads))
+        self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
+        self.norm = GatedRMSNorm(self.V, config.rms_norm_eps)
+        self.out_proj = nn.Linear(values, config.hidden_size, bias=False)
+
+    def make_cache(self, batch_size: int) -> DeltaNetCache:
+        channels, _, kernel = self.conv1d.weight.shape
+        weight = self.conv1d.weight.detach()
+        state = upcast(weight).new_zeros(batch_size, self.value_heads, self.K, self.V)
+        return DeltaNetCache(weight.new_zeros(batch_size, channels, kernel - 1), state)
+
+    def unpack(self, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, ...]:
+        """The two projections' outputs as q, k (B, T, key heads, K), v, z (B, T, H, V), b, a (B, T, H).
+
+        Their rows are grouped by key head, each followed by the r = value heads / key heads that share it:
+
+            in_proj_qkvz   q_0 | k_0 | v_0 .. v_{r-1} | z_0 .. z_{r-1}  ||  q_1 | k_1 | v_r .. v_{2r-1} | ...
+            in_proj_ba     b_0 .. b_{r-1} | a_0 .. a_{r-1}              ||  b_r .. b_{2r-1} | ...
+        """
+        B, T, _ = qkvz.shape
+        r = self.value_heads // self.key_heads
+        q, k, v, z = qkvz.view(B, T, self.key_heads, -1).split([self.K, self.K, r * self.V, r * self.V], dim=-1)
+        b, a = ba.view(B, T, self.key_heads, -1).split([r, r], dim=-1)
+        v, z = v.reshape(B, T, -1, self.V), z.reshape(B, T, -1, self.V)
+        return q, k, v, z, b.reshape(B, T, -1), a.reshape(B, T, -1)
+
+    def forward(self, x: Tensor, step: Step, cache: DeltaNetCache | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        B, T, _ = x.shape
+        cache = cache or self.make_cache(B)
+        q, k, v, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
+        qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)  # (B, T, channels): all q, all k, all v
+        qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
+        q, k, v = F.silu(qkv).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
+        q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
+        r = self.value_heads // self.key_heads  # value heads i r .. i r + r - 1 share key head i
+        q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
+        k = l2_normalise(k).repeat_interleave(r, dim=2)
+        # float32: in half precision a decay close to 1 would round to 1
+        g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))  # (B, T, H), log of the decay
+        beta = upcast(b).sigmoid()
+        if step.lengths is not None:  # padding neither forgets nor writes
+            real = torch.arange(T, device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
+            g, beta = g * real, beta * real
+        rule = recurrent_gated_delta_rule if T == 1 or self.delta_rule == "recurrent" else chunk_gated_delta_rule
+        y, cache.state = rule(q, k, upcast(v), g=g, beta=beta, state=cache.state)
+        return self.out_proj(self.norm(y, z).flatten(2))
+
+
+# ======================================================================================================================
+# Mixture of experts
+# ======================================================================================================================
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). A dense layer's MLP, and the shared expert."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """E small SwiGLU MLPs as one flat dict of parameters, "17.gate_proj.weight" and so on, as the checkpoint has them.
+
+    The released model has 73,728 such matrices: a module around each would take longer to build than to map.
+    """
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.num_experts = num_experts
+        for e in range(num_experts):
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                shape = (hidden_size, intermediate_size) if name == "down_proj" else (intermediate_size, hidden_size)
+                # not register_parameter, which refuses dots; all else treats the key as any other
+                self._parameters[f"{e}.{name}.weight"] = nn.Parameter(torch.empty(shape))
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        found = []  # a key with dots looks unexpected to nn.Module
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, found, errors)
+        unexpected += [key for key in found if key[len(prefix) :] not in self._parameters]
+
+    def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """x (tokens, D), weights and experts (tokens, k) -> (tokens, D): each token's weighted sum of k experts."""
+        k, p = experts.shape[1], self._parameters
+        order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
+        counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
+        outputs = []
+        for e, rows in enumerate(x.index_select(0, order // k).split(counts)):
+            if len(rows):
+                h = F.silu(F.linear(rows, p[f"{e}.gate_proj.weight"])) * F.linear(rows, p[f"{e}.up_proj.weight"])
+                outputs.append(F.linear(h, p[f"{e}.down_proj.weight"]))
+        y = torch.cat(outputs).index_select(0, order.argsort()).view(*experts.shape, -1)  # (tokens, k, D)
+        return (weights.unsqueeze(1) @ y).squeeze(1)
+
+
+class SparseMoeBlock(nn.Module):
+    """Router, routed experts, and one shared expert that sees every token through a sigmoid gate."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__()
+        self.k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+        self.shared_expert = MLP(config.hidden_size, config.shared_expert_intermediate_size)
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> (B, T, D), and the router's logits (B, T, E)."""
+        logits = self.gate(x)
+        # softmax over all experts first, then the choice; in float32, since close probabilities decide it
+        weights, experts = upcast(logits).softmax(-1).topk(self.k, dim=-1)  # (B, T, k)
+        if self.normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        y = self.experts(x.flatten(0, 1), weights.flatten(0, 1).to(x.dtype), experts.flatten(0, 1)).view_as(x)
+        return y + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x), logits
+
+
+def load_balancing_loss(router_logits: list[Tensor], k: int, mask: Tensor | None = None) -> Tensor:
+    """E * sum_e f_e p_e over the real tokens of all MoE layers pooled ([MoE] Eq. 4 to 6).
+
+    f_e is the share of tokens that chose expert e among their k, p_e its mean probability: a router that treats all
+    experts alike gives k. router_logits: (B * T, E) a layer; mask: (B, T), 0 at padding.
+    """
+    p = upcast(torch.cat(list(router_logits))).softmax(-1)  # (layers * B * T, E)
+    weight = torch.ones_like(p[:, 0]) if mask is None else mask.flatten().repeat(len(router_logits)).to(p)
+    f = torch.zeros_like(p).scatter(1, p.topk(k, dim=-1).indices, 1)
+    f, p = ((weight[:, None] * x).sum(0) / weight.sum() for x in (f, p))
+    return p.shape[-1] * (f * p).sum()
+
+
+# ======================================================================================================================
+# Block and cache
+# ======================================================================================================================
+
+
+class DecoderLayer(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: Qwen3NextConfig, layer_type: str, moe: bool):
+        super().__init__()
+        if layer_type == "full_attention":
+            self.self_attn = GatedAttention(config)
+        else:
+            self.linear_attn = GatedDeltaNet(config)
+        self.mlp = SparseMoeBlock(config) if moe else MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def mixer(self) -> GatedAttention | GatedDeltaNet:
+        return self.self_attn if hasattr(self, "self_attn") else self.linear_attn
+
+    def forward(self, x: Tensor, step: Step, cache: KVCache | DeltaNetCache | None) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) -> (B, T, D), and the router's logits (B, T, E) of an MoE layer."""
+        x = x + self.mixer(self.input_layernorm(x), step, cache)
+        y, router_logits = self.mlp(self.post_attention_layernorm(x)), None
+        if isinstance(y, tuple):
+            y, router_logits = y
+        return x + y, router_logits
+
+
+class Cache:
+    """Everything a model remembers of B sequences. Made by `model.make_cache`; every forward pass brings it forward.
+
+    seq_len (B,) int64 counts each sequence's real tokens, `columns` the tokens fed to each, padding included. What it
+    stores is overwritten in place, so backward through more than one cached forward pass fails.
+    """
+
+    def __init__(self, layers: list, seq_len: Tensor, columns: int = 0, padded: bool = False):
+        self.layers, self.seq_len, self.columns, self.padded = layers, seq_len, columns, padded
+
+    def clone(self) -> "Cache":
+        """An independent copy."""
+        return Cache([layer.clone() for layer in self.layers], self.seq_len.clone(), self.columns, self.padded)
+
+
+# ======================================================================================================================
+# Model
+# ======================================================================================================================
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass returns; None where not asked for."""
+
+    last_hidden_state: Tensor | None = None  # (B, T, D), after the final norm
+    logits: Tensor | None = None  # (B, T or logits_to_keep, vocab_size)
+    loss: Tensor | None = None
+    aux_loss: Tensor | None = None  # load-balancing loss, before its coefficient
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's output, the last one normed
+    router_logits: tuple[Tensor, ...] | None = None  # (B * T, E) per MoE layer
+
+
+class PreTrainedModel(nn.Module):
+    """What all models share. `from_pretrained` and `save_pretrained` join it under "Loading and saving"."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__()
+        self.config = config
+        self.generation_config: dict[str, Any] = {}  # defaults of `generate`, from generation_config.json
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @torch.no_grad()
+    def init_weights(self):
+        """New weights. The decays are spread as in the original Gated DeltaNet, from heads that keep nearly all of the
+        state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory.
+        """
+        for name, p in self.named_parameters():
+            if name.endswith("A_log"):
+                p.uniform_(1, 16).log_()
+            elif name.endswith("dt_bias"):  # softplus(dt_bias) = dt, log-uniform in [0.001, 0.1]
+                dt = p.uniform_(math.log(0.001), math.log(0.1)).exp_()
+                p.copy_(dt + torch.log(-torch.expm1(-dt)))
+            elif name.endswith("bias"):
+                p.zero_()
+            elif p.ndim > 1:  # the norms have set themselves
+                p.normal_(0, self.config.initializer_range)
+
+
+class Qwen3NextModel(PreTrainedModel):
+    """Embedding, layers, final norm."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        kinds = enumerate(config.layer_types)
+        self.layers = nn.ModuleList(DecoderLayer(config, kind, config.is_moe(i)) for i, kind in kinds)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.inv_freq, self.rope_factor = rope_frequencies(config)  # no buffer: .to(bfloat16) would round it
+        self.warned = False
+        self.init_weights()
+
+    def make_cache(self, batch_size: int) -> Cache:
+        """An empty cache for `batch_size` sequences, on the model's device."""
+        layers = [layer.mixer.make_cache(batch_size) for layer in self.layers]
+        return Cache(layers, torch.zeros(batch_size, dtype=torch.long, device=self.device))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        output_router_logits: bool = False,
+    ) -> ModelOutput:
+        """Prefill, continuation and decoding alike: T new tokens behind whatever `past_key_values` holds.
+
+        Args: input_ids (B, T) int64, or inputs_embeds (B, T, D); attention_mask (B, T), or with a column for each token
+        fed so far: 0 at padding, on either side; position_ids (B, T), by default each sequence's own count.
+        Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
+        """
+        x = self._embed(input_ids, inputs_embeds)
+        B, T, _ = x.shape
+        cache = self.make_cache(B) if use_cache and past_key_values is None else past_key_values
+        mask, back = self._new_mask(attention_mask, B, T, cache), None
+        if mask is not None and not mask[:, 0].all():  # bring every sequence to the left, padding to the right
+            order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
+            back = order.argsort(dim=1)[..., None]  # and afterwards to where it was
+            x = x.gather(1, order[..., None].expand_as(x))
+            position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
+        step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
+        hidden_states, router_logits = [x], []
+        for i, layer in enumerate(self.layers):
+            x, logits = layer(x, step, None if cache is None else cache.layers[i])
+            hidden_states.append(x)
+            router_logits += [] if logits is None else [logits]
+        hidden_states[-1] = self.norm(x)
+        if cache is not None:
+            cache.seq_len = cache.seq_len + (T if step.lengths is None else step.lengths)
+            cache.columns, cache.padded = step.slots, cache.padded or step.lengths is not None
+
+        def in_place(xs: list[Tensor]) -> list[Tensor]:
+            return xs if back is None else [x.gather(1, back.expand(-1, -1, x.shape[-1])) for x in xs]
+
+        out = ModelOutput(last_hidden_state=in_place(hidden_states[-1:])[0], past_key_values=cache)
+        if output_hidden_states:
+            out.hidden_states = tuple(in_place(hidden_states))
+        if output_router_logits:
+            out.router_logits = tuple(x.flatten(0, 1) for x in in_place(router_logits))
+        return out
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
+        shape, axes = (input_ids.shape, 2) if inputs_embeds is None else (inputs_embeds.shape, 3)
+        right = len(shape) == axes and 0 not in shape
+        expect(right, f"the input has shape {tuple(shape)}, expected {axes} axes (batch, tokens ...), none empty")
+        try:
+            return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        except IndexError:
+            span, limit = (input_ids.min().item(), input_ids.max().item()), self.config.vocab_size - 1
+            raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
+
+    @staticmethod
+    def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache | None) -> Tensor | None:
+        """The attention mask of the T new tokens, (B, T) bool; None when all of them are real."""
+        size, columns = (B, 0) if cache is None else (len(cache.seq_len), cache.columns)
+        expect(size == B, f"the cache holds {size} sequences, the input {B}")
+        if mask is None:
+            return None
+        found, shapes = tuple(mask.shape), ((B, T), (B, columns + T))
+        expect(found in shapes, f"attention_mask has shape {found}, expected {shapes[0]} or {shapes[1]}")
+        mask, old = mask[:, -T:].bool(), mask[:, :-T].bool().sum(1)
+        same = found == (B, T) or torch.equal(old, cache.seq_len)
+        expect(same, "attention_mask differs from the one that the cache was filled with")
+        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+        expect(bool((starts < 2).all()), "attention_mask has holes; padding may stand only at a sequence's ends")
+        return None if mask.all() else mask
+
+    def _step(self, x: Tensor, lengths: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Step:
+        """Positions, rotations and causal mask of a pass; x (B, T, D) left-aligned, with `lengths` real tokens."""
+        B, T, _ = x.shape
+        past = torch.zeros(B, dtype=torch.long, device=x.device) if cache is None else cache.seq_len
+        start = 0 if cache is None else None if cache.padded else cache.columns
+        slots, limit = T + (0 if cache is None else cache.columns), self.config.max_position_embeddings
+        if slots > limit and not self.warned:
+            self.warned = True
+            warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=4)
+        position = past[:, None] + torch.arange(T, device=x.device)  # (B, T)
+        mask = None
+        if slots > T > 1 or start is None:
+            rows = position if start is None else position[:1]
+            mask = torch.arange(slots, device=x.device) <= rows[:, None, :, None]  # (B or 1, 1, T, S)
+        angle = (position if position_ids is None else position_ids)[..., None, None] * self.inv_freq.to(upcast(x))
+        cos, sin = ((turn * self.rope_factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))
+        return Step(past, start, slots, lengths, cos, sin, mask)
+
+
+class Qwen3NextForCausalLM(PreTrainedModel):
+    """The model and its output projection. `generate` joins it under "Generation"."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__(config)
+        self.model = Qwen3NextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.weight.data.normal_(0, config.initializer_range)
+        self.tie_weights()
+
+    def tie_weights(self):
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def make_cache(self, batch_size: int) -> Cache:
+        """An empty cache for `batch_size` sequences, to be passed as past_key_values."""
+        return self.model.make_cache(batch_size)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        output_router_logits: bool | None = None,
+    ) -> ModelOutput:
+        """As `Qwen3NextModel.forward`, with logits (B, T, vocab_size), or the last `logits_to_keep` positions' if > 0.
+
+        labels (B, T) int64 adds the mean cross-entropy of predicting labels[:, 1:], -100 left out; and with
+        output_router_logits (default: the config's) router_aux_loss_coef times the load-balancing loss.
+        """
+        expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
+        router = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        out = self.model(*inputs, output_hidden_states, router)
+        out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
+        out.last_hidden_state = None
+        if labels is not None:
+            out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
+        if out.router_logits:
+            mask = None if attention_mask is None else attention_mask[:, -out.logits.shape[1] :]
+            out.aux_loss = load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
+            if labels is not None:
+                out.loss = out.loss + self.config.router_aux_loss_coef * out.aux_loss
+        return out
+
+
+# ======================================================================================================================
+# Loading and saving
+# ======================================================================================================================
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+def some(names: Any) -> str:
+    """The first ten names and a count, for messages."""
+    names = sorted(names)
+    return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    expect(isinstance(content, dict), f"{path}: holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
+    """The folder of a checkpoint: a local one, or a hub name such as "Qwen/Qwen3-Next-80B-A3B-Instruct", downloaded.
+
+    Raises FileNotFoundError when it is neither.
+    """
+    path = Path(path_or_repo)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or len(path.parts) != 2 or path.parts[0] == "..":
+        raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository (owner/name)")
+    import huggingface_hub  # here, since it takes longer to import than all the rest and is rarely needed
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+        return Path(huggingface_hub.snapshot_download(path.as_posix(), allow_patterns=patterns))
+    except Exception as error:  # its own, its HTTP library's, the operating system's
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(f"{path}: no such folder, and the download failed: {reason}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file as views of the mapped file: nothing is read before it is used.
+
+    The format: 8 bytes header length, little endian; the header, JSON {name: {dtype, shape, data_offsets}}; the data,
+    without gaps. The mapping is private: writing to a tensor copies the page and never reaches the file.
+    Raises ValueError, naming file and tensor, for a header that does not describe the file exactly.
+    """
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        base = 8 + int.from_bytes(data[:8], "little")
+        expect(8 < base <= len(data), f"header of {base - 8} bytes in a file of {len(data)}")
+        header = json.loads(data[8:base].decode("utf-8"))
+        header.pop("__metadata__", None)
+        entries = [(*e["data_offsets"], e["dtype"], e["shape"], name) for name, e in header.items()]
+        entries.sort(key=lambda entry: entry[:2])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    tensors, end = {}, 0
+    for start, stop, kind, shape, name in entries:
+        dtype = DTYPES.get(kind)
+        expect(dtype is not None, f"{path}: {name} has dtype {kind}, expected one of {', '.join(DTYPES)}")
+        count = math.prod(shape)
+        right = start == end and stop - start == count * dtype.itemsize and all(n >= 0 for n in shape)
+        expect(right, f"{path}: {name} of shape {shape} is said to lie at {start} to {stop}, expected from {end} on")
+        expect(base + stop <= len(data), f"{path}: {name} ends at byte {base + stop} of {len(data)}: truncated?")
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=base + start) if count else torch.empty(0)
+        tensors[name], end = flat.to(dtype).view(shape), stop
+    expect(base + end == len(data), f"{path}: {len(data) - base - end} bytes behind the last tensor")
+    return tensors
+
+
+def read_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if not single.is_file():
+            raise FileNotFoundError(f"{folder}: neither {single.name} nor {index.name}")
+        return read_safetensors(single)
+    shard_of, tensors = read_json(index).get("weight_map"), {}
+    right = isinstance(shard_of, dict) and all(isinstance(name, str) for name in shard_of.values())
+    expect(right, f"{index}: no weight_map from tensor names to files")
+    for name in sorted(set(shard_of.values())):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise FileNotFoundError(f"{index}: names {name!r}, which is not in the folder")
+        tensors.update(read_safetensors(folder / name))
+    missing = shard_of.keys() - tensors.keys()
+    expect(not missing, f"{index}: not in the files it names: {some(missing)}")
+    return tensors
+
+
+def assign_weights(model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, device: torch.device, dtype):
+    """Puts the tensors in place of the model's parameters, copying only where dtype or device differ.
+
+    Raises ValueError listing what is missing, unexpected or misshapen. The MTP head's tensors are left alone.
+    """
+    want = {name: p.shape for name, p in model.named_parameters()}
+    spare = {name for name in tensors if name.startswith("mtp.")} | ({"lm_head.weight"} - want.keys())
+    shapes = {name: tuple(tensors[name].shape) for name in want.keys() & tensors.keys()}
+    wrong = [f"{name} {found} instead of {tuple(want[name])}" for name, found in shapes.items() if found != want[name]]
+    problems = {"missing": want.keys() - shapes, "unexpected": tensors.keys() - want.keys() - spare, "misshapen": wrong}
+    listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
+    expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
+    for prefix, module in model.named_modules():
+        for name in module._parameters:
+            if (tensor := tensors.get(f"{prefix}.{name}")) is not None:
+                module._parameters[name] = nn.Parameter(tensor.to(device=device, dtype=dtype))
+
+
+def as_dtype(dtype: str | torch.dtype, config: Qwen3NextConfig, tensors: dict[str, Tensor]) -> torch.dtype:
+    """The dtype meant; "auto" is the one that the config names, or else the tensors' own."""
+    if dtype == "auto":
+        dtype = config.extra.get("dtype") or config.extra.get("torch_dtype") or next(iter(tensors.values())).dtype
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
+    expect(found in DTYPES.values(), f"dtype is {dtype!r}, expected auto, bfloat16, float16, float32 or float64")
+    return found
+
+
+def as_device(device_map: str | torch.device) -> torch.device:
+    """The device meant; "auto" is the GPU if there is one."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if str(device_map) == "auto" else device_map
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or not in this PyTorch
+        raise ValueError(f"device {str(device_map)!r} can't be used: {str(error).partition('. ')[0]}") from None
+
+
+@classmethod
+def config_from_pretrained(cls, path_or_repo: str | os.PathLike) -> Qwen3NextConfig:
+    """The config of a checkpoint folder or hub repository."""
+    path = find_checkpoint(path_or_repo) / "config.json"
+    fields = read_json(path)
+    try:
+        return cls.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@classmethod
+def from_pretrained(
+    cls,
+    path_or_repo: str | os.PathLike,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | torch.device = "cpu",
+    delta_rule: str = "chunk",
+) -> PreTrainedModel:
+    """A model with a checkpoint's weights, in evaluation mode.
+
+    Args: path_or_repo, a folder or a hub name; dtype, a torch.dtype or its name, "auto": the checkpoint's; device_map,
+    a device or "auto"; delta_rule, "chunk" or "recurrent", which form runs over more than one token.
+    Raises: FileNotFoundError and ValueError, naming the file and what is wrong with it.
+    """
+    expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
+    folder, device = find_checkpoint(path_or_repo), as_device(device_map)
+    config, tensors = Qwen3NextConfig.from_pretrained(folder), read_checkpoint(folder)
+    with torch.device("meta"):  # shapes only: no memory, no random numbers
+        model = cls(config)
+    assign_weights(model, tensors, folder, device, as_dtype(dtype, config, tensors))
+    model.tie_weights()
+    for module in model.modules():
+        if isinstance(module, GatedDeltaNet):
+            module.delta_rule = delta_rule
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = read_json(folder / "generation_config.json")
+    return model.eval()
+
+
+def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_size: int | str = "5GB"):
+    """Writes the weights, in shards with an index if they need several, config.json and generation_config.json.
+
+    max_shard_size: bytes, or a string such as "500MB". Every file is written under a temporary name and renamed when
+    all are complete, so that a failure leaves what was there before.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        limit = float(max_shard_size[:-2]) * 1000 ** (1 + ["KB", "MB", "GB"].index(max_shard_size[-2:]))
+    except (TypeError, ValueError):
+        limit = max_shard_size
+    expect(isinstance(limit, (int, float)) and limit > 0, f"max_shard_size is {limit!r}, expected bytes, or like '5GB'")
+    shards, used = [{}], 0
+    for name, p in self.named_parameters():  # a tied weight comes once
+        if used and used + p.nbytes > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = p.detach().contiguous()
+        used += p.nbytes
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
+    dtype, total = str(self.dtype).removeprefix("torch."), sum(p.nbytes for p in self.parameters())
+    texts = {"config.json": {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}}
+    if self.generation_config:
+        texts["generation_config.json"] = self.generation_config
+    if len(shards) > 1:
+        texts["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = {file.name for file in folder.glob("model*.safetensors*")} - set(names) - texts.keys()
+    try:
+        for name, shard in zip(names, shards):
+            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        for name, content in texts.items():
+            (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name in (*names, *texts):
+            os.replace(folder / f"{name}.tmp", folder / name)
+    finally:
+        for name in (*names, *texts):
+            (folder / f"{name}.tmp").unlink(missing_ok=True)
+    for name in stale:  # an earlier save's shards or index would be read instead
+        (folder / name).unlink()
+
+
+Qwen3NextConfig.from_pretrained = config_from_pretrained
+PreTrainedModel.from_pretrained = from_pretrained
+PreTrainedModel.save_pretrained = save_pretrained
+
+
+# ======================================================================================================================
+# Tokenizer and chat template
+# ======================================================================================================================
+
+
+class Encoding(dict):
+    """input_ids and attention_mask, by key or as attributes; `**encoding` passes both on."""
+
+    __getattr__ = dict.__getitem__
+
+    def to(self, device: str | torch.device) -> "Encoding":
+        return Encoding({key: value.to(device) for key, value in self.items()})
+
+
+class Qwen3NextTokenizer:
+    """tokenizer.json through the tokenizers library, and the chat template through Jinja's sandbox."""
+
+    def __init__(self, backend: Any, config: dict, chat_template: str | None):
+        self.backend, self.chat_template = backend, chat_template
+        tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self.special_tokens = {name: t["content"] if isinstance(t, dict) else t for name, t in tokens.items() if t}
+        find = {name: backend.token_to_id(token) for name, token in self.special_tokens.items()}
+        self.eos_token_id = find.get("eos_token")
+        self.pad_token_id = find.get("pad_token", self.eos_token_id or 0)
+        backend.no_padding()
+        backend.no_truncation()  # tokenizer.json may ask for either
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike) -> "Qwen3NextTokenizer":
+        """Reads tokenizer.json, and if they are there tokenizer_config.json and chat_template.jinja.
+
+        Raises FileNotFoundError or ValueError naming the file.
+        """
+        import tokenizers
+
+        folder = find_checkpoint(path_or_repo)
+        path, config, jinja = (folder / f for f in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"))
+        read_json(path)  # for its messages: the library has but one for everything
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path}: not a tokenizer ({error})") from None
+        fields = read_json(config) if config.is_file() else {}
+        template = jinja.read_text(encoding="utf-8") if jinja.is_file() else fields.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        return cls(backend, fields, template)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def __call__(
+        self,
+        text: str | list[str],
+        return_tensors: str | None = None,
+        padding: bool = False,
+        padding_side: str = "left",
+    ) -> Encoding:
+        """Token ids and attention mask of one text or several: lists, or (B, T) int64 tensors for "pt"."""
+        expect(return_tensors in (None, "pt"), f"return_tensors is {return_tensors!r}, expected 'pt' or None")
+        expect(padding_side in ("left", "right"), f"padding_side is {padding_side!r}, expected 'left' or 'right'")
+        if padding:
+            self.backend.enable_padding(direction=padding_side, pad_id=self.pad_token_id)
+        rows = self.backend.encode_batch([text] if isinstance(text, str) else text)
+        self.backend.no_padding()
+        fields = {"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}
+        if return_tensors == "pt":
+            expect(len({len(row.ids) for row in rows}) < 2, "texts of different lengths: a tensor needs padding=True")
+            return Encoding({key: torch.tensor(value, dtype=torch.long) for key, value in fields.items()})
+        return Encoding({key: value[0] if isinstance(text, str) else value for key, value in fields.items()})
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; special tokens written out in the text become themselves."""
+        return self.backend.encode(text).ids
+
+    def decode(self, ids: int | list[int] | Tensor, skip_special_tokens: bool = False) -> str:
+        """Text of token ids."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        return self.backend.decode([ids] if isinstance(ids, int) else list(ids), skip_special_tokens)
+
+    def batch_decode(self, batch: Any, skip_special_tokens: bool = False) -> list[str]:
+        """Texts of several sequences."""
+        return [self.decode(ids, skip_special_tokens) for ids in batch]
+
+    def apply_chat_template(
+        self,
+        messages: list[dict],
+        tools: list[dict] | None = None,
+        tokenize: bool = False,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str | list[int]:
+        """The conversation as the checkpoint's own template writes it; kwargs (enable_thinking ...) are its variables.
+
+        The template is a program from the checkpoint: it runs in Jinja's sandbox and can't change what it is given.
+        Raises ValueError when there is no template, or for what the template itself refuses.
+        """
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        expect(self.chat_template is not None, "the checkpoint has no chat template")
+
+        def refuse(message: str):
+            raise jinja2.TemplateError(message)
+
+        loops = ["jinja2.ext.loopcontrols"]
+        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
+        env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+        env.globals.update(raise_exception=refuse, strftime_now=time.strftime)
+        kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        try:
+            text = env.from_string(self.chat_template).render(**self.special_tokens, **kwargs)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(f"chat template: {error}") from None
+        return self.encode(text) if tokenize else text
+
+
+# ======================================================================================================================
+# Sampling and generation
+# ======================================================================================================================
+
+PREFILL_WINDOW = 2048  # tokens per forward pass of a long prompt: bounds the memory of the chunked form
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen: processors in transformers' order, then the likeliest token or a random one.
+
+    Raises ValueError, naming the option, for a value outside its range.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0  # 0: the likeliest token
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        for name, high in {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1}.items():
+            value = getattr(self, name)
+            right = isinstance(value, (int, float)) and 0 <= value <= high
+            expect(right, f"{name} is {value!r}, expected a number from 0 to {high}")
+        penalty = self.repetition_penalty
+        right = isinstance(penalty, (int, float)) and penalty > 0
+        expect(right, f"repetition_penalty is {penalty!r}, expected a number above 0")
+        self.do_sample = self.do_sample and self.temperature > 0
+
+    def probabilities(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Next-token distribution (B, vocab), float32 or float64, of logits (B, vocab) after ids (B, T)."""
+        logits = upcast(logits)
+        if self.repetition_penalty != 1:
+            seen = logits.gather(1, ids)
+            seen = torch.where(seen > 0, seen / self.repetition_penalty, seen * self.repetition_penalty)
+            logits = logits.scatter(1, ids, seen)
+        if not self.do_sample:
+            return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1)
+        logits = logits / self.temperature
+        if self.top_k:
+            kth = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < kth, -math.inf)
+        if self.top_p < 1:  # the fewest of the likeliest tokens that together have top_p, at least one
+            p, order = logits.softmax(-1).sort(descending=True, stable=True)
+            beyond = p.cumsum(-1) - p >= self.top_p
+            beyond[:, 0] = False
+            logits = logits.masked_fill(beyond.scatter(1, order, beyond), -math.inf)
+        p = logits.softmax(-1)
+        p = p.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), 0)
+        return p / p.sum(-1, keepdim=True)
+
+    def choose(self, logits: Tensor, ids: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The next token of each sequence, (B,)."""
+        p = self.probabilities(logits, ids)
+        return torch.multinomial(p, 1, generator=generator)[:, 0] if self.do_sample else p.argmax(-1)
+
+
+@torch.no_grad()
+def generate(
+    self: Qwen3NextForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    max_new_tokens: int | None = None,
+    eos_token_id: int | list[int] | None = ...,
+    seed: int | None = None,
+    streamer: Callable[[int], Any] | None = None,
+    stats: dict | None = None,
+    **sampling: Any,
+) -> Tensor:
+    """Continues input_ids (B, T): returns (B, T + new), with padding behind a sequence's end token.
+
+    Args: attention_mask (B, T), 0 at padding; eos_token_id, one end token or several, None for none; seed, to make
+    sampling repeatable; streamer, called with each token id, for one sequence; stats, a dict to fill: prompt_tokens,
+    new_tokens, prefill_seconds, decode_seconds. Sampling options: do_sample, temperature, top_k, top_p, min_p,
+    repetition_penalty. What is not given is generation_config.json's, or else: 512 new tokens, and the likeliest
+    token each time unless temperature, top_k, top_p or min_p is given.
+    Raises: ValueError for options out of range or inputs that do not fit together.
+    """
+    defaults = self.generation_config
+    given = {name: value for name, value in sampling.items() if value is not None}
+    known = {name: value for name, value in defaults.items() if name in Sampling.__annotations__ and value is not None}
+    rule = Sampling(
+        **{"do_sample": not given.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p")), **known, **given}
+    )
+    eos = defaults.get("eos_token_id", self.config.extra.get("eos_token_id")) if eos_token_id is ... else eos_token_id
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad, ends = defaults.get("pad_token_id", eos[0] if eos else 0), torch.tensor(eos, device=input_ids.device)
+    limit = max_new_tokens if max_new_tokens is not None else defaults.get("max_new_tokens", 512)
+    expect(isinstance(limit, int) and limit >= 0, f"max_new_tokens is {limit!r}, expected 0 or more")
+    expect(streamer is None or len(input_ids) == 1, f"a streamer takes one sequence, not {len(input_ids)}")
+    generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+
+    started = time.perf_counter()
+    logits, cache = prefill(self, input_ids, attention_mask)
+    prefilled = time.perf_counter()
+    ids, done = input_ids, torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    for n in range(limit):
+        token = rule.choose(logits, ids, generator).masked_fill(done, pad)
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        done = done | torch.isin(token, ends)
+        if streamer is not None:
+            streamer(token.item())
+        if n + 1 == limit or done.all():
+            break
+        logits = self(token[:, None], past_key_values=cache).logits[:, -1]
+    if stats is not None:
+        prompt = input_ids.numel() if attention_mask is None else int(attention_mask.sum())
+        stats.update(prompt_tokens=prompt, new_tokens=ids.shape[1] - input_ids.shape[1])
+        stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
+    return ids
+
+
+def prefill(model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Cache]:
+    """Reads the prompt, a window at a time: the logits behind each sequence's last token, (B, vocab), and the cache."""
+    if mask is not None and not mask.all():
+        expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
+        order = mask.bool().int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+    cache = model.make_cache(len(ids))
+    for start in range(0, ids.shape[1], PREFILL_WINDOW):
+        window = slice(start, start + PREFILL_WINDOW)
+        new_mask = None if mask is None else mask[:, window]
+        logits = model(ids[:, window], new_mask, past_key_values=cache, logits_to_keep=1).logits
+    return logits[:, -1], cache
+
+
+Qwen3NextForCausalLM.generate = generate
+
+
+# ======================================================================================================================
+# Command line
+# ======================================================================================================================
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="qwen3_next.py",
+        description="Generate text with Qwen3-Next. The text goes to standard output, all else to standard error.",
+    )
+    add, tiny = parser.add_argument, Path(__file__).resolve().parent / "tiny"
+    add("--prompt", required=True, metavar="TEXT", help="a user message, or with --raw a text to continue")
+    add("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    add("--model", default=tiny, metavar="DIR_OR_REPO", help="checkpoint folder or hub name (default: tiny/)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps ... (default: cuda if there is one)")
+    add("--dtype", default="auto", help="bfloat16, float16, float32 or float64 (default: the checkpoint's)")
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: %(default)s)")
+    add("--temperature", type=float, metavar="X", help="0: the likeliest token each time")
+    add("--top-k", type=int, metavar="N", help="choose among the N likeliest tokens")
+    add("--top-p", type=float, metavar="X", help="choose among the likeliest tokens that together have probability X")
+    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add("--greedy", action="store_true", help="take the likeliest token each time")
+    add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than one token")
+    add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
+    return parser.parse_args(arguments)
+
+
+def peak_memory(device: torch.device) -> str:
+    """Peak memory of the process, and on the GPU if one is used."""
+    parts = []
+    if sys.platform != "win32":
+        import resource  # Unix only; kilobytes on Linux, bytes on macOS
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        parts.append(f"{peak / 2**20:,.0f} MiB")
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}")
+    return ", ".join(parts) or "not known on this system"
+
+
+def run(args: argparse.Namespace):
+    """Loads, generates, prints."""
+    from tokenizers.decoders import DecodeStream
+
+    tokenizer = Qwen3NextTokenizer.from_pretrained(args.model)
+    model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule)
+    rows = model.config.vocab_size
+    expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
+    text = args.prompt
+    if tokenizer.chat_template and not args.raw:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": text}])
+    inputs = tokenizer([text], return_tensors="pt").to(model.device)
+    expect(inputs.input_ids.numel() > 0, "--prompt is empty: nothing to continue")
+    stream, stats = DecodeStream(skip_special_tokens=True), {}
+
+    def show(token: int):
+        piece = stream.step(tokenizer.backend, token)  # None while a character is incomplete
+        print(piece or "", end="", flush=True)
+
+    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    greedy = {"do_sample": False} if args.greedy else {}
+    model.generate(**inputs, max_new_tokens=args.max_new_tokens, streamer=show, stats=stats, **options, **greedy)
+    print(flush=True)
+    if args.stats:
+        new, prompt, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
+        print(f"prompt: {prompt} tokens, {prompt / stats['prefill_seconds']:,.1f} tokens/s", file=sys.stderr)
+        print(f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s", file=sys.stderr)
+        print(f"peak memory: {peak_memory(model.device)}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: 0, or 1 after one line on standard error; argparse exits with 2 for wrong usage."""
+    args = parse_arguments(arguments)
+    try:
+        run(args)
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"qwen3_next.py: {' '.join(str(message).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
