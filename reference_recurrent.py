@@ -1,0 +1,451 @@
+"""Qwen3-Next's forward pass in NumPy: float64, one sequence, one token at a time.
+
+This file is written to be compared with the equations, and to settle what a faster implementation should compute. A
+layer that mixes tokens is a loop over tokens with an explicit state: a list of keys and values for attention, a window
+of inputs for the convolution, a matrix per head for the delta rule. There is no batch, no padding, no chunked form, no
+generation and no multi-token prediction (`mtp.*` tensors are skipped). Weights are read one layer at a time, an
+expert's only when a token is routed to it, and widened to float64 whatever their type on disk.
+
+    python reference_recurrent.py --model DIR --tokens 5,17,3 --top 5
+
+Glossary (name here, symbol, source)
+    T, H, D           tokens; heads; width of an attention head. Arrays are (T, H, width)
+    K, V, r           key width, value width, and value heads per key head, of the delta rule
+    S                 its state, (K, V) per head: the transpose of S_t in Gated DeltaNet, arXiv 2412.06464, Eq. 10
+    alpha = e^g       decay, alpha_t in Eq. 10; g = -exp(A_log) softplus(a + dt_bias) as in Mamba-2, arXiv 2405.21060
+    beta              write strength, beta_t in Eq. 10
+    z                 output gate of the delta rule, before its SiLU: Section 3.4 there
+    gate              output gate of attention, before its sigmoid: Gated Attention, arXiv 2505.06708, Section 2.2
+    inv_freq          theta_i = theta^(-2i/d): RoPE, arXiv 2104.09864, Section 3.2; d is the rotated width, not D
+    ramp, factor      1 - gamma, and s: YaRN, arXiv 2309.00071, Section 3.2; attention_factor is sqrt(1/t), Section 3.4
+    E, top_k          experts, and how many a token takes: arXiv 1701.06538; the shared expert: DeepSeekMoE, 2401.06066
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+Array = np.ndarray
+Tensors = dict[str, tuple[Path, str, tuple[int, ...], int]]  # {name: (file, dtype, shape, offset of its first byte)}
+LAYER_TYPES = ("linear_attention", "full_attention")
+STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+# ---- Config ---------------------------------------------------------------------------------------------------------
+
+
+class Config:
+    """The fields of config.json that decide the forward pass, from either dialect.
+
+    One dialect has rope_theta, partial_rotary_factor, rope_scaling and full_attention_interval at the top level; the
+    other has layer_types, and everything about RoPE inside rope_parameters. Raises ValueError for what is missing or
+    not supported; other keys are ignored.
+    """
+
+    def __init__(self, fields: dict):
+        for key, only in (("model_type", "qwen3_next"), ("hidden_act", "silu")):
+            if fields.get(key, only) != only:
+                raise ValueError(f"config.json: {key} is {fields[key]!r}, expected {only!r}")
+        rope = {**fields, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
+
+        def get(key: str, default: object = None, among: dict = fields) -> object:
+            value = default if among.get(key) is None else among[key]
+            if value is None:
+                raise ValueError(f"config.json: {key} is missing")
+            return value
+
+        self.vocab_size, self.hidden_size = get("vocab_size"), get("hidden_size")
+        self.rms_norm_eps, self.tie_word_embeddings = get("rms_norm_eps", 1e-6), get("tie_word_embeddings", False)
+        self.num_heads, self.num_kv_heads = get("num_attention_heads"), get("num_key_value_heads")
+        self.head_dim = get("head_dim")
+
+        layers = range(get("num_hidden_layers"))
+        interval = get("full_attention_interval", 4)
+        types = get("layer_types", [LAYER_TYPES[(i + 1) % interval == 0] for i in layers])
+        if len(types) != len(layers) or set(types) - set(LAYER_TYPES):
+            raise ValueError(f"config.json: layer_types is {types}, expected {len(layers)} names out of {LAYER_TYPES}")
+        self.is_full_attention = [name == "full_attention" for name in types]
+        if "linear_attention" in types:
+            self.key_heads, self.value_heads = get("linear_num_key_heads"), get("linear_num_value_heads")
+            self.K, self.V = get("linear_key_head_dim"), get("linear_value_head_dim")
+
+        self.num_experts, step, dense = get("num_experts"), get("decoder_sparse_step", 1), get("mlp_only_layers", [])
+        self.is_moe = [self.num_experts > 0 and i not in dense and (i + 1) % step == 0 for i in layers]
+        if any(self.is_moe):
+            self.top_k, self.norm_topk_prob = get("num_experts_per_tok"), get("norm_topk_prob", True)
+
+        width = int(self.head_dim * get("partial_rotary_factor", 0.25, rope))
+        kind, yarn = rope.get("rope_type", rope.get("type", "default")), None
+        if kind == "yarn":
+            usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+            yarn = {key: get(key, default, rope) for key, default in usual.items()}
+            yarn["factor"] = get("factor", None, rope)
+            yarn["attention_factor"] = get("attention_factor", 0.1 * math.log(yarn["factor"]) + 1, rope)
+            yarn["original"] = get("original_max_position_embeddings", fields.get("max_position_embeddings"), rope)
+        elif kind != "default":
+            raise ValueError(f"config.json: rope type is {kind!r}, expected 'default' or 'yarn'")
+        self.inv_freq, self.rope_scale = rope_frequencies(width, get("rope_theta", None, rope), yarn)
+
+
+# ---- Checkpoint -----------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path, text: bytes | None = None) -> dict:
+    """The JSON object in a file, or in `text` taken from it. FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        found = json.loads((path.read_bytes() if text is None else text).decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
+
+
+def read_header(path: Path) -> Tensors:
+    """The tensors of one safetensors file.
+
+    The format: the header's length (8 bytes, little-endian), a JSON header, then the tensors' bytes with no gap.
+    Raises FileNotFoundError, or ValueError when lengths and offsets do not add up.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        data, total = 8 + int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if not 8 < data <= total:
+            raise ValueError(f"{path}: its header should end at byte {data}, the file has {total}")
+        header = read_json(path, file.read(data - 8))
+    header.pop("__metadata__", None)
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        try:
+            dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            size = math.prod(shape) * STORED[dtype].itemsize if dtype in STORED else stop - start
+            fits = stop - start == size and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{path}: {name!r} has shape, type and offsets that do not fit together: {entry!r}")
+        tensors[name] = (path, dtype, shape, data + start)
+        spans.append((start, stop))
+    spans.sort()
+    if [start for start, _ in spans] + [total - data] != [0] + [stop for _, stop in spans]:
+        raise ValueError(f"{path}: its tensors should fill the {total - data} bytes of data, with no gap or overlap")
+    return tensors
+
+
+def find_tensors(folder: Path) -> Tensors:
+    """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return read_header(folder / "model.safetensors")
+    tensors = {}
+    for shard in sorted(set(read_json(index)["weight_map"].values())):
+        tensors |= read_header(folder / shard)
+    return tensors
+
+
+# ---- Components -----------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), written so that no exponential overflows."""
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def silu(x: Array) -> Array:
+    """x sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def softmax(x: Array) -> Array:
+    """Softmax over the last axis."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def rms_norm(x: Array, w: Array, eps: float) -> Array:
+    """Zero-centred RMSNorm over the last axis (arXiv 1910.07467), scaled by 1 + w. x (..., D), w (D,)."""
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps) * (1 + w)
+
+
+def gated_rms_norm(x: Array, z: Array, w: Array, eps: float) -> Array:
+    """The norm after the delta rule: scaled by w itself, then multiplied by SiLU(z). x, z (..., V), w (V,)."""
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps) * w * silu(z)
+
+
+def l2_norm(x: Array) -> Array:
+    """x (..., K) with length 1; the 1e-6 is fixed, it is not rms_norm_eps."""
+    return x / np.sqrt(np.sum(x**2, -1, keepdims=True) + 1e-6)
+
+
+def rope_frequencies(width: int, theta: float, yarn: dict | None = None) -> tuple[Array, float]:
+    """Angle per position of each of the width / 2 turned pairs, and the factor on cos and sin.
+
+    yarn: None, or factor, original (length), beta_fast, beta_slow, attention_factor and truncate. YaRN (Section 3.2)
+    keeps what turns more than beta_fast times within the original length and divides what turns less than
+    beta_slow times by factor. Its ramp is linear in the number of turns; the published code's, used here, in the index.
+    """
+    i = np.arange(width // 2)
+    inv_freq = theta ** (-2 * i / width)  # (width / 2,)
+    if yarn is None:
+        return inv_freq, 1.0
+
+    def index_that_turns(times: float) -> float:  # solves original theta^(-2i / width) = 2 pi times
+        turns = yarn["original"] / (2 * math.pi * times)
+        return width * math.log(turns) / (2 * math.log(theta))
+
+    low, high = index_that_turns(yarn["beta_fast"]), index_that_turns(yarn["beta_slow"])
+    if yarn["truncate"]:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    ramp = np.clip((i - low) / (high - low if high != low else 0.001), 0, 1)
+    return inv_freq * (1 - ramp) + inv_freq / yarn["factor"] * ramp, yarn["attention_factor"]
+
+
+def rope(x: Array, position: int, inv_freq: Array, scale: float = 1.0) -> Array:
+    """Turn the pairs (i, i + n) of the first 2n entries by position * inv_freq[i]; the rest stays. x (H, D)."""
+    n = len(inv_freq)
+    cos, sin = scale * np.cos(position * inv_freq), scale * np.sin(position * inv_freq)  # (n,)
+    first, second, rest = x[:, :n], x[:, n : 2 * n], x[:, 2 * n :]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=1)
+
+
+def attend(q: Array, keys: list[Array], values: list[Array]) -> Array:
+    """One token's attention to all tokens so far. q (H, D); keys, values: one (KV heads, D) each -> (H, D)."""
+    keys, values = np.stack(keys), np.stack(values)  # (t, KV heads, D)
+    queries_per_kv = len(q) // keys.shape[1]
+    out = np.empty_like(q)
+    for h in range(len(q)):
+        kv = h // queries_per_kv
+        weights = softmax(keys[:, kv] @ q[h] * q.shape[1] ** -0.5)  # (t,)
+        out[h] = weights @ values[:, kv]
+    return out
+
+
+def split_by_key_head(x: Array, heads: int, widths: list[int]) -> list[Array]:
+    """Cut rows laid out as heads x [part | part | ...]. x (T, heads * sum(widths)) -> a (T, heads, width) per part."""
+    return np.split(x.reshape(len(x), heads, sum(widths)), np.cumsum(widths)[:-1], axis=2)
+
+
+def causal_conv(x: Array, weight: Array, window: Array | None = None) -> tuple[Array, Array]:
+    """Depthwise causal convolution, then SiLU. x (T, C), weight (C, W), its last tap on the current token.
+
+    window (W - 1, C): the inputs (before SiLU) that precede x, zeros if None. Returns the output and the next window.
+    """
+    channels, taps = weight.shape
+    window = np.zeros((taps - 1, channels)) if window is None else window
+    out = np.empty_like(x)
+    for t in range(len(x)):
+        window = np.concatenate([window, x[t : t + 1]])  # (W, C), oldest first
+        out[t] = silu(np.sum(window * weight.T, axis=0))
+        window = window[1:]
+    return out, window
+
+
+def gated_delta_rule(
+    q: Array, k: Array, v: Array, g: Array, beta: Array, state: Array | None = None
+) -> tuple[Array, Array]:
+    """The gated delta rule (arXiv 2412.06464, Eq. 10), a token at a time, all heads side by side.
+
+        S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  out_t = S_t^T q_t   (S is the paper's S^T)
+
+    q, k (T, H, K), normalised and scaled; v (T, H, V); g = log alpha and beta (T, H); state (H, K, V), zeros if None.
+    Returns out (T, H, V) and the last state, float64; changes no argument. ValueError when shapes disagree.
+    """
+    q, k, v, g, beta = (np.asarray(x, np.float64) for x in (q, k, v, g, beta))
+    T, H, K, V = *k.shape, v.shape[-1]
+    S = np.zeros((H, K, V)) if state is None else np.array(state, np.float64)
+    found = [x.shape for x in (q, v, g, beta, S)]
+    if found != [(T, H, K), (T, H, V), (T, H), (T, H), (H, K, V)]:
+        raise ValueError(f"shapes of q, v, g, beta, state are {found}, which do not fit k of shape {k.shape}")
+    out = np.empty((T, H, V))
+    for t in range(T):
+        S = np.exp(g[t])[:, None, None] * S  # decay, before the error is taken
+        recall = np.einsum("hkv,hk->hv", S, k[t])  # what the state holds for this key
+        delta = beta[t][:, None] * (v[t] - recall)  # (H, V)
+        S = S + np.einsum("hk,hv->hkv", k[t], delta)  # write
+        out[t] = np.einsum("hkv,hk->hv", S, q[t])  # read the state just written
+    return out, S
+
+
+def router(x: Array, weight: Array, top_k: int, normalise: bool) -> tuple[Array, Array]:
+    """The experts of each token and their weights. x (T, hidden), weight (E, hidden) -> (T, top_k), (T, top_k).
+
+    The softmax runs over all E experts, before the choice; normalise (norm_topk_prob) makes the chosen sum to 1.
+    """
+    p = softmax(x @ weight.T)  # (T, E)
+    chosen = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
+    p = np.take_along_axis(p, chosen, axis=1)
+    return chosen, p / p.sum(1, keepdims=True) if normalise else p
+
+
+def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
+    """One expert or dense MLP (arXiv 2002.05202). x (T, hidden); gate, up (inner, hidden); down (hidden, inner)."""
+    return (silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+# ---- The model ------------------------------------------------------------------------------------------------------
+
+
+class Reference:
+    """Qwen3-Next over one sequence. Holds no weights: each method reads what it needs, by name, and drops it."""
+
+    def __init__(self, config: Config, tensors: Tensors):
+        self.config, self.tensors = config, tensors
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Reference:
+        """Read config.json and the tensors' names, shapes and types; the values stay on disk until they are needed.
+
+        Raises FileNotFoundError for a missing file, ValueError for a config or file that is wrong or contradictory,
+        KeyError for a missing tensor.
+        """
+        return cls(Config(read_json(Path(path) / "config.json")), find_tensors(Path(path)))
+
+    def read(self, name: str, index: object = ...) -> Array:
+        """A tensor, or the part that `index` selects (only that part is read from the file), as float64."""
+        if name not in self.tensors:
+            raise KeyError(f"the checkpoint has no tensor {name}")
+        path, dtype, shape, offset = self.tensors[name]
+        if dtype not in STORED:
+            raise ValueError(f"{path}: {name} has type {dtype}, expected one of {', '.join(STORED)}")
+        found = np.array(np.memmap(path, STORED[dtype], "r", offset, shape)[index])
+        if dtype == "BF16":  # the upper half of a float32
+            found = (found.astype(np.uint32) << 16).view(np.float32)
+        return found.astype(np.float64)
+
+    def logits(self, token_ids: list[int] | Array) -> Array:
+        """Next-token logits after each token: (T,) ids -> (T, vocab) float64. ValueError for bad ids."""
+        x, tied = self.hidden(token_ids), self.config.tie_word_embeddings
+        out = np.empty((len(x), self.config.vocab_size))
+        for start in range(0, self.config.vocab_size, 4096):  # in parts: the whole head is larger than a layer
+            rows = slice(start, start + 4096)
+            out[:, rows] = x @ self.read("model.embed_tokens.weight" if tied else "lm_head.weight", rows).T
+        return out
+
+    def hidden(self, token_ids: list[int] | Array) -> Array:
+        """The hidden states after the final norm: (T,) ids -> (T, hidden)."""
+        ids, c = np.asarray(token_ids), self.config
+        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise ValueError(f"token ids should be a non-empty list of integers, found {token_ids!r}")
+        if ids.min() < 0 or ids.max() >= c.vocab_size:
+            found = f"{ids.min()} to {ids.max()}"
+            raise ValueError(f"token ids should be from 0 to vocab_size - 1 ({c.vocab_size - 1}), found {found}")
+        x = self.read("model.embed_tokens.weight", ids)  # (T, hidden)
+        for i, kind in enumerate(zip(c.is_full_attention, c.is_moe)):
+            x = self.layer(f"model.layers.{i}.", x, *kind)
+        return rms_norm(x, self.read("model.norm.weight"), c.rms_norm_eps)
+
+    def layer(self, prefix: str, x: Array, full_attention: bool, moe: bool) -> Array:
+        """One layer: the token mixer, then the MLP, each after a norm and added to its input. x (T, hidden)."""
+        y = rms_norm(x, self.read(prefix + "input_layernorm.weight"), self.config.rms_norm_eps)
+        if full_attention:
+            x = x + self.gated_attention(prefix + "self_attn.", y)
+        else:
+            x = x + self.gated_delta_net(prefix + "linear_attn.", y)
+        y = rms_norm(x, self.read(prefix + "post_attention_layernorm.weight"), self.config.rms_norm_eps)
+        return x + (self.moe(prefix + "mlp.", y) if moe else self.mlp(prefix + "mlp.", y))
+
+    def linear(self, name: str, x: Array) -> Array:
+        """x W^T, plus the bias where the checkpoint has one. x (T, in) -> (T, out)."""
+        y = x @ self.read(name + ".weight").T
+        return y + self.read(name + ".bias") if name + ".bias" in self.tensors else y
+
+    def gated_attention(self, prefix: str, x: Array) -> Array:
+        """Softmax attention with a sigmoid gate on its output (arXiv 2505.06708). x (T, hidden) -> (T, hidden)."""
+        c, T, D = self.config, len(x), self.config.head_dim
+        query_and_gate = self.linear(prefix + "q_proj", x).reshape(T, c.num_heads, 2 * D)
+        q, gate = query_and_gate[..., :D], query_and_gate[..., D:]  # (T, H, D): split inside each head
+        k = self.linear(prefix + "k_proj", x).reshape(T, c.num_kv_heads, D)
+        v = self.linear(prefix + "v_proj", x).reshape(T, c.num_kv_heads, D)
+        q = rms_norm(q, self.read(prefix + "q_norm.weight"), c.rms_norm_eps)
+        k = rms_norm(k, self.read(prefix + "k_norm.weight"), c.rms_norm_eps)
+        keys, values, out = [], [], np.empty_like(q)
+        for t in range(T):
+            keys.append(rope(k[t], t, c.inv_freq, c.rope_scale))
+            values.append(v[t])
+            out[t] = attend(rope(q[t], t, c.inv_freq, c.rope_scale), keys, values)
+        return self.linear(prefix + "o_proj", (out * sigmoid(gate)).reshape(T, -1))
+
+    def gated_delta_net(self, prefix: str, x: Array) -> Array:
+        """Gated DeltaNet (arXiv 2412.06464, Section 3.4). x (T, hidden) -> (T, hidden)."""
+        c, T, K, V = self.config, len(x), self.config.K, self.config.V
+        key_heads, heads = c.key_heads, c.value_heads
+        r = heads // key_heads
+        qkvz, ba = self.linear(prefix + "in_proj_qkvz", x), self.linear(prefix + "in_proj_ba", x)
+        q, k, v, z = split_by_key_head(qkvz, key_heads, [K, K, r * V, r * V])
+        b, a = (part.reshape(T, heads) for part in split_by_key_head(ba, key_heads, [r, r]))
+
+        qkv = np.concatenate([part.reshape(T, -1) for part in (q, k, v)], axis=1)  # [all q | all k | all v]
+        qkv, _ = causal_conv(qkv, self.read(prefix + "conv1d.weight")[:, 0])
+        q, k, v = np.split(qkv, [key_heads * K, 2 * key_heads * K], axis=1)
+        q = l2_norm(q.reshape(T, key_heads, K)) * K**-0.5
+        k = l2_norm(k.reshape(T, key_heads, K))
+        q, k = q.repeat(r, axis=1), k.repeat(r, axis=1)  # (T, H, K): value heads g r .. g r + r - 1 share key head g
+
+        A = np.exp(self.read(prefix + "A_log"))  # (H,)
+        g = -A * np.logaddexp(0, a + self.read(prefix + "dt_bias"))  # logaddexp(0, x) is softplus(x)
+        out, _ = gated_delta_rule(q, k, v.reshape(T, heads, V), g, sigmoid(b))  # (T, H, V)
+        out = gated_rms_norm(out, z.reshape(T, heads, V), self.read(prefix + "norm.weight"), c.rms_norm_eps)
+        return self.linear(prefix + "out_proj", out.reshape(T, -1))
+
+    def mlp(self, prefix: str, x: Array) -> Array:
+        """A dense SwiGLU. x (T, hidden) -> (T, hidden)."""
+        return swiglu(x, *(self.read(f"{prefix}{part}_proj.weight") for part in ("gate", "up", "down")))
+
+    def expert(self, prefix: str, e: int, x: Array) -> Array:
+        """Expert e, stored alone or as slice e of the fused tensors. x (T, hidden) -> (T, hidden)."""
+        if prefix + "experts.gate_up_proj" not in self.tensors:
+            return self.mlp(f"{prefix}experts.{e}.", x)
+        gate, up = np.split(self.read(prefix + "experts.gate_up_proj", e), 2)  # (inner, hidden), gate first
+        return swiglu(x, gate, up, self.read(prefix + "experts.down_proj", e))
+
+    def moe(self, prefix: str, x: Array) -> Array:
+        """The chosen experts by their weights, and the shared expert by a sigmoid of its own. x (T, hidden)."""
+        c = self.config
+        chosen, weight = router(x, self.read(prefix + "gate.weight"), c.top_k, c.norm_topk_prob)
+        out = sigmoid(self.linear(prefix + "shared_expert_gate", x)) * self.mlp(prefix + "shared_expert.", x)
+        for e in np.unique(chosen):
+            tokens, slot = np.nonzero(chosen == e)
+            out[tokens] += weight[tokens, slot, None] * self.expert(prefix, e, x[tokens])
+        return out
+
+
+# ---- Command line ---------------------------------------------------------------------------------------------------
+
+
+def token_list(text: str) -> list[int]:
+    """Integers from their text, separated by commas."""
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> int:
+    """Print the most likely next tokens. Returns 0, or 1 after one line on stderr; argparse exits 2 for bad usage."""
+    parser = argparse.ArgumentParser(description="The most likely next tokens: id and log-probability, one per line.")
+    parser.add_argument("--model", required=True, help="folder with config.json and *.safetensors")
+    parser.add_argument("--tokens", required=True, type=token_list, help="token ids, such as 5,17,3")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many to print (default 5)")
+    args = parser.parse_args()
+    if args.top < 1:
+        parser.error(f"--top should be at least 1, found {args.top}")
+    try:
+        last = Reference.from_pretrained(args.model).logits(args.tokens)[-1]  # (vocab,)
+    except (OSError, ValueError, KeyError, MemoryError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print("error:", " ".join(str(message).split()), file=sys.stderr)
+        return 1
+    log_p = last - np.logaddexp.reduce(last)
+    for token in np.argsort(-log_p, kind="stable")[: args.top]:
+        print(token, f"{log_p[token]:.6f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
