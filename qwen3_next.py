@@ -1,14 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "torch>=2.6",
-#     "numpy>=1.26",
-#     "safetensors>=0.4.5",
-#     "tokenizers>=0.21",
-#     "jinja2>=3.1",
-#     "huggingface_hub>=0.26",
-#     "tqdm>=4.66",
-# ]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "safetensors>=0.4.5", "tokenizers>=0.21", "jinja2>=3.1",
+#                 "huggingface_hub>=0.26", "tqdm>=4.66"]
 # ///
 """Qwen3-Next in one readable file: plain PyTorch, CPU or CUDA, from config.json to generated text.
 
@@ -60,10 +53,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
-# ======================================================================================================================
-# Config
-# ======================================================================================================================
+# ==== Config ==========================================================================================================
 
 
 def expect(true: bool, otherwise: str):
@@ -211,9 +203,7 @@ class Qwen3NextConfig:
         return copy.deepcopy({"model_type": "qwen3_next", **fields, "rope_scaling": self.rope_scaling, **self.extra})
 
 
-# ======================================================================================================================
-# Norms
-# ======================================================================================================================
+# ==== Norms ===========================================================================================================
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -222,6 +212,7 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rms_normalise(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32: squares overflow float16."""
     x = upcast(x)
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
@@ -248,9 +239,7 @@ class GatedRMSNorm(RMSNorm):
         return (rms_normalise(x, self.eps) * upcast(self.weight) * F.silu(upcast(z))).to(z.dtype)
 
 
-# ======================================================================================================================
-# Rotary position embedding
-# ======================================================================================================================
+# ==== Rotary position embedding =======================================================================================
 
 
 def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
@@ -287,9 +276,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], dim=-1)
 
 
-# ======================================================================================================================
-# Gated attention
-# ======================================================================================================================
+# ==== Gated attention =================================================================================================
 
 
 @dataclass
@@ -378,9 +365,7 @@ class GatedAttention(nn.Module):
         return self.o_proj((y.transpose(1, 2) * torch.sigmoid(gate)).flatten(2))
 
 
-# ======================================================================================================================
-# The gated delta rule
-# ======================================================================================================================
+# ==== The gated delta rule ============================================================================================
 
 
 def l2_normalise(x: Tensor) -> Tensor:
@@ -448,7 +433,7 @@ def chunk_gated_delta_rule(
     gamma = G.exp()  # decay since the start of the chunk
     # 2. (I + A) [U | W] = beta [v | e^G k], A strictly lower triangular: A_ij = beta_i e^{G_i - G_j} (k_i . k_j)
     kT = k.transpose(-1, -2)
-    A = (beta * k) @ kT * decay  # the solve reads only what is below the diagonal
+    A = k @ kT * (beta * decay)  # the solve reads only what is below the diagonal
     UW = torch.linalg.solve_triangular(A, torch.cat([beta * v, beta * gamma * k], -1), upper=False, unitriangular=True)
     U, W = UW.split([V, k.shape[-1]], dim=-1)  # (B, H, N, C, V), (B, H, N, C, K)
     # 3. What else does not need the state: reads within the chunk, reads of S, writes into S, decay over the chunk
@@ -465,9 +450,7 @@ def chunk_gated_delta_rule(
     return torch.cat(outputs, dim=2)[:, :, :T].transpose(1, 2).to(dtype), S
 
 
-# ======================================================================================================================
-# Gated DeltaNet
-# ======================================================================================================================
+# ==== Gated DeltaNet ==================================================================================================
 
 
 def causal_conv(x: Tensor, weight: Tensor, window: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -562,9 +545,7 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(self.norm(y, z).flatten(2))
 
 
-# ======================================================================================================================
-# Mixture of experts
-# ======================================================================================================================
+# ==== Mixture of experts ==============================================================================================
 
 
 class MLP(nn.Module):
@@ -649,9 +630,7 @@ def load_balancing_loss(router_logits: list[Tensor], k: int, mask: Tensor | None
     return p.shape[-1] * (f * p).sum()
 
 
-# ======================================================================================================================
-# Block and cache
-# ======================================================================================================================
+# ==== Block and cache =================================================================================================
 
 
 class DecoderLayer(nn.Module):
@@ -695,9 +674,7 @@ class Cache:
         return Cache([layer.clone() for layer in self.layers], self.seq_len.clone(), self.columns, self.padded)
 
 
-# ======================================================================================================================
-# Model
-# ======================================================================================================================
+# ==== Model ===========================================================================================================
 
 
 @dataclass
@@ -730,11 +707,13 @@ class PreTrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     @torch.no_grad()
-    def init_weights(self):
+    def init_weights(self, module: nn.Module):
         """New weights. The decays are spread as in the original Gated DeltaNet, from heads that keep nearly all of the
         state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory.
         """
-        for name, p in self.named_parameters():
+        if self.device.type == "meta":  # a checkpoint follows; and random numbers there import half of PyTorch
+            return
+        for name, p in module.named_parameters():
             if name.endswith("A_log"):
                 p.uniform_(1, 16).log_()
             elif name.endswith("dt_bias"):  # softplus(dt_bias) = dt, log-uniform in [0.001, 0.1]
@@ -751,13 +730,14 @@ class Qwen3NextModel(PreTrainedModel):
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        embedding = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
         kinds = enumerate(config.layer_types)
         self.layers = nn.ModuleList(DecoderLayer(config, kind, config.is_moe(i)) for i, kind in kinds)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.inv_freq, self.rope_factor = rope_frequencies(config)  # no buffer: .to(bfloat16) would round it
         self.warned = False
-        self.init_weights()
+        self.init_weights(self)
 
     def make_cache(self, batch_size: int) -> Cache:
         """An empty cache for `batch_size` sequences, on the model's device."""
@@ -864,7 +844,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.model = Qwen3NextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.lm_head.weight.data.normal_(0, config.initializer_range)
+        self.init_weights(self.lm_head)
         self.tie_weights()
 
     def tie_weights(self):
@@ -897,21 +877,19 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         router = self.config.output_router_logits if output_router_logits is None else output_router_logits
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         out = self.model(*inputs, output_hidden_states, router)
-        out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
-        out.last_hidden_state = None
+        hidden, out.last_hidden_state = out.last_hidden_state, None
+        out.logits = self.lm_head(hidden[:, -logits_to_keep:])
         if labels is not None:
             out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         if out.router_logits:
-            mask = None if attention_mask is None else attention_mask[:, -out.logits.shape[1] :]
+            mask = None if attention_mask is None else attention_mask[:, -hidden.shape[1] :]
             out.aux_loss = load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
             if labels is not None:
                 out.loss = out.loss + self.config.router_aux_loss_coef * out.aux_loss
         return out
 
 
-# ======================================================================================================================
-# Loading and saving
-# ======================================================================================================================
+# ==== Loading and saving ==============================================================================================
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
@@ -922,14 +900,27 @@ def some(names: Any) -> str:
     return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
+def parse_json(text: str, source: Any) -> Any:
+    """What a JSON text says. Raises ValueError naming the source."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: not JSON ({error})") from None
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file, or standard input for "-". Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
+    content = parse_json(read_text(path), path)
     expect(isinstance(content, dict), f"{path}: holds {type(content).__name__}, expected a JSON object")
     return content
 
@@ -1005,7 +996,9 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def assign_weights(model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, device: torch.device, dtype):
+def assign_weights(
+    model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, device: torch.device, dtype: torch.dtype
+):
     """Puts the tensors in place of the model's parameters, copying only where dtype or device differ.
 
     Raises ValueError listing what is missing, unexpected or misshapen. The MTP head's tensors are left alone.
@@ -1133,15 +1126,16 @@ PreTrainedModel.from_pretrained = from_pretrained
 PreTrainedModel.save_pretrained = save_pretrained
 
 
-# ======================================================================================================================
-# Tokenizer and chat template
-# ======================================================================================================================
+# ==== Tokenizer and chat template =====================================================================================
 
 
 class Encoding(dict):
     """input_ids and attention_mask, by key or as attributes; `**encoding` passes both on."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
 
     def to(self, device: str | torch.device) -> "Encoding":
         return Encoding({key: value.to(device) for key, value in self.items()})
@@ -1245,14 +1239,12 @@ class Qwen3NextTokenizer:
         kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             text = env.from_string(self.chat_template).render(**self.special_tokens, **kwargs)
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template can fail like any program
             raise ValueError(f"chat template: {error}") from None
         return self.encode(text) if tokenize else text
 
 
-# ======================================================================================================================
-# Sampling and generation
-# ======================================================================================================================
+# ==== Sampling and generation =========================================================================================
 
 PREFILL_WINDOW = 2048  # tokens per forward pass of a long prompt: bounds the memory of the chunked form
 
@@ -1281,13 +1273,23 @@ class Sampling:
         expect(right, f"repetition_penalty is {penalty!r}, expected a number above 0")
         self.do_sample = self.do_sample and self.temperature > 0
 
-    def probabilities(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Next-token distribution (B, vocab), float32 or float64, of logits (B, vocab) after ids (B, T)."""
+    @classmethod
+    def from_options(cls, defaults: dict, options: dict) -> "Sampling":
+        """What is given and not None, else generation_config.json's; sampling if that or any of its options says so."""
+        known = {name: value for name, value in defaults.items() if name in cls.__annotations__ and value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
+        asked = not given.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p"))
+        return cls(**{"do_sample": asked, **known, **given})
+
+    def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Next-token distribution (B, vocab), float32 or float64, of logits (B, vocab).
+
+        seen (B, vocab) bool: the tokens that the sequence holds already, for the repetition penalty.
+        """
         logits = upcast(logits)
         if self.repetition_penalty != 1:
-            seen = logits.gather(1, ids)
-            seen = torch.where(seen > 0, seen / self.repetition_penalty, seen * self.repetition_penalty)
-            logits = logits.scatter(1, ids, seen)
+            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+            logits = torch.where(seen, penalised, logits)
         if not self.do_sample:
             return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1)
         logits = logits / self.temperature
@@ -1303,9 +1305,9 @@ class Sampling:
         p = p.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), 0)
         return p / p.sum(-1, keepdim=True)
 
-    def choose(self, logits: Tensor, ids: Tensor, generator: torch.Generator | None) -> Tensor:
+    def choose(self, logits: Tensor, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """The next token of each sequence, (B,)."""
-        p = self.probabilities(logits, ids)
+        p = self.probabilities(logits, seen)
         return torch.multinomial(p, 1, generator=generator)[:, 0] if self.do_sample else p.argmax(-1)
 
 
@@ -1316,139 +1318,242 @@ def generate(
     attention_mask: Tensor | None = None,
     max_new_tokens: int | None = None,
     eos_token_id: int | list[int] | None = ...,
+    stop_strings: list[str] | None = None,
+    tokenizer: Any = None,
     seed: int | None = None,
+    past_key_values: Cache | None = None,
     streamer: Callable[[int], Any] | None = None,
     stats: dict | None = None,
     **sampling: Any,
 ) -> Tensor:
-    """Continues input_ids (B, T): returns (B, T + new), with padding behind a sequence's end token.
+    """Continues input_ids (B, T): returns (B, T + new), with padding behind a sequence's end.
 
-    Args: attention_mask (B, T), 0 at padding; eos_token_id, one end token or several, None for none; seed, to make
-    sampling repeatable; streamer, called with each token id, for one sequence; stats, a dict to fill: prompt_tokens,
-    new_tokens, prefill_seconds, decode_seconds. Sampling options: do_sample, temperature, top_k, top_p, min_p,
-    repetition_penalty. What is not given is generation_config.json's, or else: 512 new tokens, and the likeliest
-    token each time unless temperature, top_k, top_p or min_p is given.
+    Args: attention_mask (B, T), 0 at padding; eos_token_id, one end token or several, None for none; stop_strings, to
+    end a sequence too, and the tokenizer that reads them; seed, to make sampling repeatable; past_key_values, a cache
+    that holds the first tokens of input_ids already; streamer, called with each token id, for one sequence; stats, a
+    dict to fill: prompt_tokens, new_tokens, prefill_seconds, decode_seconds. Sampling options: do_sample, temperature,
+    top_k, top_p, min_p, repetition_penalty. What is not given is generation_config.json's, or else: 512 new tokens,
+    and the likeliest token each time unless temperature, top_k, top_p or min_p is given.
     Raises: ValueError for options out of range or inputs that do not fit together.
     """
-    defaults = self.generation_config
-    given = {name: value for name, value in sampling.items() if value is not None}
-    known = {name: value for name, value in defaults.items() if name in Sampling.__annotations__ and value is not None}
-    rule = Sampling(
-        **{"do_sample": not given.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p")), **known, **given}
-    )
+    (B, T), defaults = input_ids.shape, self.generation_config
+    rule = Sampling.from_options(defaults, sampling)
     eos = defaults.get("eos_token_id", self.config.extra.get("eos_token_id")) if eos_token_id is ... else eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     pad, ends = defaults.get("pad_token_id", eos[0] if eos else 0), torch.tensor(eos, device=input_ids.device)
     limit = max_new_tokens if max_new_tokens is not None else defaults.get("max_new_tokens", 512)
     expect(isinstance(limit, int) and limit >= 0, f"max_new_tokens is {limit!r}, expected 0 or more")
-    expect(streamer is None or len(input_ids) == 1, f"a streamer takes one sequence, not {len(input_ids)}")
+    expect(streamer is None or B == 1, f"a streamer takes one sequence, not {B}")
+    expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
 
     started = time.perf_counter()
-    logits, cache = prefill(self, input_ids, attention_mask)
+    logits, cache = prefill(self, input_ids, attention_mask, past_key_values)
     prefilled = time.perf_counter()
-    ids, done = input_ids, torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    seen = torch.zeros_like(logits, dtype=torch.int8).scatter_add(1, input_ids, real.to(torch.int8)) > 0
+    ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
     for n in range(limit):
-        token = rule.choose(logits, ids, generator).masked_fill(done, pad)
-        ids = torch.cat([ids, token[:, None]], dim=1)
-        done = done | torch.isin(token, ends)
+        token = rule.choose(logits, seen, generator).masked_fill(done, pad)
+        ids, seen = torch.cat([ids, token[:, None]], dim=1), seen.scatter(1, token[:, None], True)
         if streamer is not None:
             streamer(token.item())
+        done = done | torch.isin(token, ends)
+        if stop_strings:  # a string of n bytes lies within the last n tokens
+            tail = ids[:, max(T, ids.shape[1] - max(len(stop.encode()) for stop in stop_strings)) :]
+            texts = tokenizer.batch_decode(tail)
+            done = done | torch.tensor([any(stop in text for stop in stop_strings) for text in texts]).to(done)
         if n + 1 == limit or done.all():
             break
         logits = self(token[:, None], past_key_values=cache).logits[:, -1]
     if stats is not None:
-        prompt = input_ids.numel() if attention_mask is None else int(attention_mask.sum())
-        stats.update(prompt_tokens=prompt, new_tokens=ids.shape[1] - input_ids.shape[1])
+        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T)
         stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
     return ids
 
 
-def prefill(model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Cache]:
-    """Reads the prompt, a window at a time: the logits behind each sequence's last token, (B, vocab), and the cache."""
+def prefill(model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Cache]:
+    """Reads what the cache lacks of the prompt, a window at a time: the logits behind it (B, vocab), and the cache."""
     if mask is not None and not mask.all():
         expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
         order = mask.bool().int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-    cache = model.make_cache(len(ids))
-    for start in range(0, ids.shape[1], PREFILL_WINDOW):
+    cache = model.make_cache(len(ids)) if cache is None else cache
+    expect(cache.columns < ids.shape[1], f"the cache holds {cache.columns} tokens, input_ids only {ids.shape[1]}")
+    starts = range(cache.columns, ids.shape[1], PREFILL_WINDOW)
+    for start in tqdm(
+        starts, "reading", unit="window", leave=False, delay=2, disable=None if len(starts) > 1 else True
+    ):
         window = slice(start, start + PREFILL_WINDOW)
         new_mask = None if mask is None else mask[:, window]
         logits = model(ids[:, window], new_mask, past_key_values=cache, logits_to_keep=1).logits
     return logits[:, -1], cache
 
 
+@torch.no_grad()
+def score(model: Qwen3NextForCausalLM, ids: Tensor, window: int = 512) -> float:
+    """Nats that the model needs for ids[:, 1:] after ids[:, :1], summed. ids (1, T)."""
+    cache, total = model.make_cache(1), 0.0
+    for start in tqdm(range(0, ids.shape[1] - 1, window), "scoring", unit="window", leave=False, delay=2, disable=None):
+        logits = model(ids[:, start : start + window], past_key_values=cache).logits[0]
+        targets = ids[0, start + 1 : start + window + 1]
+        total += F.cross_entropy(upcast(logits[: len(targets)]), targets, reduction="sum").item()
+    return total
+
+
 Qwen3NextForCausalLM.generate = generate
 
 
-# ======================================================================================================================
-# Command line
-# ======================================================================================================================
+# ==== Command line ====================================================================================================
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(
         prog="qwen3_next.py",
         description="Generate text with Qwen3-Next. The text goes to standard output, all else to standard error.",
     )
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument(
+        "--prompt", metavar="TEXT", help="a user message, or with --raw a text to continue; -: from stdin"
+    )
+    task.add_argument("--prompt-file", metavar="FILE", help="the same from a file")
+    task.add_argument("--chat", action="store_true", help="a conversation: one message a line, Ctrl-C stops an answer")
+    task.add_argument("--score", metavar="FILE", help="perplexity and bits per byte of a text")
     add, tiny = parser.add_argument, Path(__file__).resolve().parent / "tiny"
-    add("--prompt", required=True, metavar="TEXT", help="a user message, or with --raw a text to continue")
     add("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    add("--system", metavar="TEXT", help="a system message before the first one")
+    add("--tools", metavar="FILE", help="a JSON list of tools for the chat template")
+    add("--template-arg", action="append", default=[], metavar="KEY=JSON", help="such as enable_thinking=false")
     add("--model", default=tiny, metavar="DIR_OR_REPO", help="checkpoint folder or hub name (default: tiny/)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps ... (default: cuda if there is one)")
     add("--dtype", default="auto", help="bfloat16, float16, float32 or float64 (default: the checkpoint's)")
+    add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than one token")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: %(default)s)")
+    add("--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated")
+    add("--greedy", action="store_true", help="take the likeliest token each time")
     add("--temperature", type=float, metavar="X", help="0: the likeliest token each time")
     add("--top-k", type=int, metavar="N", help="choose among the N likeliest tokens")
     add("--top-p", type=float, metavar="X", help="choose among the likeliest tokens that together have probability X")
+    add("--min-p", type=float, metavar="X", help="leave out tokens below X times the likeliest one's probability")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1: make tokens that occurred less likely")
     add("--seed", type=int, metavar="N", help="make sampling repeatable")
-    add("--greedy", action="store_true", help="take the likeliest token each time")
-    add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than one token")
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
     return parser.parse_args(arguments)
 
 
 def peak_memory(device: torch.device) -> str:
     """Peak memory of the process, and on the GPU if one is used."""
-    parts = []
+    text = "not known on this system"
     if sys.platform != "win32":
         import resource  # Unix only; kilobytes on Linux, bytes on macOS
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        parts.append(f"{peak / 2**20:,.0f} MiB")
-    if device.type == "cuda":
-        parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}")
-    return ", ".join(parts) or "not known on this system"
+        text = f"{peak / 2**20:,.0f} MiB"
+    gpu = f", {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}" if device.type == "cuda" else ""
+    return text + gpu
+
+
+class Printer:
+    """Prints an answer as its tokens arrive: whole characters only, and nothing from a stop string on."""
+
+    def __init__(self, tokenizer: Qwen3NextTokenizer, stops: list[str] | None):
+        from tokenizers.decoders import DecodeStream
+
+        self.backend, self.stream = tokenizer.backend, DecodeStream(skip_special_tokens=True)
+        self.stops, self.held, self.ids, self.stopped = stops or [], "", [], False
+
+    def __call__(self, token: int):
+        self.ids.append(token)
+        self.held += self.stream.step(self.backend, token) or ""  # None while a character is incomplete
+        ends = [self.held.index(stop) for stop in self.stops if stop in self.held]
+        starts = [n for stop in self.stops for n in range(len(stop)) if self.held.endswith(stop[:n])]
+        cut = min(ends) if ends else len(self.held) - max(starts, default=0)  # what may become a stop string waits
+        self.write("" if self.stopped else self.held[:cut])
+        self.held, self.stopped = self.held[cut:], self.stopped or bool(ends)
+
+    def finish(self):
+        self.write("\n" if self.stopped else self.held + "\n")
+
+    def write(self, text: str):
+        print(text, end="", flush=True)
+
+
+def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: Cache, args: Any, show: Printer):
+    """Generates and prints one answer to the prompt `ids`; the cache may hold the first of them."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_new_tokens")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    if args.greedy:
+        options["do_sample"] = False
+    prompt, stats = torch.tensor([ids], dtype=torch.long, device=model.device), {}
+    options |= {"stop_strings": args.stop, "tokenizer": tokenizer}
+    model.generate(prompt, past_key_values=cache, streamer=show, stats=stats, **options)
+    show.finish()
+    if args.stats:
+        new, count, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
+        print(f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s", file=sys.stderr)
+        print(f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s", file=sys.stderr)
+        print(f"peak memory: {peak_memory(model.device)}", file=sys.stderr)
+
+
+def chat(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, render: Callable, args: argparse.Namespace):
+    """A conversation. The cache goes on from turn to turn while the template leaves the earlier turns as they were."""
+    messages, ids, cache = [], [], model.make_cache(1)
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            return
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line.strip()})
+        text, old = render(messages), tokenizer.decode(ids)
+        if text.startswith(old):
+            ids = ids + tokenizer.encode(text[len(old) :])
+        else:
+            ids, cache = tokenizer.encode(text), model.make_cache(1)
+        show = Printer(tokenizer, args.stop)
+        try:
+            answer(model, tokenizer, ids, cache, args, show)
+        except KeyboardInterrupt:  # perhaps in the middle of a pass: the cache is no longer of use
+            show.finish()
+            cache = model.make_cache(1)
+        ids = ids + show.ids
+        messages.append({"role": "assistant", "content": tokenizer.decode(show.ids, skip_special_tokens=True)})
 
 
 def run(args: argparse.Namespace):
-    """Loads, generates, prints."""
-    from tokenizers.decoders import DecodeStream
-
+    """Loads the model and does what was asked for."""
     tokenizer = Qwen3NextTokenizer.from_pretrained(args.model)
+    variables = {"tools": parse_json(read_text(args.tools), args.tools) if args.tools else None}
+    for pair in args.template_arg:
+        key, _, value = pair.partition("=")
+        variables[key] = parse_json(value, f"--template-arg {key}")
+
+    def render(messages: list[dict]) -> str:
+        system = [{"role": "system", "content": args.system}] if args.system else []
+        return tokenizer.apply_chat_template(system + messages, **variables)
+
+    text = args.prompt if args.prompt != "-" else read_text("-")
+    text = read_text(args.prompt_file or args.score) if args.prompt_file or args.score else text
     model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule)
     rows = model.config.vocab_size
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
-    text = args.prompt
-    if tokenizer.chat_template and not args.raw:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text}])
-    inputs = tokenizer([text], return_tensors="pt").to(model.device)
-    expect(inputs.input_ids.numel() > 0, "--prompt is empty: nothing to continue")
-    stream, stats = DecodeStream(skip_special_tokens=True), {}
-
-    def show(token: int):
-        piece = stream.step(tokenizer.backend, token)  # None while a character is incomplete
-        print(piece or "", end="", flush=True)
-
-    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    greedy = {"do_sample": False} if args.greedy else {}
-    model.generate(**inputs, max_new_tokens=args.max_new_tokens, streamer=show, stats=stats, **options, **greedy)
-    print(flush=True)
-    if args.stats:
-        new, prompt, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
-        print(f"prompt: {prompt} tokens, {prompt / stats['prefill_seconds']:,.1f} tokens/s", file=sys.stderr)
-        print(f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s", file=sys.stderr)
-        print(f"peak memory: {peak_memory(model.device)}", file=sys.stderr)
+    if args.chat:
+        chat(model, tokenizer, render, args)
+        return
+    if tokenizer.chat_template and not args.raw and not args.score:
+        text = render([{"role": "user", "content": text}])
+    ids = tokenizer.encode(text)
+    if not args.score:
+        expect(len(ids) > 0, "the prompt is empty: nothing to continue")
+        answer(model, tokenizer, ids, model.make_cache(1), args, Printer(tokenizer, args.stop))
+        return
+    expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
+    nats, size = score(model, torch.tensor([ids], device=model.device)), len(text.encode())
+    print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
+    print(
+        f"{nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode())):.4f} bits per byte (first token given)"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -90,6 +90,8 @@ def test_balance_loss_leaves_out_padding():
     mask[0, :15] = 0
     a, b = (model(ids, attention_mask=mask, output_router_logits=True).aux_loss for model in (ours, theirs))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    kept = ours(ids, attention_mask=mask, output_router_logits=True, logits_to_keep=1).aux_loss
+    torch.testing.assert_close(kept, a)
 
 
 @torch.no_grad()

@@ -83,15 +83,16 @@ def test_distribution_is_that_of_transformers(options):
     }
     chain = LogitsProcessorList([kind(options[name]) for name, kind in processors.items() if name in options])
     expected = chain(ids, logits.clone()).softmax(-1)
-    torch.testing.assert_close(Sampling(do_sample=True, **options).probabilities(logits, ids), expected)
+    seen = torch.zeros(4, 50, dtype=torch.bool).scatter(1, ids, True)
+    torch.testing.assert_close(Sampling(do_sample=True, **options).probabilities(logits, seen), expected)
 
 
 def test_samples_follow_the_distribution():
     """Catches sampling from other probabilities than those computed."""
     rule, n = Sampling(do_sample=True, temperature=0.9, top_k=6), 40_000
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(1)).expand(n, -1)
-    p = rule.probabilities(logits[:1], torch.zeros(1, 0, dtype=torch.long))[0]
-    drawn = rule.choose(logits, torch.zeros(n, 0, dtype=torch.long), torch.Generator().manual_seed(2))
+    p = rule.probabilities(logits[:1])[0]
+    drawn = rule.choose(logits, None, torch.Generator().manual_seed(2))
     found = drawn.bincount(minlength=12) / n
     assert ((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()  # five standard errors
 
@@ -164,3 +165,48 @@ def test_bad_options_are_named(model, options, named):
     """Catches an option outside its range that would sample from something else."""
     with pytest.raises(ValueError, match=named):
         model.generate(tokens(2, 6), **{"max_new_tokens": 2, **options})
+
+
+class Letters:
+    """A tokenizer whose token n is the n-th of 97 characters, so that texts and ids can be compared by eye."""
+
+    def batch_decode(self, ids):
+        return ["".join(chr(33 + n) for n in row) for row in ids.tolist()]
+
+
+def test_stop_strings(model):
+    """Catches a stop string found only inside one token, found in the prompt, or looked for in one row alone."""
+    ids = tokens(2, 6)
+    free = model.generate(ids, max_new_tokens=30, eos_token_id=None)
+    texts = Letters().batch_decode(free[:, 6:])
+    stops = [texts[0][4:7], texts[1][9:13], Letters().batch_decode(ids)[0][2:5]]
+    out = model.generate(ids, max_new_tokens=30, eos_token_id=None, stop_strings=stops, tokenizer=Letters())
+    ends = [min(text.index(stop) + len(stop) for stop in stops if stop in text) for text in texts]
+    assert out.shape[1] == 6 + max(ends)
+    for row, text, end in zip(Letters().batch_decode(out[:, 6:]), texts, ends):
+        assert row[:end] == text[:end]
+        assert set(row[end:]) <= {chr(33)}
+    with pytest.raises(ValueError, match="tokenizer"):
+        model.generate(ids, max_new_tokens=3, stop_strings=["a"])
+
+
+def test_a_cache_that_holds_the_beginning(model):
+    """Catches a conversation that reads its past twice, or at the wrong position."""
+    ids, cache = tokens(1, 9), model.make_cache(1)
+    once = model.generate(ids, max_new_tokens=10, eos_token_id=None, past_key_values=cache)
+    assert cache.columns == 18  # the last token has not been fed
+    longer = torch.cat([once, tokens(1, 4, seed=1)], dim=1)
+    on = model.generate(longer, max_new_tokens=10, eos_token_id=None, past_key_values=cache)
+    assert torch.equal(on, model.generate(longer, max_new_tokens=10, eos_token_id=None))
+    with pytest.raises(ValueError, match="the cache holds"):
+        model.generate(ids, max_new_tokens=1, past_key_values=cache)
+
+
+def test_repetition_penalty_leaves_out_padding(model):
+    """Catches pads that count as tokens the sequence holds."""
+    row = tokens(1, 6)
+    padded, mask = torch.cat([torch.arange(97)[None], row], dim=1), torch.tensor([[0] * 97 + [1] * 6])
+    options = {"max_new_tokens": 12, "repetition_penalty": 3.0, "eos_token_id": None}
+    expected = model.generate(row, **options)[:, 6:]
+    assert torch.equal(model.generate(padded, mask, **options)[:, 103:], expected)
+    assert expected[0].unique().numel() > 8  # it does penalise

@@ -1,0 +1,241 @@
+"""Claim: `python qwen3_next.py` prints the text alone, streams it whole, and answers any user error with one line."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer
+
+
+def run(*arguments, cwd=ROOT, **kwargs):
+    command = [sys.executable, str(ROOT / "qwen3_next.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, **kwargs)
+
+
+def test_a_first_answer():
+    """Catches a default model, template or sampling that yields no story."""
+    result = run("--prompt", "Once upon a time", "--seed", 0)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert len(result.stdout.split()) >= 60
+    assert result.stdout.startswith("Once upon a time")
+    assert "<|" not in result.stdout
+    assert "\ufffd" not in result.stdout
+
+
+def test_from_another_folder_with_statistics(tmp_path):
+    """Catches a default model looked for in the working directory, and statistics among the text."""
+    result = run("--prompt", "Tell me a story.", "--greedy", "--stats", "--max-new-tokens", 20, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["prompt", "answer", "peak memory"]
+    assert lines[0].startswith("prompt: ")
+    assert "20 tokens" in lines[1]
+    assert "tokens/s" not in result.stdout
+
+
+def test_text_is_that_of_generate(tiny):
+    """Catches streaming that loses or repeats pieces, and --raw that still goes through the template."""
+    tokenizer, model = Qwen3NextTokenizer.from_pretrained(tiny), Qwen3NextForCausalLM.from_pretrained(tiny)
+    for raw in (True, False):
+        text = "One cold morning"
+        if not raw:
+            text = tokenizer.apply_chat_template([{"role": "user", "content": text}])
+        inputs = tokenizer([text], return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs.input_ids.shape[1] :]
+        result = run("--prompt", "One cold morning", "--greedy", "--max-new-tokens", 40, *(["--raw"] if raw else []))
+        assert result.stdout == tokenizer.decode(ids, skip_special_tokens=True) + "\n"
+
+
+@pytest.mark.parametrize("rule", ["chunk", "recurrent"])
+def test_options_reach_the_model(checkpoint, rule):
+    """Catches an option that is parsed and dropped."""
+    result = run(
+        *("--model", checkpoint, "--prompt", "Hello", "--dtype", "float64", "--device", "cpu", "--delta-rule", rule),
+        *("--temperature", 0.9, "--top-k", 50, "--top-p", 0.9, "--seed", 3, "--max-new-tokens", 8, "--stats"),
+    )
+    assert result.returncode == 0, result.stderr
+    tokenizer = Qwen3NextTokenizer.from_pretrained(checkpoint)
+    model = Qwen3NextForCausalLM.from_pretrained(checkpoint, dtype="float64", delta_rule=rule)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    inputs = tokenizer([text], return_tensors="pt")
+    options = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "seed": 3, "do_sample": True}
+    model.generation_config["do_sample"] = True
+    ids = model.generate(**inputs, max_new_tokens=8, **options)[0, inputs.input_ids.shape[1] :]
+    found = result.stdout.removesuffix("\n")
+    assert tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd").startswith(found.rstrip("\ufffd"))
+
+
+def test_prompts_from_files_and_standard_input(tmp_path):
+    """Catches a file that is cut, stripped or decoded differently from the command line."""
+    text, options = "Tell me a story about\n\na fox.", ("--greedy", "--max-new-tokens", 12)
+    expected = run("--prompt", text, *options).stdout
+    (tmp_path / "prompt.txt").write_bytes(text.encode())
+    assert run("--prompt-file", tmp_path / "prompt.txt", *options).stdout == expected
+    assert run("--prompt", "-", *options, input=text).stdout == expected
+
+
+def test_template_variables(tmp_path, checkpoint):
+    """Catches a system message, tools or arguments that do not reach the template."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ raise_exception(messages | map(attribute='content') | join('+') ~ tools | tojson ~ enable_thinking) }}"
+    )
+    (tmp_path / "tools.json").write_text('[{"name": "f"}]')
+    result = run(
+        *("--model", tmp_path, "--prompt", "hi", "--system", "be brief", "--tools", tmp_path / "tools.json"),
+        *("--template-arg", "enable_thinking=false"),
+    )
+    assert result.stderr.strip().endswith('be brief+hi[{"name": "f"}]False')
+
+
+def test_stop_strings_across_token_borders(tiny):
+    """Catches a stop string missed because it spans tokens, and text printed from it or held back for nothing."""
+    free = run("--prompt", "Once upon a time", "--greedy", "--max-new-tokens", 60).stdout.rstrip("\n")
+    stop = free[60:75]
+    tokenizer = Qwen3NextTokenizer.from_pretrained(tiny)
+    assert len(tokenizer.encode(stop)) > 1
+    options = ("--prompt", "Once upon a time", "--greedy", "--max-new-tokens", 60)
+    assert run(*options, "--stop", stop, "--stop", "\x00").stdout == free[: free.index(stop)] + "\n"
+    assert run(*options, "--stop", free[-6:] + "?!").stdout == free + "\n"
+
+
+def test_score(tmp_path, tiny):
+    """Catches a perplexity over the wrong tokens, or one that depends on how the text is cut into windows."""
+    tokenizer, model = Qwen3NextTokenizer.from_pretrained(tiny), Qwen3NextForCausalLM.from_pretrained(tiny, "float32")
+    text = "Once upon a time there was a fox named Pip. " * 60
+    (tmp_path / "text.txt").write_text(text)
+    ids = torch.tensor([tokenizer.encode(text)])
+    assert ids.shape[1] > 600
+    with torch.no_grad():
+        nats = model(ids, labels=ids).loss.item()
+    result = run("--score", tmp_path / "text.txt", "--dtype", "float32")
+    found = re.fullmatch(r"(\d+) tokens, (\d+) bytes: perplexity ([\d.]+), ([\d.]+) bits per byte .*\n", result.stdout)
+    assert (int(found[1]), int(found[2])) == (ids.shape[1], len(text))
+    assert float(found[3]) == pytest.approx(math.exp(nats), rel=1e-4)
+    bits = nats * (ids.shape[1] - 1) / math.log(2) / (len(text) - len(tokenizer.decode(ids[0, :1])))
+    assert float(found[4]) == pytest.approx(bits, rel=1e-3)
+
+
+def test_chat_is_the_same_as_one_long_prompt(tiny):
+    """Catches a cache that loses its place between turns, and answers that do not see what was said before."""
+    tokenizer, model = Qwen3NextTokenizer.from_pretrained(tiny), Qwen3NextForCausalLM.from_pretrained(tiny, "float32")
+    questions, messages, answers = ["Tell me a story about a fox.", "Thank you! Another one.", "Hello!"], [], []
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        inputs = tokenizer([tokenizer.apply_chat_template(messages)], return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=50, do_sample=False)[0, inputs.input_ids.shape[1] :]
+        answers.append(tokenizer.decode(ids, skip_special_tokens=True))
+        messages.append({"role": "assistant", "content": answers[-1]})
+    result = run(
+        *("--chat", "--greedy", "--max-new-tokens", 50, "--dtype", "float32", "--stats"), input="\n".join(questions)
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "".join(text + "\n" for text in answers)
+    counts = [int(n) for n in re.findall(r"prompt: (\d+) tokens", result.stderr)]
+    assert counts == sorted(counts)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_interrupts():
+    """Catches a Ctrl-C that ends the conversation, loses it, or prints a traceback; the second one leaves with 130."""
+    command = [
+        sys.executable,
+        str(ROOT / "qwen3_next.py"),
+        "--chat",
+        "--max-new-tokens",
+        "100000",
+        "--template-arg",
+        "a=1",
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--temperature", "50", "--stop", "\x00"], text=True, **pipes) as process:
+        process.stdin.write("Tell me a story.\n")
+        process.stdin.flush()
+        assert process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        process.stdin.write("Hello!\n")
+        process.stdin.flush()
+        assert process.stdout.readline()  # the end of the first answer
+        assert process.stdout.read(5)  # the second
+        process.send_signal(signal.SIGINT)
+        process.stdout.readline()
+        while process.stderr.read(1) != ">":
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(20) == 130
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        ([], 2, "--prompt"),
+        (["--prompt", "a", "--chat"], 2, "--chat"),
+        (["--prompt-file", "no-such-file"], 1, "no-such-file"),
+        (["--prompt", "a", "--tools", "no-such-file"], 1, "no-such-file"),
+        (["--prompt", "a", "--template-arg", "x=y"], 1, "--template-arg x"),
+        (["--score", str(ROOT / "tiny" / "model.safetensors")], 1, "not UTF-8"),
+        (["--prompt"], 2, "--prompt"),
+        (["--prompt", "a", "--top-k", "x"], 2, "--top-k"),
+        (["--prompt", "a", "--delta-rule", "fast"], 2, "--delta-rule"),
+        (["--prompt", "a", "--model", "/nowhere"], 1, "/nowhere"),
+        (["--prompt", "a", "--model", "no-such-folder"], 1, "no-such-folder"),
+        (["--prompt", "a", "--dtype", "int8"], 1, "int8"),
+        (["--prompt", "a", "--device", "abacus"], 1, "abacus"),
+        (["--prompt", "a", "--top-p", "2"], 1, "top_p"),
+        (["--prompt", "a", "--temperature", "-1"], 1, "temperature"),
+        (["--prompt", "a", "--max-new-tokens", "-1"], 1, "max_new_tokens"),
+        (["--prompt", "", "--raw"], 1, "the prompt is empty"),
+    ],
+)
+def test_user_errors(arguments, code, named):
+    """Catches a traceback, text on standard output, or a message that does not name the option."""
+    result = run(*arguments)
+    assert result.returncode == code
+    assert result.stdout == ""
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_hub_name_that_can_not_be_reached():
+    """Catches a library's traceback in place of one line."""
+    result = run("--prompt", "a", "--model", "nobody/no-such-model")
+    assert result.returncode == 1
+    assert "nobody/no-such-model" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_broken_checkpoints(checkpoint, tmp_path):
+    """Catches a checkpoint whose config or tokenizer does not fit its weights."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, named in (
+        ({"vocab_size": 500}, "embed_tokens"),
+        ({"model_type": "llama"}, "config.json"),
+        ({"num_hidden_layers": 3}, "layers"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "layer_types": None, **change}))
+        result = run("--prompt", "a", "--model", tmp_path)
+        assert (result.returncode, len(result.stderr.splitlines())) == (1, 1), result.stderr
+        assert named in result.stderr
+
+
+def test_output_closed_early():
+    """Catches a traceback when the reader leaves, as `| head -1` does."""
+    command = f'"{sys.executable}" "{ROOT / "qwen3_next.py"}" --prompt "Tell me a story." | head -c 5'
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
