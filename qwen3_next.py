@@ -1275,11 +1275,11 @@ class Sampling:
 
     @classmethod
     def from_options(cls, defaults: dict, options: dict) -> "Sampling":
-        """What is given and not None, else generation_config.json's; sampling if that or any of its options says so."""
+        """What is given and not None, else generation_config.json's; a sampling option that is given asks to sample."""
         known = {name: value for name, value in defaults.items() if name in cls.__annotations__ and value is not None}
         given = {name: value for name, value in options.items() if value is not None}
         asked = not given.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p"))
-        return cls(**{"do_sample": asked, **known, **given})
+        return cls(**{**known, **({"do_sample": True} if asked else {}), **given})
 
     def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """Next-token distribution (B, vocab), float32 or float64, of logits (B, vocab).
@@ -1333,7 +1333,7 @@ def generate(
     that holds the first tokens of input_ids already; streamer, called with each token id, for one sequence; stats, a
     dict to fill: prompt_tokens, new_tokens, prefill_seconds, decode_seconds. Sampling options: do_sample, temperature,
     top_k, top_p, min_p, repetition_penalty. What is not given is generation_config.json's, or else: 512 new tokens,
-    and the likeliest token each time unless temperature, top_k, top_p or min_p is given.
+    and the likeliest token each time; but temperature, top_k, top_p or min_p, when given, mean do_sample=True.
     Raises: ValueError for options out of range or inputs that do not fit together.
     """
     (B, T), defaults = input_ids.shape, self.generation_config
