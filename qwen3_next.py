@@ -1164,13 +1164,13 @@ class Qwen3NextTokenizer:
 
         folder = find_checkpoint(path_or_repo)
         path, config, jinja = (folder / f for f in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"))
-        read_json(path)  # for its messages: the library has but one for everything
+        text = read_text(path)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{path}: not a tokenizer ({error})") from None
         fields = read_json(config) if config.is_file() else {}
-        template = jinja.read_text(encoding="utf-8") if jinja.is_file() else fields.get("chat_template")
+        template = read_text(jinja) if jinja.is_file() else fields.get("chat_template")
         if isinstance(template, list):  # several, by name
             template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
         return cls(backend, fields, template)
@@ -1346,16 +1346,18 @@ def generate(
     expect(streamer is None or B == 1, f"a streamer takes one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-
     started = time.perf_counter()
     logits, cache = prefill(self, input_ids, attention_mask, past_key_values)
     prefilled = time.perf_counter()
-    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    seen = torch.zeros_like(logits, dtype=torch.int8).scatter_add(1, input_ids, real.to(torch.int8)) > 0
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+    seen = None
+    if rule.repetition_penalty != 1:  # padding does not count; amax, since a token may stand in both
+        seen = torch.zeros_like(logits, dtype=input_ids.dtype).scatter_reduce(1, input_ids, real, "amax") > 0
     ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
     for n in range(limit):
         token = rule.choose(logits, seen, generator).masked_fill(done, pad)
-        ids, seen = torch.cat([ids, token[:, None]], dim=1), seen.scatter(1, token[:, None], True)
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        seen = None if seen is None else seen.scatter(1, token[:, None], True)
         if streamer is not None:
             streamer(token.item())
         done = done | torch.isin(token, ends)

@@ -21,9 +21,8 @@ def model():
     return random_model()
 
 
-@pytest.mark.parametrize("cached", [True, False])
 @torch.no_grad()
-def test_greedy_is_the_argmax_of_full_passes(model, cached):
+def test_greedy_is_the_argmax_of_full_passes(model):
     """Catches a decode loop whose cache, positions or kept logits drift from the plain forward pass."""
     ids = tokens(3, 11)
     expected = ids
@@ -210,3 +209,16 @@ def test_repetition_penalty_leaves_out_padding(model):
     expected = model.generate(row, **options)[:, 6:]
     assert torch.equal(model.generate(padded, mask, **options)[:, 103:], expected)
     assert expected[0].unique().numel() > 8  # it does penalise
+
+
+def test_repetition_penalty_of_frequent_tokens(model):
+    """Catches a count of occurrences that overflows: a token that stands in the prompt 200 times is penalised, too."""
+    ids = torch.full((1, 200), 7)
+    model.lm_head.weight.data, old = model.lm_head.weight.data.clone(), model.lm_head.weight.data
+    try:
+        hidden = model.model(ids).last_hidden_state[0, -1]
+        model.lm_head.weight.data[7] = 5 * hidden / hidden.norm()  # by far the likeliest next token
+        assert model.generate(ids, max_new_tokens=1, eos_token_id=None)[0, -1] == 7
+        assert model.generate(ids, max_new_tokens=1, eos_token_id=None, repetition_penalty=50.0)[0, -1] != 7
+    finally:
+        model.lm_head.weight.data = old
