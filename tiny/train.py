@@ -32,8 +32,8 @@ CONFIG = {
     "vocab_size": 2048,
     "hidden_size": 192,
     "num_hidden_layers": 8,
-    # Three to one as in the big model, but each attention layer before its three: a new model learns to copy through
-    # two attention layers, and much later if those between the embedding and the first of them are still noise.
+    # Three to one as in the big model, but each attention layer before its three: the first one then sees the tokens
+    # themselves, and not what three untrained layers make of them.
     "layer_types": (["full_attention"] + ["linear_attention"] * 3) * 2,
     "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
@@ -149,7 +149,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float
 
 @torch.no_grad()
 def quiet_start(model: Qwen3NextForCausalLM):
-    """Two changes to a new model's Gated DeltaNet layers, without which this one learned no recall in 6 M tokens.
+    """Two changes to how a new model's Gated DeltaNet layers start; README.md beside this tells what they are part of.
 
     The convolution starts as PyTorch's own does, as in the original code: with 0.02 the values are so small that the
     gated norm's epsilon swallows them. And the layers' outputs start at a tenth: the gated norm makes them unit noise
