@@ -417,36 +417,34 @@ def chunk_gated_delta_rule(
         out_i   = e^{G_i} S^T q_i + sum_{j<=i} e^{G_i - G_j} (q_i . k_j) delta_j
         S'      = e^{G_C} S + sum_j e^{G_C - G_j} k_j delta_j^T
 
-    The first line is linear in the deltas: one triangular solve for all chunks at once gives delta = U - W S, and only
-    products with S are left for the loop over chunks. Arguments, results and errors as `recurrent_gated_delta_rule`.
+    The first line is linear in the deltas: one triangular solve for all chunks at once yields the matrix that makes
+    them of what v exceeds the memory by, and only products with S are left for the loop over chunks.
+    Arguments, results and errors as `recurrent_gated_delta_rule`.
     """
-    dtype, T, V, C = v.dtype, v.shape[1], v.shape[-1], chunk_size
+    dtype, T, C = v.dtype, v.shape[1], min(chunk_size, v.shape[1])
     q, k, v, g, beta, S = _delta_rule_inputs(q, k, v, g, beta, state)
     # 0. Cut time into N chunks. The padding has beta = 0 and g = 0: it writes nothing and forgets nothing.
     inputs = (q, k, v, beta[..., None], g[..., None])
-    q, k, v, beta, g = (F.pad(x, (0, 0, 0, -T % C)).unflatten(2, (-1, C)) for x in inputs)  # (B, H, N, C, ...)
+    inputs = (F.pad(x, (0, 0, 0, -T % C)) if T % C else x for x in inputs)
+    q, k, v, beta, g = (x.unflatten(2, (-1, C)).contiguous() for x in inputs)  # (B, H, N, C, ...)
     # 1. Decay between any two tokens of a chunk, e^{G_i - G_j} for j <= i. Masked before exp: above the diagonal
     #    G_i - G_j > 0 overflows, and so would e^{-G_j} as a factor of its own.
     G = g.cumsum(-2)  # (B, H, N, C, 1)
     future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
     decay = (G - G.transpose(-1, -2)).masked_fill(future, -math.inf).exp()  # (B, H, N, C, C)
-    gamma = G.exp()  # decay since the start of the chunk
-    # 2. (I + A) [U | W] = beta [v | e^G k], A strictly lower triangular: A_ij = beta_i e^{G_i - G_j} (k_i . k_j)
+    gamma, to_end = G.exp(), (G[..., -1:, :] - G).exp()  # e^{G_i} and e^{G_C - G_i}, (B, H, N, C, 1)
+    # 2. M = (I + A)^-1 diag(beta), A strictly lower triangular: A_ij = beta_i e^{G_i - G_j} (k_i . k_j)
     kT = k.transpose(-1, -2)
-    A = k @ kT * (beta * decay)  # the solve reads only what is below the diagonal
-    UW = torch.linalg.solve_triangular(A, torch.cat([beta * v, beta * gamma * k], -1), upper=False, unitriangular=True)
-    U, W = UW.split([V, k.shape[-1]], dim=-1)  # (B, H, N, C, V), (B, H, N, C, K)
-    # 3. What else does not need the state: reads within the chunk, reads of S, writes into S, decay over the chunk
-    inner = q @ kT * decay  # (B, H, N, C, C)
-    q = gamma * q
-    kT = kT * (G[..., -1:, :] - G).exp().transpose(-1, -2)  # (B, H, N, K, C)
-    gamma = gamma[..., -1:, :]  # (B, H, N, 1, 1)
-    # 4. Chunk after chunk
-    outputs = []
-    for q_n, kT_n, U_n, W_n, inner_n, gamma_n in zip(*(x.unbind(2) for x in (q, kT, U, W, inner, gamma))):
-        delta = U_n - W_n @ S  # (B, H, C, V)
-        outputs.append(q_n @ S + inner_n @ delta)
-        S = gamma_n * S + kT_n @ delta
+    A = beta * decay * (k @ kT)  # the solve reads only what is below the diagonal
+    M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)
+    # 3. Reads of what the chunk itself writes
+    inner = decay * (q @ kT)  # (B, H, N, C, C)
+    # 4. Chunk after chunk: recall, delta, read, write
+    outputs, chunks = [], (x.unbind(2) for x in (q, k, v, M, inner, gamma, to_end))
+    for q_n, k_n, v_n, M_n, inner_n, gamma_n, to_end_n in zip(*chunks):
+        delta = M_n @ (v_n - gamma_n * (k_n @ S))  # (B, H, C, V)
+        outputs.append(gamma_n * (q_n @ S) + inner_n @ delta)
+        S = gamma_n[..., -1:, :] * S + k_n.transpose(-1, -2) @ (to_end_n * delta)
     return torch.cat(outputs, dim=2)[:, :, :T].transpose(1, 2).to(dtype), S
 
 

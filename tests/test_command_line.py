@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -156,23 +157,26 @@ def test_interrupts():
         "a=1",
     ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--temperature", "50", "--stop", "@@@"], text=True, **pipes) as process:
-        process.stdin.write("Tell me a story.\n")
-        process.stdin.flush()
-        assert process.stdout.read(20)
-        process.send_signal(signal.SIGINT)
-        process.stdin.write("Hello!\n")
-        process.stdin.flush()
-        assert process.stdout.readline()  # the end of the first answer
-        assert process.stdout.read(5)  # the second
-        process.send_signal(signal.SIGINT)
-        process.stdout.readline()
-        while process.stderr.read(1) != ">":
-            pass
+    with subprocess.Popen([*command, "--temperature", "50", "--stop", "@@@"], bufsize=0, **pipes) as process:
+        patience = threading.Timer(120, process.kill)  # then every read below ends, and an assertion fails
+        patience.start()
+
+        def wait_for_the_prompt():
+            while (character := process.stderr.read(1)) != b">":
+                assert character, "the conversation has ended"
+
+        wait_for_the_prompt()
+        for message in (b"Tell me a story.\n", b"Hello!\n"):
+            process.stdin.write(message)
+            assert process.stdout.read(20)
+            process.send_signal(signal.SIGINT)
+            wait_for_the_prompt()  # nothing of this answer comes any more
+            assert process.stdout.read(1 << 16)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-        assert process.wait(20) == 130
-    assert "Traceback" not in rest
+        assert process.wait() == 130
+        patience.cancel()
+    assert b"Traceback" not in rest
 
 
 @pytest.mark.parametrize(
