@@ -30,6 +30,19 @@ def test_round_trip_and_transformers(tmp_path, name, shard_size):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("name", ["base", "tied", "yarn", "attention_bias", "raw_topk_weights", "mlp_only_layers"])
+@torch.no_grad()
+def test_mlx_lm_loads_it(tmp_path, monkeypatch, name):
+    """Catches a config key or a tensor that mlx-lm reads differently (it knows no layer_types and no dense model)."""
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # compiling needs a C++ compiler
+    mx, utils = pytest.importorskip("mlx.core"), pytest.importorskip("mlx_lm.utils")
+    model, ids = random_model(torch.float32, **VARIANTS[name]), tokens(2, 50)
+    model.save_pretrained(tmp_path, max_shard_size=60_000)
+    theirs, _ = utils.load_model(tmp_path)
+    logits, expected = torch.tensor(theirs(mx.array(ids.numpy())).tolist()), model(ids).logits
+    assert (logits - expected).abs().max() / expected.std() < 1e-3
+
+
 @torch.no_grad()
 def test_what_transformers_saves_is_read(tmp_path):
     """Catches its config dialect, its shards, or its names."""
