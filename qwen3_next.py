@@ -18,6 +18,7 @@ References
     [GA]    Gated Attention for Large Language Models, arXiv 2505.06708                the sigmoid output gate
     [RoPE]  RoFormer, arXiv 2104.09864;   [YaRN] arXiv 2309.00071                      positions, long contexts
     [MoE]   Switch Transformers, arXiv 2101.03961 (load balancing);  DeepSeekMoE, arXiv 2401.06066 (shared expert)
+    [MTP]   DeepSeek-V3, arXiv 2412.19437, section 2.2;   [Spec] Speculative decoding, arXiv 2211.17192
 
 Glossary: the name in the code, the symbol, where it comes from
     B, T, D      batch, tokens, width of the residual stream (hidden_size)
@@ -45,7 +46,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +69,9 @@ def expect(true: bool, otherwise: str):
 class Qwen3NextConfig:
     """The fields of config.json, checked when built; the numbers in the comments are those of the released 80B.
 
-    Fields that have no default below are required where a layer uses them. Keys that are not fields are kept as
-    attributes and written back by `to_dict`. Two dialects are read: the released one, and that of transformers 5,
-    which puts the rotary fields into `rope_parameters` and spells out `layer_types`.
-
-    Raises ValueError, naming the fields, for a missing, mistyped or contradictory one.
+    Two dialects are read: the released one, and that of transformers 5, which has `rope_parameters` and `layer_types`.
+    Keys that are not fields become attributes all the same, and are written back by `to_dict`.
+    Raises ValueError, naming the fields, for what a layer needs and does not find, what is mistyped or contradictory.
     """
 
     # fmt: off
@@ -111,15 +111,20 @@ class Qwen3NextConfig:
     intermediate_size: int = None                # 5120      inner width of a dense layer's MLP
     mlp_only_layers: list = None                 # []        layers that are dense all the same
     decoder_sparse_step: int = 1                 # 1         every n-th layer is MoE
+
+    mtp_num_hidden_layers: int = 0               # absent    1: build the MTP layer; a checkpoint's tensors decide
+    mtp_loss_scaling_factor: float = 0.1         # absent    weight of its loss; Megatron's default
     # fmt: on
 
     def __init__(self, **fields: Any):
         kind = fields.pop("model_type", "qwen3_next")
         expect(kind == "qwen3_next", f"config: model_type is {kind!r}, expected 'qwen3_next'")
         scaling, nested = (fields.pop(key, None) or {} for key in ("rope_scaling", "rope_parameters"))
-        for found in (scaling, nested):
-            expect(isinstance(found, dict), f"config: rope_scaling or rope_parameters is {found!r}, expected an object")
-        expect(not (scaling and nested) or scaling == nested, "config: rope_scaling and rope_parameters differ")
+        agree = scaling == nested or not scaling or not nested
+        right = agree and isinstance(scaling, dict) and isinstance(nested, dict)
+        expect(
+            right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected objects that agree"
+        )
         rope = dict(nested or scaling)
         for key in rope.keys() & {"rope_theta", "partial_rotary_factor"}:
             old, value = fields.get(key), rope.pop(key)
@@ -138,34 +143,28 @@ class Qwen3NextConfig:
         self._check()
 
     def _check(self):
-        def need(where: str, names: str):
+        def need(names: str):
             for name in names.split():
                 value = getattr(self, name)
-                expect(value is not None, f"config: {name} is missing, needed {where}")
-                expect(value > 0, f"config: {name} is {value}, expected more than 0")
+                expect(value is not None and value > 0, f"config: {name} is {value}, expected a number above 0")
 
         def divides(small: str, large: str):
             m, n = getattr(self, small), getattr(self, large)
             expect(n % m == 0, f"config: {large} ({n}) is not a multiple of {small} ({m})")
 
-        need(
-            "in every model",
-            "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim",
-        )
-        need("in every model", "rope_theta partial_rotary_factor max_position_embeddings rms_norm_eps")
-        need("in every model", "full_attention_interval decoder_sparse_step")
+        need("vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim rms_norm_eps")
+        need("rope_theta partial_rotary_factor max_position_embeddings full_attention_interval decoder_sparse_step")
         divides("num_key_value_heads", "num_attention_heads")
         expect(self.hidden_act == "silu", f"config: hidden_act is {self.hidden_act!r}, expected 'silu'")
         share, width = self.partial_rotary_factor, int(self.head_dim * self.partial_rotary_factor)
         right = width % 2 == 0 and 0 < width <= self.head_dim
         expect(right, f"config: partial_rotary_factor {share} turns {width} of head_dim {self.head_dim}, expected even")
         yarn = self.rope_scaling or {}
-        kind = yarn.get("rope_type", yarn.get("type", "default"))
+        kind, factor = yarn.get("rope_type", yarn.get("type", "default")), yarn.get("factor", 0)
         expect(kind in ("default", "yarn"), f"config: rope_scaling type is {kind!r}, expected 'yarn' or 'default'")
-        self.rope_scaling = yarn if kind == "yarn" else None
-        factor = yarn.get("factor") if self.rope_scaling else 1
-        right = isinstance(factor, (int, float)) and factor >= 1
+        right = kind == "default" or (isinstance(factor, (int, float)) and factor >= 1)
         expect(right, f"config: rope_scaling's factor is {factor!r}, expected a number, at least 1")
+        self.rope_scaling = yarn if kind == "yarn" else None
 
         layers, kinds = range(self.num_hidden_layers), ("linear_attention", "full_attention")
         if self.layer_types is None:
@@ -174,18 +173,21 @@ class Qwen3NextConfig:
         expect(n == len(layers), f"config: layer_types has {n} entries, num_hidden_layers is {len(layers)}")
         expect(not unknown, f"config: layer_types has {unknown[:1]}, expected linear_attention or full_attention")
         if "linear_attention" in self.layer_types:
-            need("by linear_attention", "linear_num_key_heads linear_num_value_heads linear_conv_kernel_dim")
-            need("by linear_attention", "linear_key_head_dim linear_value_head_dim")
+            need("linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim")
+            need("linear_conv_kernel_dim")
             divides("linear_num_key_heads", "linear_num_value_heads")
         self.mlp_only_layers = self.mlp_only_layers or []
-        bad, e, k = [i for i in self.mlp_only_layers if i not in layers], self.num_experts, self.num_experts_per_tok
+        bad, e, mtp = [i for i in self.mlp_only_layers if i not in layers], self.num_experts, self.mtp_num_hidden_layers
         expect(not bad, f"config: mlp_only_layers has {bad[:1]}, expected layers from 0 to {len(layers) - 1}")
         expect(e is not None and e >= 0, f"config: num_experts is {e}, expected a number (0: dense layers only)")
-        if any(map(self.is_moe, layers)):
-            need("by MoE layers", "num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
+        expect(mtp in (0, 1), f"config: mtp_num_hidden_layers is {mtp}, expected 0 or 1")
+        moe = [self.is_moe(i) for i in layers] + [e > 0] * mtp
+        if any(moe):
+            need("num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
+            k = self.num_experts_per_tok
             expect(k <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
-        if not all(map(self.is_moe, layers)):
-            need("by dense layers", "intermediate_size")
+        if not all(moe):
+            need("intermediate_size")
 
     def is_moe(self, layer: int) -> bool:
         """Whether a layer's MLP is a mixture of experts."""
@@ -287,6 +289,7 @@ class Step:
     start: int | None  # the same as a number, when all sequences have as many
     slots: int  # S: cache slots in use after this pass
     lengths: Tensor | None  # (B,) real tokens among the T new ones; None: all T
+    reversible: bool  # whether the cache should be able to take tokens of this pass back
     cos: Tensor  # (B, T, 1, R/2)
     sin: Tensor
     mask: Tensor | None  # (B or 1, 1, T, S), True where a query sees a key; None: every key up to the query's own
@@ -321,6 +324,9 @@ class KVCache:
             rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
             buffer[rows, :, step.past[:, None] + torch.arange(T, device=x.device)] = x
         return buffer
+
+    def rollback(self, tokens: int):
+        """Nothing to do: the next tokens overwrite the slots of those taken back."""
 
     def clone(self) -> "KVCache":
         new = KVCache()
@@ -470,11 +476,25 @@ def causal_conv(x: Tensor, weight: Tensor, window: Tensor, lengths: Tensor | Non
 
 
 class DeltaNetCache:
-    """What a Gated DeltaNet layer remembers, the same size at every position: convolution window and state."""
+    """What a Gated DeltaNet layer remembers, the same size at every position: convolution window and state.
+
+    The state sums up all tokens, so that a token can't be cut from it as from a KV cache. A reversible pass therefore
+    leaves what it started from and what its few tokens wrote, and taking tokens back means writing the others again.
+    That costs nothing while all drafts are accepted; a state kept per position would cost K V floats a head each time.
+    """
 
     def __init__(self, window: Tensor, state: Tensor):
         self.window = window  # (B, channels, kernel - 1), before the activation
         self.state = state  # (B, H, K, V), float32 or float64
+        self.last: tuple | None = None  # window, convolution's inputs, state, and (q, k, v, g, beta), of that pass
+
+    def rollback(self, tokens: int):
+        expect(self.last is not None, "the last pass can't be taken back: cache.reversible was not set")
+        window, x, state, inputs = self.last
+        keep = x.shape[1] - tokens
+        self.window = torch.cat([window, x.transpose(1, 2)], -1)[..., keep : keep + window.shape[-1]].clone()
+        q, k, v, g, beta = (y[:, :keep] for y in inputs)
+        self.state = recurrent_gated_delta_rule(q, k, v, g=g, beta=beta, state=state)[1] if keep else state
 
     def clone(self) -> "DeltaNetCache":
         return DeltaNetCache(self.window.clone(), self.state.clone())
@@ -526,6 +546,7 @@ class GatedDeltaNet(nn.Module):
         cache = cache or self.make_cache(B)
         q, k, v, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
         qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)  # (B, T, channels): all q, all k, all v
+        before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
         q, k, v = F.silu(qkv).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
         q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
@@ -539,7 +560,9 @@ class GatedDeltaNet(nn.Module):
             real = torch.arange(T, device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
         rule = recurrent_gated_delta_rule if T == 1 or self.delta_rule == "recurrent" else chunk_gated_delta_rule
-        y, cache.state = rule(q, k, upcast(v), g=g, beta=beta, state=cache.state)
+        v = upcast(v)
+        y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
+        cache.last = (*before, (q, k, v, g, beta)) if step.reversible else None
         return self.out_proj(self.norm(y, z).flatten(2))
 
 
@@ -666,10 +689,20 @@ class Cache:
 
     def __init__(self, layers: list, seq_len: Tensor, columns: int = 0, padded: bool = False):
         self.layers, self.seq_len, self.columns, self.padded = layers, seq_len, columns, padded
+        self.reversible = False  # set it before a short pass some of whose tokens may have to be taken back
+        self.mtp: Cache | None = None  # the MTP layer's own, while it drafts for this one
+
+    def rollback(self, tokens: int):
+        """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding."""
+        for layer in self.layers if tokens else ():
+            layer.rollback(tokens)
+        self.seq_len, self.columns = self.seq_len - tokens, self.columns - tokens
 
     def clone(self) -> "Cache":
-        """An independent copy."""
-        return Cache([layer.clone() for layer in self.layers], self.seq_len.clone(), self.columns, self.padded)
+        """An independent copy. The last pass can't be taken back in it."""
+        new = Cache([layer.clone() for layer in self.layers], self.seq_len.clone(), self.columns, self.padded)
+        new.mtp = self.mtp and self.mtp.clone()
+        return new
 
 
 # ==== Model ===========================================================================================================
@@ -679,17 +712,24 @@ class Cache:
 class ModelOutput:
     """What a forward pass returns; None where not asked for."""
 
-    last_hidden_state: Tensor | None = None  # (B, T, D), after the final norm
-    logits: Tensor | None = None  # (B, T or logits_to_keep, vocab_size)
     loss: Tensor | None = None
+    logits: Tensor | None = None  # (B, T or logits_to_keep, vocab_size)
+    mtp_logits: Tensor | None = None  # (B, T - 1, vocab_size): row i is about token i + 2
+    start_logits: Tensor | None = None  # (B, T), of question answering
+    end_logits: Tensor | None = None
     aux_loss: Tensor | None = None  # load-balancing loss, before its coefficient
+    mtp_loss: Tensor | None = None  # MTP's cross-entropy, before its factor
     past_key_values: Cache | None = None
+    last_hidden_state: Tensor | None = None  # (B, T, D), after the final norm
     hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's output, the last one normed
     router_logits: tuple[Tensor, ...] | None = None  # (B * T, E) per MoE layer
 
 
 class PreTrainedModel(nn.Module):
     """What all models share. `from_pretrained` and `save_pretrained` join it under "Loading and saving"."""
+
+    backbone = "model."  # where Qwen3NextModel's parameters stand among this model's
+    head: str | None = None  # a linear layer of its own, which a causal checkpoint lacks
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -709,7 +749,7 @@ class PreTrainedModel(nn.Module):
         """New weights. The decays are spread as in the original Gated DeltaNet, from heads that keep nearly all of the
         state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory.
         """
-        if self.device.type == "meta":  # a checkpoint follows; and random numbers there import half of PyTorch
+        if next(module.parameters()).is_meta:  # a checkpoint follows; and random numbers there import half of PyTorch
             return
         for name, p in module.named_parameters():
             if name.endswith("A_log"):
@@ -722,9 +762,20 @@ class PreTrainedModel(nn.Module):
             elif p.ndim > 1:  # the norms have set themselves
                 p.normal_(0, self.config.initializer_range)
 
+    @classmethod
+    def place(cls, name: str) -> str:
+        """Where this model has the parameter that another one calls `name`."""
+        bare = name.removeprefix("model.").removeprefix("transformer.")
+        return cls.backbone + bare if bare.startswith(("embed_tokens.", "layers.", "norm.")) else name
+
+    def tie_weights(self):
+        """Makes one tensor of those that the config ties."""
+
 
 class Qwen3NextModel(PreTrainedModel):
     """Embedding, layers, final norm."""
+
+    backbone = ""
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
@@ -759,9 +810,38 @@ class Qwen3NextModel(PreTrainedModel):
         fed so far: 0 at padding, on either side; position_ids (B, T), by default each sequence's own count.
         Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
         """
-        x = self._embed(input_ids, inputs_embeds)
+        x = self.embed(input_ids, inputs_embeds)
+        cache = self.make_cache(len(x)) if use_cache and past_key_values is None else past_key_values
+        out = self.run(x, self.layers, self.norm, attention_mask, position_ids, cache)
+        out.hidden_states = out.hidden_states if output_hidden_states else None
+        out.router_logits = out.router_logits if output_router_logits else None
+        return out
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Token ids (B, T), or embeddings (B, T, D) as they are -> (B, T, D)."""
+        expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
+        shape, axes = (input_ids.shape, 2) if inputs_embeds is None else (inputs_embeds.shape, 3)
+        right = len(shape) == axes and 0 not in shape
+        expect(right, f"the input has shape {tuple(shape)}, expected {axes} axes (batch, tokens ...), none empty")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        try:
+            return self.embed_tokens(input_ids)
+        except IndexError:
+            span, limit = (input_ids.min().item(), input_ids.max().item()), self.config.vocab_size - 1
+            raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
+
+    def run(
+        self,
+        x: Tensor,
+        layers: nn.ModuleList,
+        norm: RMSNorm,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> ModelOutput:
+        """x (B, T, D) through the layers and the norm: the model's own, or those of its MTP module."""
         B, T, _ = x.shape
-        cache = self.make_cache(B) if use_cache and past_key_values is None else past_key_values
         mask, back = self._new_mask(attention_mask, B, T, cache), None
         if mask is not None and not mask[:, 0].all():  # bring every sequence to the left, padding to the right
             order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
@@ -770,35 +850,24 @@ class Qwen3NextModel(PreTrainedModel):
             position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
         step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
         hidden_states, router_logits = [x], []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(layers):
             x, logits = layer(x, step, None if cache is None else cache.layers[i])
             hidden_states.append(x)
             router_logits += [] if logits is None else [logits]
-        hidden_states[-1] = self.norm(x)
+        hidden_states[-1] = norm(x)
         if cache is not None:
             cache.seq_len = cache.seq_len + (T if step.lengths is None else step.lengths)
             cache.columns, cache.padded = step.slots, cache.padded or step.lengths is not None
-
-        def in_place(xs: list[Tensor]) -> list[Tensor]:
-            return xs if back is None else [x.gather(1, back.expand(-1, -1, x.shape[-1])) for x in xs]
-
-        out = ModelOutput(last_hidden_state=in_place(hidden_states[-1:])[0], past_key_values=cache)
-        if output_hidden_states:
-            out.hidden_states = tuple(in_place(hidden_states))
-        if output_router_logits:
-            out.router_logits = tuple(x.flatten(0, 1) for x in in_place(router_logits))
-        return out
-
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
-        shape, axes = (input_ids.shape, 2) if inputs_embeds is None else (inputs_embeds.shape, 3)
-        right = len(shape) == axes and 0 not in shape
-        expect(right, f"the input has shape {tuple(shape)}, expected {axes} axes (batch, tokens ...), none empty")
-        try:
-            return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        except IndexError:
-            span, limit = (input_ids.min().item(), input_ids.max().item()), self.config.vocab_size - 1
-            raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
+        if back is not None:
+            hidden_states, router_logits = (
+                [x.gather(1, back.expand(-1, -1, x.shape[-1])) for x in xs] for xs in (hidden_states, router_logits)
+            )
+        return ModelOutput(
+            last_hidden_state=hidden_states[-1],
+            past_key_values=cache,
+            hidden_states=tuple(hidden_states),
+            router_logits=tuple(x.flatten(0, 1) for x in router_logits),
+        )
 
     @staticmethod
     def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache | None) -> Tensor | None:
@@ -824,7 +893,7 @@ class Qwen3NextModel(PreTrainedModel):
         slots, limit = T + (0 if cache is None else cache.columns), self.config.max_position_embeddings
         if slots > limit and not self.warned:
             self.warned = True
-            warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=4)
+            warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=5)
         position = past[:, None] + torch.arange(T, device=x.device)  # (B, T)
         mask = None
         if slots > T > 1 or start is None:
@@ -832,17 +901,48 @@ class Qwen3NextModel(PreTrainedModel):
             mask = torch.arange(slots, device=x.device) <= rows[:, None, :, None]  # (B or 1, 1, T, S)
         angle = (position if position_ids is None else position_ids)[..., None, None] * self.inv_freq.to(upcast(x))
         cos, sin = ((turn * self.rope_factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))
-        return Step(past, start, slots, lengths, cos, sin, mask)
+        reversible = cache is not None and cache.reversible
+        expect(not reversible or lengths is None, "a reversible pass takes no padding")
+        return Step(past, start, slots, lengths, reversible, cos, sin, mask)
+
+
+# ==== Multi-token prediction ==========================================================================================
+
+
+class MTP(nn.Module):
+    """Looks one token further: h_i and the token that follows predict the one after that ([MTP] Eq. 21 to 23).
+
+    h_i is the hidden state *after* the model's final norm. Here stand the projection of the pair and one gated
+    attention layer; embedding and lm_head are the model's own.
+    """
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__()
+        D, eps = config.hidden_size, config.rms_norm_eps
+        self.fc = nn.Linear(2 * D, D, bias=False)
+        self.pre_fc_norm_embedding = RMSNorm(D, eps)
+        self.pre_fc_norm_hidden = RMSNorm(D, eps)
+        self.layers = nn.ModuleList([DecoderLayer(config, "full_attention", moe=config.num_experts > 0)])
+        self.norm = RMSNorm(D, eps)
+
+    def forward(self, hidden: Tensor, next_embeds: Tensor) -> Tensor:
+        """h_i and the embedding of token i + 1, (B, T, D) each -> the layer's input (B, T, D)."""
+        return self.fc(torch.cat([self.pre_fc_norm_embedding(next_embeds), self.pre_fc_norm_hidden(hidden)], dim=-1))
+
+
+# ==== Causal language model ===========================================================================================
 
 
 class Qwen3NextForCausalLM(PreTrainedModel):
-    """The model and its output projection. `generate` joins it under "Generation"."""
+    """The model, its output projection, and MTP if the config asks for it. `generate` joins it under "Generation"."""
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
         self.model = Qwen3NextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.init_weights(self.lm_head)
+        self.mtp = MTP(config) if config.mtp_num_hidden_layers else None
+        for module in (self.lm_head, self.mtp) if self.mtp else (self.lm_head,):
+            self.init_weights(module)
         self.tie_weights()
 
     def tie_weights(self):
@@ -865,25 +965,156 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
         output_router_logits: bool | None = None,
+        output_mtp_logits: bool = False,
     ) -> ModelOutput:
         """As `Qwen3NextModel.forward`, with logits (B, T, vocab_size), or the last `logits_to_keep` positions' if > 0.
 
-        labels (B, T) int64 adds the mean cross-entropy of predicting labels[:, 1:], -100 left out; and with
-        output_router_logits (default: the config's) router_aux_loss_coef times the load-balancing loss.
+        labels (B, T) int64 adds the mean cross-entropy of predicting labels[:, 1:], -100 left out; with
+        output_router_logits (default: the config's) router_aux_loss_coef times the load-balancing loss; and with
+        output_mtp_logits mtp_loss_scaling_factor times MTP's cross-entropy.
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
         router = self.config.output_router_logits if output_router_logits is None else output_router_logits
-        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        out = self.model(*inputs, output_hidden_states, router)
-        hidden, out.last_hidden_state = out.last_hidden_state, None
-        out.logits = self.lm_head(hidden[:, -logits_to_keep:])
+        x = self.model.embed(input_ids, inputs_embeds)
+        inputs = (attention_mask, position_ids, past_key_values)
+        out = self.model(None, *inputs, x, use_cache, output_hidden_states, router)
+        out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
+        mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :]
         if labels is not None:
             out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         if out.router_logits:
-            mask = None if attention_mask is None else attention_mask[:, -hidden.shape[1] :]
             out.aux_loss = load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
             if labels is not None:
                 out.loss = out.loss + self.config.router_aux_loss_coef * out.aux_loss
+        if output_mtp_logits:
+            expect(past_key_values is None, "output_mtp_logits takes whole sequences, not a continuation")
+            expect(x.shape[1] > 1, "output_mtp_logits needs at least 2 tokens, found 1")
+            pairs = None if mask is None else mask[:, 1:] * mask[:, :-1]  # where both tokens of a pair are real
+            positions = None if position_ids is None else position_ids[:, :-1]
+            ahead = self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions)
+            out.mtp_logits = self.lm_head(ahead)
+            if labels is not None:
+                out.mtp_loss = self._mtp_loss(out.mtp_logits, labels, mask)
+                out.loss = out.loss + self.config.mtp_loss_scaling_factor * out.mtp_loss
+        return out
+
+    def look_ahead(
+        self,
+        hidden: Tensor,
+        next_embeds: Tensor,
+        mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """MTP's hidden states (B, T, D), from the model's own, or MTP's at the token before, and the next embeddings.
+
+        lm_head makes logits of them; their own attention cache is not the model's. Raises ValueError without MTP.
+        """
+        expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
+        x = self.mtp(hidden, next_embeds)
+        return self.model.run(x, self.mtp.layers, self.mtp.norm, mask, position_ids, cache).last_hidden_state
+
+    @staticmethod
+    def _mtp_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean cross-entropy of MTP's logits (B, T - 1, vocab) about the labels two ahead; 0 if there are none."""
+        labels = labels[:, 2:]
+        if mask is not None:  # both ends of the step have to be real
+            labels = labels.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
+        total = F.cross_entropy(upcast(logits[:, :-1]).flatten(0, 1), labels.flatten(), reduction="sum")
+        return total / (labels != -100).sum().clamp(min=1)
+
+
+# ==== Other heads =====================================================================================================
+
+
+class LinearHead(PreTrainedModel):
+    """A backbone and a linear layer on its hidden states. Parameter names, losses and outputs are transformers'."""
+
+    head, bias = "score", True
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__(config)
+        self.num_labels = config.extra.get("num_labels") or len(config.extra.get("id2label") or range(2))
+        self.add_module(self.backbone[:-1], Qwen3NextModel(config))
+        outputs = 2 if self.head == "qa_outputs" else self.num_labels  # a span's start and end
+        self.add_module(self.head, nn.Linear(config.hidden_size, outputs, bias=self.bias))
+        self.init_weights(self.get_submodule(self.head))
+        self.dropout = nn.Dropout(0.0)
+
+    def read(self, *inputs: Any, **options: Any) -> ModelOutput:
+        """The backbone's output, with logits (B, T, outputs). Arguments as `Qwen3NextModel.forward`."""
+        out = self.get_submodule(self.backbone[:-1])(*inputs, **options)
+        out.logits = self.get_submodule(self.head)(self.dropout(out.last_hidden_state))
+        return out
+
+
+class Qwen3NextForSequenceClassification(LinearHead):
+    """A label for a sequence, from its last real token."""
+
+    bias = False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> ModelOutput:
+        """logits (B, num_labels). labels (B,) int64: cross-entropy; (B,) or (B, num_labels) float: squared error if
+        there is one label, else a yes or no for each; config.json's problem_type decides differently.
+        """
+        out = self.read(input_ids, attention_mask, **inputs)
+        (B, T, n), real, pad = out.logits.shape, attention_mask, self.config.extra.get("pad_token_id")
+        if real is None:  # then padding is told by its token, if it has one
+            known = input_ids is not None and pad is not None
+            real = input_ids != pad if known else torch.ones(B, T, device=out.logits.device)
+        last = (real[:, -T:] * torch.arange(T, device=real.device)).argmax(1)
+        out.logits = out.logits[torch.arange(B, device=last.device), last]
+        if labels is not None:
+            kind = "single_label_classification" if not labels.is_floating_point() else "multi_label_classification"
+            kind = self.config.extra.get("problem_type") or ("regression" if n == 1 else kind)
+            if kind == "regression":
+                out.loss = F.mse_loss(out.logits.view_as(labels), labels.to(out.logits))
+            elif kind == "single_label_classification":
+                out.loss = F.cross_entropy(upcast(out.logits), labels.flatten())
+            else:
+                expect(kind == "multi_label_classification", f"config: problem_type is {kind!r}, which is not known")
+                out.loss = F.binary_cross_entropy_with_logits(out.logits, labels.to(out.logits))
+        return out
+
+
+class Qwen3NextForTokenClassification(LinearHead):
+    """A label for each token."""
+
+    def __init__(self, config: Qwen3NextConfig):
+        super().__init__(config)
+        rates = (config.extra.get(name) for name in ("classifier_dropout", "hidden_dropout"))
+        self.dropout.p = next((rate for rate in rates if rate is not None), 0.1)
+
+    def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any) -> ModelOutput:
+        """logits (B, T, num_labels); labels (B, T) int64 adds the mean cross-entropy, -100 left out."""
+        out = self.read(*inputs, **options)
+        if labels is not None:
+            out.loss = F.cross_entropy(upcast(out.logits).flatten(0, 1), labels.flatten())
+        return out
+
+
+class Qwen3NextForQuestionAnswering(LinearHead):
+    """The span of the input that answers a question."""
+
+    backbone, head = "transformer.", "qa_outputs"
+
+    def forward(
+        self, *inputs: Any, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **options: Any
+    ) -> ModelOutput:
+        """start_logits and end_logits (B, T). Positions (B,) int64 add their mean cross-entropy; beyond T: left out."""
+        out = self.read(*inputs, **options)
+        out.start_logits, out.end_logits = out.logits.unbind(-1)
+        if start_positions is not None and end_positions is not None:
+            T, pairs = out.logits.shape[1], ((out.start_logits, start_positions), (out.end_logits, end_positions))
+            losses = [F.cross_entropy(upcast(x), y.flatten().clamp(0, T), ignore_index=T) for x, y in pairs]
+            out.loss = sum(losses) / 2
         return out
 
 
@@ -892,18 +1123,13 @@ class Qwen3NextForCausalLM(PreTrainedModel):
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
+HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
+
+
 def some(names: Any) -> str:
     """The first ten names and a count, for messages."""
     names = sorted(names)
     return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
-
-
-def parse_json(text: str, source: Any) -> Any:
-    """What a JSON text says. Raises ValueError naming the source."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{source}: not JSON ({error})") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -916,28 +1142,32 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
-    content = parse_json(read_text(path), path)
-    expect(isinstance(content, dict), f"{path}: holds {type(content).__name__}, expected a JSON object")
+def parse_json(text: str, source: Any, kind: type = object) -> Any:
+    """What a JSON text says. Raises ValueError naming the source if it is none, or not of that kind."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: not JSON ({error})") from None
+    expect(isinstance(content, kind), f"{source}: holds {type(content).__name__}, expected {kind.__name__}")
     return content
 
 
-def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
-    """The folder of a checkpoint: a local one, or a hub name such as "Qwen/Qwen3-Next-80B-A3B-Instruct", downloaded.
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
+    return parse_json(read_text(path), path, dict)
 
-    Raises FileNotFoundError when it is neither.
-    """
+
+def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
+    """A checkpoint's folder: a local one, or downloaded by its hub name (owner/name). Raises FileNotFoundError."""
     path = Path(path_or_repo)
     if path.is_dir():
         return path
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0] == "..":
         raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository (owner/name)")
-    import huggingface_hub  # here, since it takes longer to import than all the rest and is rarely needed
+    from huggingface_hub import snapshot_download  # slower to import than all the rest, and rarely needed
 
     try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
-        return Path(huggingface_hub.snapshot_download(path.as_posix(), allow_patterns=patterns))
+        return Path(snapshot_download(path.as_posix(), allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
     except Exception as error:  # its own, its HTTP library's, the operating system's
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(f"{path}: no such folder, and the download failed: {reason}") from error
@@ -999,10 +1229,17 @@ def assign_weights(
 ):
     """Puts the tensors in place of the model's parameters, copying only where dtype or device differ.
 
-    Raises ValueError listing what is missing, unexpected or misshapen. The MTP head's tensors are left alone.
+    Other models' heads are left alone; the model's own, if the checkpoint has none, starts anew, with a warning.
+    Raises ValueError listing what is missing, unexpected or misshapen.
     """
+    if model.head and not any(name.startswith(model.head + ".") for name in tensors):
+        warnings.warn(f"{source}: no {model.head}: its weights are new, and have to be trained", stacklevel=3)
+        head = model.get_submodule(model.head).to_empty(device=device).to(dtype)
+        model.init_weights(head)
+        tensors = {**tensors, **{f"{model.head}.{name}": p.detach() for name, p in head.named_parameters()}}
     want = {name: p.shape for name, p in model.named_parameters()}
-    spare = {name for name in tensors if name.startswith("mtp.")} | ({"lm_head.weight"} - want.keys())
+    tops = {name.partition(".")[0] for name in want}
+    spare = {name for name in tensors if name.partition(".")[0] in {*HEADS} - tops}
     shapes = {name: tuple(tensors[name].shape) for name in want.keys() & tensors.keys()}
     wrong = [f"{name} {found} instead of {tuple(want[name])}" for name, found in shapes.items() if found != want[name]]
     problems = {"missing": want.keys() - shapes, "unexpected": tensors.keys() - want.keys() - spare, "misshapen": wrong}
@@ -1034,7 +1271,7 @@ def as_device(device_map: str | torch.device) -> torch.device:
 
 @classmethod
 def config_from_pretrained(cls, path_or_repo: str | os.PathLike) -> Qwen3NextConfig:
-    """The config of a checkpoint folder or hub repository."""
+    """The config of a checkpoint folder or hub repository. Raises FileNotFoundError or ValueError naming the file."""
     path = find_checkpoint(path_or_repo) / "config.json"
     fields = read_json(path)
     try:
@@ -1060,6 +1297,9 @@ def from_pretrained(
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     folder, device = find_checkpoint(path_or_repo), as_device(device_map)
     config, tensors = Qwen3NextConfig.from_pretrained(folder), read_checkpoint(folder)
+    mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
+    config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
+    tensors = {cls.place(name): tensor for name, tensor in tensors.items()}
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = cls(config)
     assign_weights(model, tensors, folder, device, as_dtype(dtype, config, tensors))
@@ -1092,19 +1332,20 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
             used = 0
         shards[-1][name] = p.detach().contiguous()
         used += p.nbytes
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    names = names if len(shards) > 1 else ["model.safetensors"]
-    weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
-    dtype, total = str(self.dtype).removeprefix("torch."), sum(p.nbytes for p in self.parameters())
+    n = len(shards)
+    names = [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
+    dtype = str(self.dtype).removeprefix("torch.")
     texts = {"config.json": {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}}
     if self.generation_config:
         texts["generation_config.json"] = self.generation_config
-    if len(shards) > 1:
-        texts["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if n > 1:
+        weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
+        total = {"total_size": sum(p.nbytes for p in self.parameters())}
+        texts["model.safetensors.index.json"] = {"metadata": total, "weight_map": weight_map}
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = {file.name for file in folder.glob("model*.safetensors*")} - set(names) - texts.keys()
+    stale = {file.name for file in folder.glob("model*.safetensors*")} - {*names, *texts}
     try:
         for name, shard in zip(names, shards):
             save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
@@ -1280,33 +1521,106 @@ class Sampling:
         return cls(**{**known, **({"do_sample": True} if asked else {}), **given})
 
     def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Next-token distribution (B, vocab), float32 or float64, of logits (B, vocab).
+        """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab).
 
-        seen (B, vocab) bool: the tokens that the sequence holds already, for the repetition penalty.
+        seen (..., vocab) bool: the tokens that the sequence holds already, for the repetition penalty.
         """
         logits = upcast(logits)
         if self.repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
             logits = torch.where(seen, penalised, logits)
         if not self.do_sample:
-            return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1)
+            return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1)
         logits = logits / self.temperature
         if self.top_k:
-            kth = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            kth = logits.topk(min(self.top_k, logits.shape[-1])).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)
         if self.top_p < 1:  # the fewest of the likeliest tokens that together have top_p, at least one
             p, order = logits.softmax(-1).sort(descending=True, stable=True)
             beyond = p.cumsum(-1) - p >= self.top_p
-            beyond[:, 0] = False
-            logits = logits.masked_fill(beyond.scatter(1, order, beyond), -math.inf)
+            beyond[..., 0] = False
+            logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -math.inf)
         p = logits.softmax(-1)
         p = p.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), 0)
         return p / p.sum(-1, keepdim=True)
 
-    def choose(self, logits: Tensor, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """The next token of each sequence, (B,)."""
-        p = self.probabilities(logits, seen)
+    def draw(self, p: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A token for each distribution p (B, vocab): (B,)."""
         return torch.multinomial(p, 1, generator=generator)[:, 0] if self.do_sample else p.argmax(-1)
+
+    def verify(
+        self, p: Tensor, q: Tensor | None, drafts: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Speculative sampling, [Spec] Algorithm 1: the tokens that come out are distributed as p, whatever q is.
+
+        A draft x stands with probability p(x) / q(x) if all before it stand. The token after those is drawn from
+        max(p - q, 0), normalised, where the first draft fell, and from p where none did. Greedy decoding is the case of
+        one-hot p and q: a draft stands if and only if it is the likeliest token.
+        Args: p (B, n + 1, vocab), the model's distributions of n drafted tokens and the one behind; q (B, n, vocab),
+        those that the drafts (B, n) were drawn from. Returns: how many stand (B,), and the token after them (B,).
+        """
+        n, rows = drafts.shape[1], torch.arange(len(p), device=p.device)
+        if n == 0:
+            return torch.zeros_like(rows), self.draw(p[:, 0], generator)
+        ratio = (p[:, :n].gather(2, drafts[..., None]) / q.gather(2, drafts[..., None])).squeeze(-1)  # (B, n)
+        stands = torch.rand(ratio.shape, dtype=p.dtype, device=p.device, generator=generator) < ratio
+        accepted = stands.long().cumprod(1).sum(1)
+        rest = torch.cat([(p[:, :n] - q).clamp(min=0), p[:, n:]], dim=1)[rows, accepted]  # (B, vocab)
+        rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p[rows, accepted])  # p = q, but for rounding
+        return accepted, self.draw(rest, generator)
+
+
+def with_tokens(seen: Tensor, tokens: Tensor) -> Tensor:
+    """seen (B, vocab) bool, and what becomes of it token by token: (B, n + 1, vocab) for tokens (B, n)."""
+    rows = seen[:, None] | (F.one_hot(tokens, seen.shape[1]).cumsum(1) > 0)
+    return torch.cat([seen[:, None], rows], dim=1)
+
+
+class Drafter:
+    """Drafts tokens with the MTP layer. Its keys and values lie in cache.mtp, an entry for each token of the cache."""
+
+    def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
+        expect(model.mtp is not None, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
+        self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
+        if cache.mtp is None or cache.mtp.columns != cache.columns:  # new, or left behind by passes without drafts
+            cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
+        self.cache = cache.mtp
+
+    def read(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
+        """Takes in hidden states (1, T, D) and the tokens (1, T) that follow each of them."""
+        embeds = self.model.model.embed(following)
+        self.hidden = self.model.look_ahead(hidden, embeds, mask, cache=self.cache)[:, -1:]
+
+    def draft(self, n: int, seen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """n tokens (1, n), and the distributions they were drawn from (1, n, vocab).
+
+        A draft is read with MTP's own hidden state, for want of the model's; the entries that this leaves are taken
+        back afterwards, since the model's hidden states come with the next `read`.
+        """
+        tokens, q = [], []
+        for i in range(n):
+            if i > 0:
+                self.read(self.hidden, tokens[-1][:, None])
+            q.append(self.rule.probabilities(self.model.lm_head(self.hidden[:, 0]), seen))  # (1, vocab)
+            tokens.append(self.rule.draw(q[-1], generator))
+            seen = None if seen is None else seen.scatter(1, tokens[-1][:, None], True)
+            self.drafted[i] += 1
+        self.cache.rollback(n - 1)
+        return torch.stack(tokens, dim=1), torch.stack(q, dim=1)
+
+    def stats(self) -> dict:
+        """Totals, and the share of the drafts at each position that stood."""
+        shares = [a / d for a, d in zip(self.accepted, self.drafted) if d]
+        return {"drafted": sum(self.drafted), "accepted": sum(self.accepted), "acceptance_by_position": shares}
+
+
+def ends_with(ids: Tensor, strings: list[str] | None, tokenizer: Any) -> Tensor:
+    """Whether one of the strings lies in the last tokens of ids (B, T): (B,) bool."""
+    if not strings:
+        return torch.zeros_like(ids[:, 0], dtype=torch.bool)
+    longest = max(len(string.encode()) for string in strings)  # a string of n bytes lies within n tokens
+    texts = tokenizer.batch_decode(ids[:, -longest:])
+    return torch.tensor([any(string in text for string in strings) for text in texts], device=ids.device)
 
 
 @torch.no_grad()
@@ -1319,6 +1633,7 @@ def generate(
     stop_strings: list[str] | None = None,
     tokenizer: Any = None,
     seed: int | None = None,
+    num_draft_tokens: int = 0,
     past_key_values: Cache | None = None,
     streamer: Callable[[int], Any] | None = None,
     stats: dict | None = None,
@@ -1327,67 +1642,110 @@ def generate(
     """Continues input_ids (B, T): returns (B, T + new), with padding behind a sequence's end.
 
     Args: attention_mask (B, T), 0 at padding; eos_token_id, one end token or several, None for none; stop_strings, to
-    end a sequence too, and the tokenizer that reads them; seed, to make sampling repeatable; past_key_values, a cache
-    that holds the first tokens of input_ids already; streamer, called with each token id, for one sequence; stats, a
-    dict to fill: prompt_tokens, new_tokens, prefill_seconds, decode_seconds. Sampling options: do_sample, temperature,
-    top_k, top_p, min_p, repetition_penalty. What is not given is generation_config.json's, or else: 512 new tokens,
-    and the likeliest token each time; but temperature, top_k, top_p or min_p, when given, mean do_sample=True.
-    Raises: ValueError for options out of range or inputs that do not fit together.
+    end a sequence too, and the tokenizer that reads them; seed, to make sampling repeatable; num_draft_tokens, how many
+    tokens MTP drafts for each pass of the model; past_key_values, a cache that holds the first tokens of input_ids,
+    and in the end all but the last one returned; streamer, called with each token id; stats, a dict to fill:
+    prompt_tokens, new_tokens, prefill_seconds, decode_seconds, drafted, accepted, acceptance_by_position. Drafts and a
+    streamer take one sequence. Sampling options: do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
+    What is not given is generation_config.json's, or else 512 new tokens, the likeliest each time; but temperature,
+    top_k, top_p or min_p, when given, mean do_sample=True.
+    Raises ValueError for options out of range or inputs that do not fit together.
     """
-    (B, T), defaults = input_ids.shape, self.generation_config
+    (B, T), defaults, started = input_ids.shape, self.generation_config, time.perf_counter()
     rule = Sampling.from_options(defaults, sampling)
     eos = defaults.get("eos_token_id", self.config.extra.get("eos_token_id")) if eos_token_id is ... else eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     pad, ends = defaults.get("pad_token_id", eos[0] if eos else 0), torch.tensor(eos, device=input_ids.device)
     limit = max_new_tokens if max_new_tokens is not None else defaults.get("max_new_tokens", 512)
-    expect(isinstance(limit, int) and limit >= 0, f"max_new_tokens is {limit!r}, expected 0 or more")
-    expect(streamer is None or B == 1, f"a streamer takes one sequence, not {B}")
+    for name, n in {"max_new_tokens": limit, "num_draft_tokens": num_draft_tokens}.items():
+        expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
+    expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
-    generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-    started = time.perf_counter()
-    logits, cache = prefill(self, input_ids, attention_mask, past_key_values)
+    cache = self.make_cache(B) if past_key_values is None else past_key_values
+    drafter = Drafter(self, cache, rule, num_draft_tokens) if num_draft_tokens else None
+    out = prefill(self, input_ids, attention_mask, cache, drafter)
     prefilled = time.perf_counter()
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
-    seen = None
-    if rule.repetition_penalty != 1:  # padding does not count; amax, since a token may stand in both
-        seen = torch.zeros_like(logits, dtype=input_ids.dtype).scatter_reduce(1, input_ids, real, "amax") > 0
+    held = torch.zeros_like(out.logits[:, 0], dtype=torch.long).scatter_reduce(1, input_ids, real, "amax")
+    seen = held > 0 if rule.repetition_penalty != 1 else None  # padding does not count
+    generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
     ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
-    for n in range(limit):
-        token = rule.choose(logits, seen, generator).masked_fill(done, pad)
-        ids = torch.cat([ids, token[:, None]], dim=1)
-        seen = None if seen is None else seen.scatter(1, token[:, None], True)
-        if streamer is not None:
-            streamer(token.item())
-        done = done | torch.isin(token, ends)
-        if stop_strings:  # a string of n bytes lies within the last n tokens
-            tail = ids[:, max(T, ids.shape[1] - max(len(stop.encode()) for stop in stop_strings)) :]
-            texts = tokenizer.batch_decode(tail)
-            done = done | torch.tensor([any(stop in text for stop in stop_strings) for text in texts]).to(done)
-        if n + 1 == limit or done.all():
-            break
-        logits = self(token[:, None], past_key_values=cache).logits[:, -1]
+    with closing(decode(self, out, cache, rule, drafter, limit, seen, generator)) as tokens:
+        for token in tokens:
+            ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
+            if streamer is not None:
+                streamer(token.item())
+            done |= torch.isin(token, ends)
+            done |= ends_with(ids[:, T:], stop_strings, tokenizer)
+            if done.all():
+                break
     if stats is not None:
-        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T)
-        stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
+        seconds = {"prefill_seconds": prefilled - started, "decode_seconds": time.perf_counter() - prefilled}
+        drafts = drafter.stats() if drafter else {"drafted": 0, "accepted": 0, "acceptance_by_position": []}
+        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T, **seconds, **drafts)
     return ids
 
 
-def prefill(model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Cache]:
-    """Reads what the cache lacks of the prompt, a window at a time: the logits behind it (B, vocab), and the cache."""
+def prefill(
+    model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache, drafter: Drafter | None
+) -> ModelOutput:
+    """Reads what the cache lacks of the prompt, a window at a time: logits and hidden state of its last token."""
     if mask is not None and not mask.all():
         expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
         order = mask.bool().int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-    cache = model.make_cache(len(ids)) if cache is None else cache
-    expect(cache.columns < ids.shape[1], f"the cache holds {cache.columns} tokens, input_ids only {ids.shape[1]}")
-    starts = range(cache.columns, ids.shape[1], PREFILL_WINDOW)
+    T = ids.shape[1]
+    expect(cache.columns < T, f"the cache holds {cache.columns} tokens, input_ids only {T}")
+    starts, quiet = range(cache.columns, T, PREFILL_WINDOW), None  # None: a progress bar on a terminal only
     for start in tqdm(
-        starts, "reading", unit="window", leave=False, delay=2, disable=None if len(starts) > 1 else True
+        starts, "reading", unit="window", leave=False, delay=2, disable=quiet if len(starts) > 1 else True
     ):
         window = slice(start, start + PREFILL_WINDOW)
         new_mask = None if mask is None else mask[:, window]
-        logits = model(ids[:, window], new_mask, past_key_values=cache, logits_to_keep=1).logits
-    return logits[:, -1], cache
+        out = model(ids[:, window], new_mask, past_key_values=cache, logits_to_keep=1)
+        following = ids[:, start + 1 : start + PREFILL_WINDOW + 1]
+        if drafter is not None and (n := following.shape[1]):
+            drafter.read(out.last_hidden_state[:, :n], following, None if new_mask is None else new_mask[:, :n])
+    out.last_hidden_state = out.last_hidden_state[:, -1:]
+    return out
+
+
+def decode(
+    model: Qwen3NextForCausalLM,
+    out: ModelOutput,
+    cache: Cache,
+    rule: Sampling,
+    drafter: Drafter | None,
+    limit: int,
+    seen: Tensor | None,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    """At most `limit` tokens (B,), one after the other, behind the pass `out`. What the caller has not taken from the
+    last pass is taken back when it closes the iterator, so that the cache then holds all tokens but the last.
+    """
+    drafts, q = out.logits.new_empty(len(out.logits), 0, dtype=torch.long), None
+    while limit > 0:
+        n = drafts.shape[1]
+        before = None if seen is None else with_tokens(seen, drafts)  # (B, n + 1, vocab)
+        accepted, token = rule.verify(rule.probabilities(out.logits, before), q, drafts, generator)
+        stand = int(accepted[0]) if n else 0
+        tokens, taken = torch.cat([drafts[:, :stand], token[:, None]], dim=1), 0
+        try:
+            for token in tokens.unbind(1):
+                taken += 1
+                yield token
+        finally:  # the caller may close us in the middle
+            cache.rollback(n + 1 - taken)
+            tokens, limit = tokens[:, :taken], limit - taken
+            if drafter is not None:
+                drafter.read(out.last_hidden_state[:, :taken], tokens)
+                drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
+        if limit > 0:
+            seen = None if seen is None else with_tokens(seen, tokens)[:, -1]
+            n = min(len(drafter.drafted), limit - 1) if drafter is not None else 0
+            drafts, q = drafter.draft(n, seen, generator) if n else (drafts[:, :0], None)
+            cache.reversible = n > 0
+            out = model(torch.cat([token[:, None], drafts], dim=1), past_key_values=cache)
 
 
 @torch.no_grad()
@@ -1409,18 +1767,14 @@ Qwen3NextForCausalLM.generate = generate
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's options."""
-    parser = argparse.ArgumentParser(
-        prog="qwen3_next.py",
-        description="Generate text with Qwen3-Next. The text goes to standard output, all else to standard error.",
-    )
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument(
-        "--prompt", metavar="TEXT", help="a user message, or with --raw a text to continue; -: from stdin"
-    )
+    about = "Generate text with Qwen3-Next. The text goes to standard output, all else to standard error."
+    parser = argparse.ArgumentParser(prog="qwen3_next.py", description=about)
+    task, tiny = parser.add_mutually_exclusive_group(required=True), Path(__file__).resolve().parent / "tiny"
+    task.add_argument("--prompt", metavar="TEXT", help="a user message (with --raw: a text to continue); -: from stdin")
     task.add_argument("--prompt-file", metavar="FILE", help="the same from a file")
     task.add_argument("--chat", action="store_true", help="a conversation: one message a line, Ctrl-C stops an answer")
     task.add_argument("--score", metavar="FILE", help="perplexity and bits per byte of a text")
-    add, tiny = parser.add_argument, Path(__file__).resolve().parent / "tiny"
+    add = parser.add_argument
     add("--raw", action="store_true", help="continue the text as it is, without the chat template")
     add("--system", metavar="TEXT", help="a system message before the first one")
     add("--tools", metavar="FILE", help="a JSON list of tools for the chat template")
@@ -1438,6 +1792,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--min-p", type=float, metavar="X", help="leave out tokens below X times the likeliest one's probability")
     add("--repetition-penalty", type=float, metavar="X", help="above 1: make tokens that occurred less likely")
     add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add("--draft-tokens", type=int, default=0, metavar="N", help="tokens that MTP drafts for each pass of the model")
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
     return parser.parse_args(arguments)
 
@@ -1483,16 +1838,18 @@ def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: C
     """Generates and prints one answer to the prompt `ids`; the cache may hold the first of them."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_new_tokens")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    if args.greedy:
-        options["do_sample"] = False
+    options |= {"stop_strings": args.stop, "tokenizer": tokenizer, "num_draft_tokens": args.draft_tokens}
+    options |= {"do_sample": False} if args.greedy else {}
     prompt, stats = torch.tensor([ids], dtype=torch.long, device=model.device), {}
-    options |= {"stop_strings": args.stop, "tokenizer": tokenizer}
     model.generate(prompt, past_key_values=cache, streamer=show, stats=stats, **options)
     show.finish()
     if args.stats:
         new, count, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
         print(f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s", file=sys.stderr)
         print(f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s", file=sys.stderr)
+        if stats["drafted"]:
+            shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
+            print(f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}", file=sys.stderr)
         print(f"peak memory: {peak_memory(model.device)}", file=sys.stderr)
 
 
@@ -1533,8 +1890,8 @@ def run(args: argparse.Namespace):
         system = [{"role": "system", "content": args.system}] if args.system else []
         return tokenizer.apply_chat_template(system + messages, **variables)
 
-    text = args.prompt if args.prompt != "-" else read_text("-")
-    text = read_text(args.prompt_file or args.score) if args.prompt_file or args.score else text
+    file = args.prompt_file or args.score or ("-" if args.prompt == "-" else None)
+    text = read_text(file) if file else args.prompt
     model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule)
     rows = model.config.vocab_size
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
@@ -1550,10 +1907,9 @@ def run(args: argparse.Namespace):
         return
     expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
     nats, size = score(model, torch.tensor([ids], device=model.device)), len(text.encode())
+    bits = nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode()))
     print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
-    print(
-        f"{nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode())):.4f} bits per byte (first token given)"
-    )
+    print(f"{bits:.4f} bits per byte (first token given)")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,8 +3,8 @@
 This file is written to be compared with the equations, and to settle what a faster implementation should compute. A
 layer that mixes tokens is a loop over tokens with an explicit state: a list of keys and values for attention, a window
 of inputs for the convolution, a matrix per head for the delta rule. There is no batch, no padding, no chunked form, no
-generation and no multi-token prediction (`mtp.*` tensors are skipped). Weights are read one layer at a time, an
-expert's only when a token is routed to it, and widened to float64 whatever their type on disk.
+generation. Weights are read one layer at a time, an expert's only when a token is routed to it, and widened to float64
+whatever their type on disk.
 
     python reference_recurrent.py --model DIR --tokens 5,17,3 --top 5
 
@@ -76,7 +76,7 @@ class Config:
 
         self.num_experts, step, dense = get("num_experts"), get("decoder_sparse_step", 1), get("mlp_only_layers", [])
         self.is_moe = [self.num_experts > 0 and i not in dense and (i + 1) % step == 0 for i in layers]
-        if any(self.is_moe):
+        if self.num_experts > 0:
             self.top_k, self.norm_topk_prob = get("num_experts_per_tok"), get("norm_topk_prob", True)
 
         width = int(self.head_dim * get("partial_rotary_factor", 0.25, rope))
@@ -323,7 +323,25 @@ class Reference:
 
     def logits(self, token_ids: list[int] | Array) -> Array:
         """Next-token logits after each token: (T,) ids -> (T, vocab) float64. ValueError for bad ids."""
-        x, tied = self.hidden(token_ids), self.config.tie_word_embeddings
+        return self.head(self.hidden(token_ids))
+
+    def mtp_logits(self, token_ids: list[int] | Array) -> Array:
+        """Multi-token prediction (arXiv 2412.19437, Section 2.2): (T,) ids -> (T - 1, vocab) float64.
+
+        Row i predicts token i + 2, from the hidden state of token i and the embedding of token i + 1. KeyError where
+        the checkpoint has no mtp.* tensors.
+        """
+        c, h = self.config, self.hidden(token_ids)[:-1]
+        e = self.read("model.embed_tokens.weight", np.asarray(token_ids)[1:])
+        e = rms_norm(e, self.read("mtp.pre_fc_norm_embedding.weight"), c.rms_norm_eps)
+        h = rms_norm(h, self.read("mtp.pre_fc_norm_hidden.weight"), c.rms_norm_eps)
+        x = self.linear("mtp.fc", np.concatenate([e, h], axis=1))
+        x = self.layer("mtp.layers.0.", x, full_attention=True, moe=c.num_experts > 0)
+        return self.head(rms_norm(x, self.read("mtp.norm.weight"), c.rms_norm_eps))
+
+    def head(self, x: Array) -> Array:
+        """The output projection. x (T, hidden) -> (T, vocab)."""
+        tied = self.config.tie_word_embeddings
         out = np.empty((len(x), self.config.vocab_size))
         for start in range(0, self.config.vocab_size, 4096):  # in parts: the whole head is larger than a layer
             rows = slice(start, start + 4096)

@@ -96,7 +96,7 @@ def tiny() -> Path:
 def checkpoint(tmp_path_factory) -> Path:
     """A random model with tiny/'s tokenizer, as a folder."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    model = random_model(torch.bfloat16, vocab_size=2048)
+    model = random_model(torch.bfloat16, vocab_size=2048, mtp_num_hidden_layers=1)
     model.generation_config = {"eos_token_id": [3, 5], "pad_token_id": 0, "do_sample": False}
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -157,10 +157,11 @@ def test_missing_unexpected_and_misshapen_tensors(folder):
     assert "model.layers.0.mlp.gate.weight (9, 48) instead of (8, 48)" in message
 
 
-def test_mtp_tensors_are_known(folder):
-    """Catches a released checkpoint refused for its MTP head."""
+def test_an_incomplete_mtp_layer_is_refused(folder):
+    """Catches drafts from a layer that was loaded in part."""
     edit_tensors(folder, lambda tensors: tensors.update({"mtp.fc.weight": torch.zeros(48, 96)}))
-    Qwen3NextForCausalLM.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"missing: mtp\.layers\.0\."):
+        Qwen3NextForCausalLM.from_pretrained(folder)
 
 
 def rewrite_header(file, change):

@@ -82,6 +82,20 @@ def test_prompts_from_files_and_standard_input(tmp_path):
     assert run("--prompt", "-", *options, input=text).stdout == expected
 
 
+def test_drafts(checkpoint):
+    """Catches --draft-tokens that changes the text, and statistics that count something else."""
+    fixed = ("--model", checkpoint, "--prompt", "Hello", "--dtype", "float64", "--greedy", "--max-new-tokens", 20)
+    plain, drafted = run(*fixed), run(*fixed, "--draft-tokens", 3, "--stats")
+    assert plain.stdout == drafted.stdout
+    line = next(line for line in drafted.stderr.splitlines() if line.startswith("drafts:"))
+    total, accepted, shares = re.fullmatch(r"drafts: (\d+), (\d+) accepted; by position (.*)", line).groups()
+    assert int(total) > 20
+    assert int(accepted) <= int(total)
+    assert shares.count("%") == 3
+    none = run("--prompt", "Hello", "--draft-tokens", 1, "--model", checkpoint.parent)
+    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
+
+
 def test_template_variables(tmp_path, checkpoint):
     """Catches a system message, tools or arguments that do not reach the template."""
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):

@@ -91,7 +91,7 @@ def test_samples_follow_the_distribution():
     rule, n = Sampling(do_sample=True, temperature=0.9, top_k=6), 40_000
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(1)).expand(n, -1)
     p = rule.probabilities(logits[:1])[0]
-    drawn = rule.choose(logits, None, torch.Generator().manual_seed(2))
+    drawn = rule.draw(rule.probabilities(logits), torch.Generator().manual_seed(2))
     found = drawn.bincount(minlength=12) / n
     assert ((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()  # five standard errors
 
