@@ -1,10 +1,9 @@
 """Qwen3-Next's forward pass in NumPy: float64, one sequence, one token at a time.
 
-This file is written to be compared with the equations, and to settle what a faster implementation should compute. A
-layer that mixes tokens is a loop over tokens with an explicit state: a list of keys and values for attention, a window
-of inputs for the convolution, a matrix per head for the delta rule. There is no batch, no padding, no chunked form, no
-generation. Weights are read one layer at a time, an expert's only when a token is routed to it, and widened to float64
-whatever their type on disk.
+Written to be compared with the equations, and to settle what a faster implementation should compute. A layer that mixes
+tokens is a loop over tokens with an explicit state: lists of keys and values for attention, a window of inputs for the
+convolution, a matrix per head for the delta rule. No batch, no padding, no chunked form, no generation. Weights are
+read one layer at a time, an expert's only when a token is routed to it, and widened to float64.
 
     python reference_recurrent.py --model DIR --tokens 5,17,3 --top 5
 
@@ -13,8 +12,7 @@ Glossary (name here, symbol, source)
     K, V, r           key width, value width, and value heads per key head, of the delta rule
     S                 its state, (K, V) per head: the transpose of S_t in Gated DeltaNet, arXiv 2412.06464, Eq. 10
     alpha = e^g       decay, alpha_t in Eq. 10; g = -exp(A_log) softplus(a + dt_bias) as in Mamba-2, arXiv 2405.21060
-    beta              write strength, beta_t in Eq. 10
-    z                 output gate of the delta rule, before its SiLU: Section 3.4 there
+    beta, z           write strength, beta_t in Eq. 10; output gate before its SiLU, Section 3.4
     gate              output gate of attention, before its sigmoid: Gated Attention, arXiv 2505.06708, Section 2.2
     inv_freq          theta_i = theta^(-2i/d): RoPE, arXiv 2104.09864, Section 3.2; d is the rotated width, not D
     ramp, factor      1 - gamma, and s: YaRN, arXiv 2309.00071, Section 3.2; attention_factor is sqrt(1/t), Section 3.4
@@ -40,17 +38,13 @@ STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")
 
 
 class Config:
-    """The fields of config.json that decide the forward pass, from either dialect.
+    """The fields of config.json that decide the forward pass, from either dialect; the rest is ignored.
 
-    One dialect has rope_theta, partial_rotary_factor, rope_scaling and full_attention_interval at the top level; the
-    other has layer_types, and everything about RoPE inside rope_parameters. Raises ValueError for what is missing or
-    not supported; other keys are ignored.
+    RoPE's fields and full_attention_interval stand at the top level, or in rope_parameters and as layer_types. Raises
+    ValueError for what is missing or not supported.
     """
 
     def __init__(self, fields: dict):
-        for key, only in (("model_type", "qwen3_next"), ("hidden_act", "silu")):
-            if fields.get(key, only) != only:
-                raise ValueError(f"config.json: {key} is {fields[key]!r}, expected {only!r}")
         rope = {**fields, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
 
         def get(key: str, default: object = None, among: dict = fields) -> object:
@@ -59,13 +53,16 @@ class Config:
                 raise ValueError(f"config.json: {key} is missing")
             return value
 
-        self.vocab_size, self.hidden_size = get("vocab_size"), get("hidden_size")
-        self.rms_norm_eps, self.tie_word_embeddings = get("rms_norm_eps", 1e-6), get("tie_word_embeddings", False)
+        kind, yarn = rope.get("rope_type", rope.get("type", "default")), None
+        expected = {"model_type": ("qwen3_next",), "hidden_act": ("silu",), "rope_type": ("default", "yarn")}
+        for key, found in {**fields, "rope_type": kind}.items():
+            if found not in expected.get(key, (found,)):
+                raise ValueError(f"config.json: {key} is {found!r}, expected {' or '.join(expected[key])}")
+        self.vocab_size, self.hidden_size, self.head_dim = get("vocab_size"), get("hidden_size"), get("head_dim")
         self.num_heads, self.num_kv_heads = get("num_attention_heads"), get("num_key_value_heads")
-        self.head_dim = get("head_dim")
+        self.rms_norm_eps, self.tie_word_embeddings = get("rms_norm_eps", 1e-6), get("tie_word_embeddings", False)
 
-        layers = range(get("num_hidden_layers"))
-        interval = get("full_attention_interval", 4)
+        layers, interval = range(get("num_hidden_layers")), get("full_attention_interval", 4)
         types = get("layer_types", [LAYER_TYPES[(i + 1) % interval == 0] for i in layers])
         if len(types) != len(layers) or set(types) - set(LAYER_TYPES):
             raise ValueError(f"config.json: layer_types is {types}, expected {len(layers)} names out of {LAYER_TYPES}")
@@ -73,70 +70,60 @@ class Config:
         if "linear_attention" in types:
             self.key_heads, self.value_heads = get("linear_num_key_heads"), get("linear_num_value_heads")
             self.K, self.V = get("linear_key_head_dim"), get("linear_value_head_dim")
-
         self.num_experts, step, dense = get("num_experts"), get("decoder_sparse_step", 1), get("mlp_only_layers", [])
         self.is_moe = [self.num_experts > 0 and i not in dense and (i + 1) % step == 0 for i in layers]
         if self.num_experts > 0:
             self.top_k, self.norm_topk_prob = get("num_experts_per_tok"), get("norm_topk_prob", True)
 
         width = int(self.head_dim * get("partial_rotary_factor", 0.25, rope))
-        kind, yarn = rope.get("rope_type", rope.get("type", "default")), None
         if kind == "yarn":
-            usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+            usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "factor": None}
             yarn = {key: get(key, default, rope) for key, default in usual.items()}
-            yarn["factor"] = get("factor", None, rope)
             yarn["attention_factor"] = get("attention_factor", 0.1 * math.log(yarn["factor"]) + 1, rope)
             yarn["original"] = get("original_max_position_embeddings", fields.get("max_position_embeddings"), rope)
-        elif kind != "default":
-            raise ValueError(f"config.json: rope type is {kind!r}, expected 'default' or 'yarn'")
         self.inv_freq, self.rope_scale = rope_frequencies(width, get("rope_theta", None, rope), yarn)
 
 
 # ---- Checkpoint -----------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, text: bytes | None = None) -> dict:
-    """The JSON object in a file, or in `text` taken from it. FileNotFoundError or ValueError naming the file."""
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        found = json.loads((path.read_bytes() if text is None else text).decode())
+        found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if isinstance(found, dict):
-        return found
-    raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def read_header(path: Path) -> Tensors:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file: the header's length (8 bytes, little-endian), a JSON header, their bytes.
 
-    The format: the header's length (8 bytes, little-endian), a JSON header, then the tensors' bytes with no gap.
     Raises FileNotFoundError, or ValueError when lengths and offsets do not add up.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as file:
-        data, total = 8 + int.from_bytes(file.read(8), "little"), path.stat().st_size
-        if not 8 < data <= total:
-            raise ValueError(f"{path}: its header should end at byte {data}, the file has {total}")
-        header = read_json(path, file.read(data - 8))
-    header.pop("__metadata__", None)
     tensors, spans = {}, []
-    for name, entry in header.items():
-        try:
+    try:
+        with path.open("rb") as file:
+            data = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(data, path.stat().st_size) - 8))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
             dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            size = math.prod(shape) * STORED[dtype].itemsize if dtype in STORED else stop - start
-            fits = stop - start == size and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
-        except (KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise ValueError(f"{path}: {name!r} has shape, type and offsets that do not fit together: {entry!r}")
-        tensors[name] = (path, dtype, shape, data + start)
-        spans.append((start, stop))
-    spans.sort()
-    if [start for start, _ in spans] + [total - data] != [0] + [stop for _, stop in spans]:
-        raise ValueError(f"{path}: its tensors should fill the {total - data} bytes of data, with no gap or overlap")
+            if dtype in STORED and math.prod(shape) * STORED[dtype].itemsize != stop - start:
+                raise ValueError(f"{name!r} has shape, type and offsets that do not fit together: {entry!r}")
+            tensors[name] = (path, dtype, shape, data + start)
+            spans.append((start, stop))
+        spans.sort()
+        if [start for start, _ in spans] + [path.stat().st_size - data] != [0] + [stop for _, stop in spans]:
+            raise ValueError("its tensors should fill the file, with no gap or overlap")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from None
     return tensors
 
 
