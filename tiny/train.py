@@ -5,7 +5,8 @@
 
 The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own. AdamW with weight decay
 on the zero-centred norm weights too, as the released model's recipe has it, warm-up and a cosine schedule. The loss is
-cross-entropy over all tokens plus the load-balancing loss. CPU, or CUDA when there is one.
+cross-entropy over all tokens, the MTP layer's with a tenth of its weight, and the load-balancing loss. CPU, or CUDA
+when there is one.
 """
 
 import argparse
@@ -52,6 +53,7 @@ CONFIG = {
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
     "router_aux_loss_coef": 0.01,
+    "mtp_num_hidden_layers": 1,
 }
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # How Qwen's tokenizer cuts text before BPE: contractions, words with their leading space, digits, punctuation.
@@ -251,14 +253,15 @@ def main(arguments: list[str] | None = None):
             batch, documents = zip(*itertools.islice(source, args.batch), strict=True)
             ids, document = torch.tensor(batch), documents[-1]
         ids = ids.to(args.device)
-        out = model(ids, labels=ids, output_router_logits=True)
+        out = model(ids, labels=ids, output_router_logits=True, output_mtp_logits=True)
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss = (out.loss - config.router_aux_loss_coef * out.aux_loss).item()
+        extra = config.router_aux_loss_coef * out.aux_loss + config.mtp_loss_scaling_factor * out.mtp_loss
+        loss = (out.loss - extra).item()
         history.append((step, ids.numel() + (history[-1][1] if history else 0), loss))
         spent += time.perf_counter() - started
         bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{ids.numel() / (time.perf_counter() - started):.0f}")

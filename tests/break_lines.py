@@ -1,0 +1,92 @@
+"""Shows that the tests can fail: breaks qwen3_next.py in one place at a time, in a copy, and lists what catches it.
+
+    python tests/break_lines.py [--only WORD]
+
+Each break is a mistake that a port has made or might make. Ends with 1 if one of them is caught by no test.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What is wrong; the line's part; what to put there; the test files to try, in this order
+BREAKS = [
+    ("decay left out", "g.exp(), beta)", "g.exp() * 0 + 1, beta)", "delta_rule"),
+    (
+        "reads the state before the write",
+        "q_t[..., None, :] @ S",
+        "q_t[..., None, :] @ (S - k_t[..., :, None] * delta[..., None, :])",
+        "delta_rule",
+    ),
+    ("cross-chunk decay dropped", "S = gamma_n[..., -1:, :] * S +", "S = S +", "delta_rule"),
+    ("chunk sees its future", "inner = decay * (q @ kT)", "inner = q @ kT", "delta_rule"),
+    ("writes not decayed to the chunk's end", "(to_end_n * delta)", "delta", "delta_rule"),
+    ("norm without 1 +", "* (1 + upcast(self.weight))", "* upcast(self.weight)", "reference"),
+    ("sigmoid for SiLU behind the delta rule", "F.silu(upcast(z))", "torch.sigmoid(upcast(z))", "reference"),
+    (
+        "query and gate as halves",
+        "view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1)",
+        "view(B, T, 2, -1, self.head_dim).unbind(2)",
+        "reference",
+    ),
+    ("rotary frequencies over head_dim", 'device="cpu") / dim)', 'device="cpu") / config.head_dim)', "reference"),
+    (
+        "key heads tiled",
+        "k = l2_normalise(k).repeat_interleave(r, dim=2)",
+        "k = l2_normalise(k).repeat(1, 1, r, 1)",
+        "reference",
+    ),
+    ("query not scaled", "* self.K**-0.5", "", "reference"),
+    ("top-k weights not renormalised", "if self.normalise:", "if False:", "reference"),
+    ("shared expert without its gate", "torch.sigmoid(self.shared_expert_gate(x)) * ", "", "reference"),
+    ("window of the padded end", "if lengths is None:\n        window", "if True:\n        window", "reference cache"),
+    ("padding forgets and writes", "g, beta = g * real, beta * real", "pass", "reference cache"),
+    (
+        "positions count padding",
+        "position = past[:, None] +",
+        "position = (past * 0 + (slots - T))[:, None] +",
+        "cache",
+    ),
+    (
+        "MTP: hidden before embedding",
+        "self.pre_fc_norm_embedding(next_embeds), self.pre_fc_norm_hidden(hidden)",
+        "self.pre_fc_norm_hidden(hidden), self.pre_fc_norm_embedding(next_embeds)",
+        "mtp",
+    ),
+    ("MTP: loss shifted by one", "labels = labels[:, 2:]", "labels = labels[:, 1:-1]", "mtp"),
+    ("rollback keeps a token too many", "keep = x.shape[1] - tokens", "keep = x.shape[1] - tokens + 1", "speculation"),
+    ("drafts accepted too often", "cumprod(1).sum(1)", "cumprod(1).sum(1).clamp(min=1)", "speculation"),
+    ("remainder not taken from p", "(p[:, :n] - q).clamp(min=0)", "p[:, :n]", "speculation"),
+    ("pools the last column", "last = (real[:, -T:] *", "last = (real[:, -T:] * 0 +", "heads"),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="WORD", help="breaks whose description holds this")
+    args = parser.parse_args()
+    source, survivors = (ROOT / "qwen3_next.py").read_text(encoding="utf-8"), 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "run", "*.egg-info"))
+        for what, old, new, tests in BREAKS:
+            if args.only not in what:
+                continue
+            if source.count(old) != 1:
+                raise SystemExit(f"{what}: {old!r} occurs {source.count(old)} times in qwen3_next.py, expected once")
+            (copy / "qwen3_next.py").write_text(source.replace(old, new), encoding="utf-8")
+            files = [f"tests/test_{name}.py" for name in tests.split()]
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+            result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+            failed = [line.split()[1] for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            survivors += not failed
+            print(f"{what:<45} {failed[0] if failed else 'NOT CAUGHT'}", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
