@@ -70,7 +70,7 @@ class Qwen3NextConfig:
     """The fields of config.json, checked when built; the numbers in the comments are those of the released 80B.
 
     Two dialects are read: the released one, and that of transformers 5, which has `rope_parameters` and `layer_types`.
-    Keys that are not fields become attributes all the same, and are written back by `to_dict`.
+    Other keys become attributes all the same, and are written back by `to_dict`.
     Raises ValueError, naming the fields, for what a layer needs and does not find, what is mistyped or contradictory.
     """
 
@@ -120,17 +120,14 @@ class Qwen3NextConfig:
         kind = fields.pop("model_type", "qwen3_next")
         expect(kind == "qwen3_next", f"config: model_type is {kind!r}, expected 'qwen3_next'")
         scaling, nested = (fields.pop(key, None) or {} for key in ("rope_scaling", "rope_parameters"))
-        agree = scaling == nested or not scaling or not nested
-        right = agree and isinstance(scaling, dict) and isinstance(nested, dict)
-        expect(
-            right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected objects that agree"
+        right = (
+            isinstance(scaling, dict) and isinstance(nested, dict) and ({} in (scaling, nested) or scaling == nested)
         )
-        rope = dict(nested or scaling)
+        expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
+        fields["rope_scaling"] = rope = dict(nested or scaling)
         for key in rope.keys() & {"rope_theta", "partial_rotary_factor"}:
-            old, value = fields.get(key), rope.pop(key)
-            expect(old in (None, value), f"config: {key} is {old!r}, but rope_parameters has {value!r}")
-            fields[key] = value
-        fields["rope_scaling"] = rope or None
+            old, fields[key] = fields.get(key), rope.pop(key)
+            expect(old in (None, fields[key]), f"config: {key} is {old!r}, but rope_parameters has {fields[key]!r}")
         for key, kind in self.__annotations__.items():
             value = fields.pop(key, None)
             value = getattr(type(self), key) if value is None else copy.deepcopy(value)  # absent and null alike
@@ -156,9 +153,8 @@ class Qwen3NextConfig:
         need("rope_theta partial_rotary_factor max_position_embeddings full_attention_interval decoder_sparse_step")
         divides("num_key_value_heads", "num_attention_heads")
         expect(self.hidden_act == "silu", f"config: hidden_act is {self.hidden_act!r}, expected 'silu'")
-        share, width = self.partial_rotary_factor, int(self.head_dim * self.partial_rotary_factor)
-        right = width % 2 == 0 and 0 < width <= self.head_dim
-        expect(right, f"config: partial_rotary_factor {share} turns {width} of head_dim {self.head_dim}, expected even")
+        R, dim = int(self.head_dim * self.partial_rotary_factor), self.head_dim
+        expect(R in range(2, dim + 1, 2), f"config: partial_rotary_factor turns {R} of head_dim {dim}, expected even")
         yarn = self.rope_scaling or {}
         kind, factor = yarn.get("rope_type", yarn.get("type", "default")), yarn.get("factor", 0)
         expect(kind in ("default", "yarn"), f"config: rope_scaling type is {kind!r}, expected 'yarn' or 'default'")
@@ -173,8 +169,7 @@ class Qwen3NextConfig:
         expect(n == len(layers), f"config: layer_types has {n} entries, num_hidden_layers is {len(layers)}")
         expect(not unknown, f"config: layer_types has {unknown[:1]}, expected linear_attention or full_attention")
         if "linear_attention" in self.layer_types:
-            need("linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim")
-            need("linear_conv_kernel_dim")
+            need(" ".join(key for key in self.__annotations__ if key.startswith("linear_")))
             divides("linear_num_key_heads", "linear_num_value_heads")
         self.mlp_only_layers = self.mlp_only_layers or []
         bad, e, mtp = [i for i in self.mlp_only_layers if i not in layers], self.num_experts, self.mtp_num_hidden_layers
@@ -184,8 +179,7 @@ class Qwen3NextConfig:
         moe = [self.is_moe(i) for i in layers] + [e > 0] * mtp
         if any(moe):
             need("num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
-            k = self.num_experts_per_tok
-            expect(k <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
+            expect((k := self.num_experts_per_tok) <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
         if not all(moe):
             need("intermediate_size")
 
