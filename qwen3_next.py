@@ -741,8 +741,7 @@ class PreTrainedModel(nn.Module):
     @torch.no_grad()
     def init_weights(self, module: nn.Module):
         """New weights. The decays are spread as in the original Gated DeltaNet, from heads that keep nearly all of the
-        state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory.
-        """
+        state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory."""
         if next(module.parameters()).is_meta:  # a checkpoint follows; and random numbers there import half of PyTorch
             return
         for name, p in module.named_parameters():
@@ -806,7 +805,7 @@ class Qwen3NextModel(PreTrainedModel):
         """
         x = self.embed(input_ids, inputs_embeds)
         cache = self.make_cache(len(x)) if use_cache and past_key_values is None else past_key_values
-        out = self.run(x, self.layers, self.norm, attention_mask, position_ids, cache)
+        out = self.run(x, self, attention_mask, position_ids, cache)
         out.hidden_states = out.hidden_states if output_hidden_states else None
         out.router_logits = out.router_logits if output_router_logits else None
         return out
@@ -814,54 +813,42 @@ class Qwen3NextModel(PreTrainedModel):
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         """Token ids (B, T), or embeddings (B, T, D) as they are -> (B, T, D)."""
         expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
-        shape, axes = (input_ids.shape, 2) if inputs_embeds is None else (inputs_embeds.shape, 3)
-        right = len(shape) == axes and 0 not in shape
-        expect(right, f"the input has shape {tuple(shape)}, expected {axes} axes (batch, tokens ...), none empty")
-        if inputs_embeds is not None:
-            return inputs_embeds
+        x, axes = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
+        right = x.ndim == axes and 0 not in x.shape
+        expect(right, f"the input has shape {tuple(x.shape)}, expected {axes} axes (batch, tokens ...), none empty")
         try:
-            return self.embed_tokens(input_ids)
+            return self.embed_tokens(x) if inputs_embeds is None else x
         except IndexError:
-            span, limit = (input_ids.min().item(), input_ids.max().item()), self.config.vocab_size - 1
+            span, limit = (x.min().item(), x.max().item()), self.config.vocab_size - 1
             raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
 
     def run(
-        self,
-        x: Tensor,
-        layers: nn.ModuleList,
-        norm: RMSNorm,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
+        self, x: Tensor, stack: nn.Module, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
     ) -> ModelOutput:
-        """x (B, T, D) through the layers and the norm: the model's own, or those of its MTP module."""
-        B, T, _ = x.shape
-        mask, back = self._new_mask(attention_mask, B, T, cache), None
+        """x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module."""
+        (B, T, _), back = x.shape, None
+        mask = self._new_mask(mask, B, T, cache)
         if mask is not None and not mask[:, 0].all():  # bring every sequence to the left, padding to the right
             order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
             back = order.argsort(dim=1)[..., None]  # and afterwards to where it was
-            x = x.gather(1, order[..., None].expand_as(x))
-            position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
+            x = x.take_along_dim(order[..., None], dim=1)
+            position_ids = None if position_ids is None else position_ids.take_along_dim(order, dim=1)
         step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
         hidden_states, router_logits = [x], []
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(stack.layers):
             x, logits = layer(x, step, None if cache is None else cache.layers[i])
             hidden_states.append(x)
             router_logits += [] if logits is None else [logits]
-        hidden_states[-1] = norm(x)
+        hidden_states[-1] = stack.norm(x)
         if cache is not None:
             cache.seq_len = cache.seq_len + (T if step.lengths is None else step.lengths)
             cache.columns, cache.padded = step.slots, cache.padded or step.lengths is not None
         if back is not None:
-            hidden_states, router_logits = (
-                [x.gather(1, back.expand(-1, -1, x.shape[-1])) for x in xs] for xs in (hidden_states, router_logits)
-            )
-        return ModelOutput(
-            last_hidden_state=hidden_states[-1],
-            past_key_values=cache,
-            hidden_states=tuple(hidden_states),
-            router_logits=tuple(x.flatten(0, 1) for x in router_logits),
-        )
+            hidden_states = [x.take_along_dim(back, dim=1) for x in hidden_states]
+            router_logits = [x.take_along_dim(back, dim=1) for x in router_logits]
+        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache)
+        out.hidden_states, out.router_logits = tuple(hidden_states), tuple(x.flatten(0, 1) for x in router_logits)
+        return out
 
     @staticmethod
     def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache | None) -> Tensor | None:
@@ -872,9 +859,9 @@ class Qwen3NextModel(PreTrainedModel):
             return None
         found, shapes = tuple(mask.shape), ((B, T), (B, columns + T))
         expect(found in shapes, f"attention_mask has shape {found}, expected {shapes[0]} or {shapes[1]}")
-        mask, old = mask[:, -T:].bool(), mask[:, :-T].bool().sum(1)
-        same = found == (B, T) or torch.equal(old, cache.seq_len)
+        same = found == (B, T) or torch.equal(mask[:, :-T].bool().sum(1), cache.seq_len)
         expect(same, "attention_mask differs from the one that the cache was filled with")
+        mask = mask[:, -T:].bool()
         starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
         expect(bool((starts < 2).all()), "attention_mask has holes; padding may stand only at a sequence's ends")
         return None if mask.all() else mask
@@ -882,22 +869,20 @@ class Qwen3NextModel(PreTrainedModel):
     def _step(self, x: Tensor, lengths: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Step:
         """Positions, rotations and causal mask of a pass; x (B, T, D) left-aligned, with `lengths` real tokens."""
         B, T, _ = x.shape
-        past = torch.zeros(B, dtype=torch.long, device=x.device) if cache is None else cache.seq_len
-        start = 0 if cache is None else None if cache.padded else cache.columns
-        slots, limit = T + (0 if cache is None else cache.columns), self.config.max_position_embeddings
+        cache = cache or Cache([], torch.zeros(B, dtype=torch.long, device=x.device))
+        expect(lengths is None or not cache.reversible, "a reversible pass takes no padding")
+        start, slots = None if cache.padded else cache.columns, cache.columns + T
+        limit, mask = self.config.max_position_embeddings, None
         if slots > limit and not self.warned:
             self.warned = True
             warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=5)
-        position = past[:, None] + torch.arange(T, device=x.device)  # (B, T)
-        mask = None
+        position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
         if slots > T > 1 or start is None:
             rows = position if start is None else position[:1]
             mask = torch.arange(slots, device=x.device) <= rows[:, None, :, None]  # (B or 1, 1, T, S)
         angle = (position if position_ids is None else position_ids)[..., None, None] * self.inv_freq.to(upcast(x))
         cos, sin = ((turn * self.rope_factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))
-        reversible = cache is not None and cache.reversible
-        expect(not reversible or lengths is None, "a reversible pass takes no padding")
-        return Step(past, start, slots, lengths, reversible, cos, sin, mask)
+        return Step(cache.seq_len, start, slots, lengths, cache.reversible, cos, sin, mask)
 
 
 # ==== Multi-token prediction ==========================================================================================
@@ -935,8 +920,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         self.model = Qwen3NextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mtp = MTP(config) if config.mtp_num_hidden_layers else None
-        for module in (self.lm_head, self.mtp) if self.mtp else (self.lm_head,):
-            self.init_weights(module)
+        self.init_weights(self.lm_head)
+        if self.mtp:
+            self.init_weights(self.mtp)
         self.tie_weights()
 
     def tie_weights(self):
@@ -969,9 +955,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
         router = self.config.output_router_logits if output_router_logits is None else output_router_logits
-        x = self.model.embed(input_ids, inputs_embeds)
-        inputs = (attention_mask, position_ids, past_key_values)
-        out = self.model(None, *inputs, x, use_cache, output_hidden_states, router)
+        x, state = self.model.embed(input_ids, inputs_embeds), (attention_mask, position_ids, past_key_values)
+        out = self.model(None, *state, x, use_cache, output_hidden_states, router)
         out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
         mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :]
         if labels is not None:
@@ -985,37 +970,25 @@ class Qwen3NextForCausalLM(PreTrainedModel):
             expect(x.shape[1] > 1, "output_mtp_logits needs at least 2 tokens, found 1")
             pairs = None if mask is None else mask[:, 1:] * mask[:, :-1]  # where both tokens of a pair are real
             positions = None if position_ids is None else position_ids[:, :-1]
-            ahead = self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions)
-            out.mtp_logits = self.lm_head(ahead)
+            out.mtp_logits = self.lm_head(self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions))
             if labels is not None:
-                out.mtp_loss = self._mtp_loss(out.mtp_logits, labels, mask)
+                labels = labels[:, 2:]
+                if mask is not None:  # both ends of the step have to be real
+                    labels = labels.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
+                logits, count = upcast(out.mtp_logits[:, :-1]).flatten(0, 1), (labels != -100).sum().clamp(min=1)
+                out.mtp_loss = F.cross_entropy(logits, labels.flatten(), reduction="sum") / count  # 0 without any label
                 out.loss = out.loss + self.config.mtp_loss_scaling_factor * out.mtp_loss
         return out
 
     def look_ahead(
-        self,
-        hidden: Tensor,
-        next_embeds: Tensor,
-        mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
+        self, hidden: Tensor, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None = None
     ) -> Tensor:
         """MTP's hidden states (B, T, D), from the model's own, or MTP's at the token before, and the next embeddings.
 
         lm_head makes logits of them; their own attention cache is not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
-        x = self.mtp(hidden, next_embeds)
-        return self.model.run(x, self.mtp.layers, self.mtp.norm, mask, position_ids, cache).last_hidden_state
-
-    @staticmethod
-    def _mtp_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean cross-entropy of MTP's logits (B, T - 1, vocab) about the labels two ahead; 0 if there are none."""
-        labels = labels[:, 2:]
-        if mask is not None:  # both ends of the step have to be real
-            labels = labels.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
-        total = F.cross_entropy(upcast(logits[:, :-1]).flatten(0, 1), labels.flatten(), reduction="sum")
-        return total / (labels != -100).sum().clamp(min=1)
+        return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache).last_hidden_state
 
 
 # ==== Other heads =====================================================================================================
@@ -1066,7 +1039,7 @@ class Qwen3NextForSequenceClassification(LinearHead):
         last = (real[:, -T:] * torch.arange(T, device=real.device)).argmax(1)
         out.logits = out.logits[torch.arange(B, device=last.device), last]
         if labels is not None:
-            kind = "single_label_classification" if not labels.is_floating_point() else "multi_label_classification"
+            kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = self.config.extra.get("problem_type") or ("regression" if n == 1 else kind)
             if kind == "regression":
                 out.loss = F.mse_loss(out.logits.view_as(labels), labels.to(out.logits))
@@ -1107,16 +1080,13 @@ class Qwen3NextForQuestionAnswering(LinearHead):
         out.start_logits, out.end_logits = out.logits.unbind(-1)
         if start_positions is not None and end_positions is not None:
             T, pairs = out.logits.shape[1], ((out.start_logits, start_positions), (out.end_logits, end_positions))
-            losses = [F.cross_entropy(upcast(x), y.flatten().clamp(0, T), ignore_index=T) for x, y in pairs]
-            out.loss = sum(losses) / 2
+            out.loss = sum(F.cross_entropy(upcast(x), y.flatten().clamp(0, T), ignore_index=T) for x, y in pairs) / 2
         return out
 
 
 # ==== Loading and saving ==============================================================================================
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-
-
 HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
 
 
@@ -1181,15 +1151,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         expect(8 < base <= len(data), f"header of {base - 8} bytes in a file of {len(data)}")
         header = json.loads(data[8:base].decode("utf-8"))
         header.pop("__metadata__", None)
-        entries = [(*e["data_offsets"], e["dtype"], e["shape"], name) for name, e in header.items()]
-        entries.sort(key=lambda entry: entry[:2])
+        entries = sorted((*e["data_offsets"], name, e["dtype"], e["shape"]) for name, e in header.items())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
     tensors, end = {}, 0
-    for start, stop, kind, shape, name in entries:
-        dtype = DTYPES.get(kind)
+    for start, stop, name, kind, shape in entries:
+        dtype, count = DTYPES.get(kind), math.prod(shape)
         expect(dtype is not None, f"{path}: {name} has dtype {kind}, expected one of {', '.join(DTYPES)}")
-        count = math.prod(shape)
         right = start == end and stop - start == count * dtype.itemsize and all(n >= 0 for n in shape)
         expect(right, f"{path}: {name} of shape {shape} is said to lie at {start} to {stop}, expected from {end} on")
         expect(base + stop <= len(data), f"{path}: {name} ends at byte {base + stop} of {len(data)}: truncated?")
@@ -1231,12 +1199,13 @@ def assign_weights(
         head = model.get_submodule(model.head).to_empty(device=device).to(dtype)
         model.init_weights(head)
         tensors = {**tensors, **{f"{model.head}.{name}": p.detach() for name, p in head.named_parameters()}}
-    want = {name: p.shape for name, p in model.named_parameters()}
-    tops = {name.partition(".")[0] for name in want}
-    spare = {name for name in tensors if name.partition(".")[0] in {*HEADS} - tops}
-    shapes = {name: tuple(tensors[name].shape) for name in want.keys() & tensors.keys()}
-    wrong = [f"{name} {found} instead of {tuple(want[name])}" for name, found in shapes.items() if found != want[name]]
-    problems = {"missing": want.keys() - shapes, "unexpected": tensors.keys() - want.keys() - spare, "misshapen": wrong}
+    want = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    others = {*HEADS} - {name.partition(".")[0] for name in want}
+    found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
+    wrong = [
+        f"{name} {found[name]} instead of {want[name]}" for name in want if found.get(name, want[name]) != want[name]
+    ]
+    problems = {"missing": want.keys() - found, "unexpected": found.keys() - want, "misshapen": wrong}
     listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
     for prefix, module in model.named_modules():
@@ -1284,9 +1253,9 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
-    Args: path_or_repo, a folder or a hub name; dtype, a torch.dtype or its name, "auto": the checkpoint's; device_map,
-    a device or "auto"; delta_rule, "chunk" or "recurrent", which form runs over more than one token.
-    Raises: FileNotFoundError and ValueError, naming the file and what is wrong with it.
+    Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
+    one; delta_rule, "chunk" or "recurrent", the form that runs over more than one token.
+    Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     folder, device = find_checkpoint(path_or_repo), as_device(device_map)
@@ -1301,16 +1270,16 @@ def from_pretrained(
     for module in model.modules():
         if isinstance(module, GatedDeltaNet):
             module.delta_rule = delta_rule
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = read_json(folder / "generation_config.json")
+    if (path := folder / "generation_config.json").is_file():
+        model.generation_config = read_json(path)
     return model.eval()
 
 
 def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_size: int | str = "5GB"):
     """Writes the weights, in shards with an index if they need several, config.json and generation_config.json.
 
-    max_shard_size: bytes, or a string such as "500MB". Every file is written under a temporary name and renamed when
-    all are complete, so that a failure leaves what was there before.
+    max_shard_size: bytes, or a string such as "500MB". Files get their names when all are complete, so that a failure
+    leaves what was there before.
     """
     from safetensors.torch import save_file
 
@@ -1336,22 +1305,22 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
         weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
         total = {"total_size": sum(p.nbytes for p in self.parameters())}
         texts["model.safetensors.index.json"] = {"metadata": total, "weight_map": weight_map}
-
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = {file.name for file in folder.glob("model*.safetensors*")} - {*names, *texts}
+    new = {name: folder / f"{name}.tmp" for name in (*names, *texts)}
     try:
         for name, shard in zip(names, shards):
-            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+            save_file(shard, new[name], metadata={"format": "pt"})
         for name, content in texts.items():
-            (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for name in (*names, *texts):
-            os.replace(folder / f"{name}.tmp", folder / name)
+            new[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, file in new.items():
+            file.replace(folder / name)
     finally:
-        for name in (*names, *texts):
-            (folder / f"{name}.tmp").unlink(missing_ok=True)
-    for name in stale:  # an earlier save's shards or index would be read instead
-        (folder / name).unlink()
+        for file in new.values():
+            file.unlink(missing_ok=True)
+    for file in folder.glob("model*.safetensors*"):  # an earlier save's shards or index would be read instead
+        if file.name not in new:
+            file.unlink()
 
 
 Qwen3NextConfig.from_pretrained = config_from_pretrained
@@ -1583,7 +1552,7 @@ class Drafter:
     def read(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
         """Takes in hidden states (1, T, D) and the tokens (1, T) that follow each of them."""
         embeds = self.model.model.embed(following)
-        self.hidden = self.model.look_ahead(hidden, embeds, mask, cache=self.cache)[:, -1:]
+        self.hidden = self.model.look_ahead(hidden, embeds, mask, None, self.cache)[:, -1:]
 
     def draft(self, n: int, seen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """n tokens (1, n), and the distributions they were drawn from (1, n, vocab).
