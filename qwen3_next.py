@@ -46,7 +46,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +120,7 @@ class Qwen3NextConfig:
         kind = fields.pop("model_type", "qwen3_next")
         expect(kind == "qwen3_next", f"config: model_type is {kind!r}, expected 'qwen3_next'")
         scaling, nested = (fields.pop(key, None) or {} for key in ("rope_scaling", "rope_parameters"))
-        right = (
-            isinstance(scaling, dict) and isinstance(nested, dict) and ({} in (scaling, nested) or scaling == nested)
-        )
+        right = isinstance(scaling, dict) and isinstance(nested, dict) and scaling in ({}, nested or scaling)
         expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
         fields["rope_scaling"] = rope = dict(nested or scaling)
         for key in rope.keys() & {"rope_theta", "partial_rotary_factor"}:
@@ -324,8 +322,7 @@ class KVCache:
 
     def clone(self) -> "KVCache":
         new = KVCache()
-        if self.k is not None:
-            new.k, new.v = self.k.clone(), self.v.clone()
+        new.k, new.v = (None if x is None else x.clone() for x in (self.k, self.v))
         return new
 
 
@@ -355,10 +352,7 @@ class GatedAttention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q = apply_rope(self.q_norm(q), step.cos, step.sin)
         k = apply_rope(self.k_norm(k), step.cos, step.sin)
-        if cache is not None:
-            k, v = cache.update(k, v, step)  # (B, kv heads, S, head_dim)
-        else:
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        k, v = cache.update(k, v, step) if cache else (k.transpose(1, 2), v.transpose(1, 2))  # (B, kv heads, S, dim)
         dropout, causal = self.dropout if self.training else 0.0, step.mask is None and T > 1
         q = q.transpose(1, 2)  # (B, heads, T, head_dim); the products are scaled by head_dim^-0.5
         y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True)
@@ -478,8 +472,7 @@ class DeltaNetCache:
     """
 
     def __init__(self, window: Tensor, state: Tensor):
-        self.window = window  # (B, channels, kernel - 1), before the activation
-        self.state = state  # (B, H, K, V), float32 or float64
+        self.window, self.state = window, state  # (B, channels, kernel - 1) before silu; (B, H, K, V), float32 or 64
         self.last: tuple | None = None  # window, convolution's inputs, state, and (q, k, v, g, beta), of that pass
 
     def rollback(self, tokens: int):
@@ -514,10 +507,9 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = nn.Linear(values, config.hidden_size, bias=False)
 
     def make_cache(self, batch_size: int) -> DeltaNetCache:
-        channels, _, kernel = self.conv1d.weight.shape
-        weight = self.conv1d.weight.detach()
+        weight = self.conv1d.weight.detach()  # (channels, 1, kernel)
         state = upcast(weight).new_zeros(batch_size, self.value_heads, self.K, self.V)
-        return DeltaNetCache(weight.new_zeros(batch_size, channels, kernel - 1), state)
+        return DeltaNetCache(weight.new_zeros(batch_size, weight.shape[0], weight.shape[2] - 1), state)
 
     def unpack(self, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, ...]:
         """The two projections' outputs as q, k (B, T, key heads, K), v, z (B, T, H, V), b, a (B, T, H).
@@ -668,9 +660,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: KVCache | DeltaNetCache | None) -> tuple[Tensor, Tensor | None]:
         """x (B, T, D) -> (B, T, D), and the router's logits (B, T, E) of an MoE layer."""
         x = x + self.mixer(self.input_layernorm(x), step, cache)
-        y, router_logits = self.mlp(self.post_attention_layernorm(x)), None
-        if isinstance(y, tuple):
-            y, router_logits = y
+        y = self.mlp(self.post_attention_layernorm(x))
+        y, router_logits = y if isinstance(y, tuple) else (y, None)
         return x + y, router_logits
 
 
@@ -1202,9 +1193,7 @@ def assign_weights(
     want = {name: tuple(p.shape) for name, p in model.named_parameters()}
     others = {*HEADS} - {name.partition(".")[0] for name in want}
     found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
-    wrong = [
-        f"{name} {found[name]} instead of {want[name]}" for name in want if found.get(name, want[name]) != want[name]
-    ]
+    wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
     problems = {"missing": want.keys() - found, "unexpected": found.keys() - want, "misshapen": wrong}
     listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
@@ -1358,7 +1347,7 @@ class Qwen3NextTokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike) -> "Qwen3NextTokenizer":
-        """Reads tokenizer.json, and if they are there tokenizer_config.json and chat_template.jinja.
+        """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, of which only the first has to be there.
 
         Raises FileNotFoundError or ValueError naming the file.
         """
@@ -1466,13 +1455,12 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        for name, high in {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1}.items():
+        limits = {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1, "repetition_penalty": math.inf}
+        for name, high in limits.items():
             value = getattr(self, name)
             right = isinstance(value, (int, float)) and 0 <= value <= high
             expect(right, f"{name} is {value!r}, expected a number from 0 to {high}")
-        penalty = self.repetition_penalty
-        right = isinstance(penalty, (int, float)) and penalty > 0
-        expect(right, f"repetition_penalty is {penalty!r}, expected a number above 0")
+        expect(self.repetition_penalty > 0, "repetition_penalty is 0, expected a number above 0")
         self.do_sample = self.do_sample and self.temperature > 0
 
     @classmethod
@@ -1480,8 +1468,8 @@ class Sampling:
         """What is given and not None, else generation_config.json's; a sampling option that is given asks to sample."""
         known = {name: value for name, value in defaults.items() if name in cls.__annotations__ and value is not None}
         given = {name: value for name, value in options.items() if value is not None}
-        asked = not given.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p"))
-        return cls(**{**known, **({"do_sample": True} if asked else {}), **given})
+        asked = {"do_sample": True} if given.keys() & {"temperature", "top_k", "top_p", "min_p"} else {}
+        return cls(**{**known, **asked, **given})
 
     def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab).
@@ -1540,19 +1528,23 @@ def with_tokens(seen: Tensor, tokens: Tensor) -> Tensor:
 
 
 class Drafter:
-    """Drafts tokens with the MTP layer. Its keys and values lie in cache.mtp, an entry for each token of the cache."""
+    """Drafts up to n tokens with the MTP layer; its keys and values lie in cache.mtp, one entry a token. n may be 0."""
 
     def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
-        expect(model.mtp is not None, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
+        expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
         self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
-        if cache.mtp is None or cache.mtp.columns != cache.columns:  # new, or left behind by passes without drafts
+        if n and (
+            cache.mtp is None or cache.mtp.columns != cache.columns
+        ):  # new, or behind after passes without drafts
             cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
         self.cache = cache.mtp
 
     def read(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
         """Takes in hidden states (1, T, D) and the tokens (1, T) that follow each of them."""
-        embeds = self.model.model.embed(following)
-        self.hidden = self.model.look_ahead(hidden, embeds, mask, None, self.cache)[:, -1:]
+        if self.drafted and following.shape[1]:
+            hidden, embeds = hidden[:, : following.shape[1]], self.model.model.embed(following)
+            mask = None if mask is None else mask[:, : following.shape[1]]
+            self.hidden = self.model.look_ahead(hidden, embeds, mask, None, self.cache)[:, -1:]
 
     def draft(self, n: int, seen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """n tokens (1, n), and the distributions they were drawn from (1, n, vocab).
@@ -1570,11 +1562,6 @@ class Drafter:
             self.drafted[i] += 1
         self.cache.rollback(n - 1)
         return torch.stack(tokens, dim=1), torch.stack(q, dim=1)
-
-    def stats(self) -> dict:
-        """Totals, and the share of the drafts at each position that stood."""
-        shares = [a / d for a, d in zip(self.accepted, self.drafted) if d]
-        return {"drafted": sum(self.drafted), "accepted": sum(self.accepted), "acceptance_by_position": shares}
 
 
 def ends_with(ids: Tensor, strings: list[str] | None, tokenizer: Any) -> Tensor:
@@ -1611,8 +1598,7 @@ def generate(
     prompt_tokens, new_tokens, prefill_seconds, decode_seconds, drafted, accepted, acceptance_by_position. Drafts and a
     streamer take one sequence. Sampling options: do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
     What is not given is generation_config.json's, or else 512 new tokens, the likeliest each time; but temperature,
-    top_k, top_p or min_p, when given, mean do_sample=True.
-    Raises ValueError for options out of range or inputs that do not fit together.
+    top_k, top_p or min_p, when given, mean do_sample=True. Raises ValueError for what is out of range or does not fit.
     """
     (B, T), defaults, started = input_ids.shape, self.generation_config, time.perf_counter()
     rule = Sampling.from_options(defaults, sampling)
@@ -1625,7 +1611,7 @@ def generate(
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
     cache = self.make_cache(B) if past_key_values is None else past_key_values
-    drafter = Drafter(self, cache, rule, num_draft_tokens) if num_draft_tokens else None
+    drafter = Drafter(self, cache, rule, num_draft_tokens)
     out = prefill(self, input_ids, attention_mask, cache, drafter)
     prefilled = time.perf_counter()
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
@@ -1633,24 +1619,29 @@ def generate(
     seen = held > 0 if rule.repetition_penalty != 1 else None  # padding does not count
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
     ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
-    with closing(decode(self, out, cache, rule, drafter, limit, seen, generator)) as tokens:
+    with closing(decode(drafter, out, limit, seen, generator)) as tokens:
         for token in tokens:
             ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
             if streamer is not None:
                 streamer(token.item())
-            done |= torch.isin(token, ends)
-            done |= ends_with(ids[:, T:], stop_strings, tokenizer)
+            done |= torch.isin(token, ends) | ends_with(ids[:, T:], stop_strings, tokenizer)
             if done.all():
                 break
     if stats is not None:
-        seconds = {"prefill_seconds": prefilled - started, "decode_seconds": time.perf_counter() - prefilled}
-        drafts = drafter.stats() if drafter else {"drafted": 0, "accepted": 0, "acceptance_by_position": []}
-        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T, **seconds, **drafts)
+        stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
+        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T)
+        stats.update(drafted=sum(drafter.drafted), accepted=sum(drafter.accepted))
+        stats["acceptance_by_position"] = [a / d for a, d in zip(drafter.accepted, drafter.drafted) if d]
     return ids
 
 
+def progress(starts: range, action: str) -> Iterable[int]:
+    """The starts of windows, with a progress bar if there are several, they take a while, and it is on a terminal."""
+    return tqdm(starts, action, unit="window", leave=False, delay=2, disable=len(starts) < 2 or None)
+
+
 def prefill(
-    model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache, drafter: Drafter | None
+    model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache, drafter: Drafter
 ) -> ModelOutput:
     """Reads what the cache lacks of the prompt, a window at a time: logits and hidden state of its last token."""
     if mask is not None and not mask.all():
@@ -1659,33 +1650,22 @@ def prefill(
         ids, mask = ids.gather(1, order), mask.gather(1, order)
     T = ids.shape[1]
     expect(cache.columns < T, f"the cache holds {cache.columns} tokens, input_ids only {T}")
-    starts, quiet = range(cache.columns, T, PREFILL_WINDOW), None  # None: a progress bar on a terminal only
-    for start in tqdm(
-        starts, "reading", unit="window", leave=False, delay=2, disable=quiet if len(starts) > 1 else True
-    ):
-        window = slice(start, start + PREFILL_WINDOW)
-        new_mask = None if mask is None else mask[:, window]
-        out = model(ids[:, window], new_mask, past_key_values=cache, logits_to_keep=1)
-        following = ids[:, start + 1 : start + PREFILL_WINDOW + 1]
-        if drafter is not None and (n := following.shape[1]):
-            drafter.read(out.last_hidden_state[:, :n], following, None if new_mask is None else new_mask[:, :n])
+    for start in progress(range(cache.columns, T, PREFILL_WINDOW), "reading"):
+        end = start + PREFILL_WINDOW
+        new_mask = None if mask is None else mask[:, start:end]
+        out = model(ids[:, start:end], new_mask, past_key_values=cache, logits_to_keep=1)
+        drafter.read(out.last_hidden_state, ids[:, start + 1 : end + 1], new_mask)
     out.last_hidden_state = out.last_hidden_state[:, -1:]
     return out
 
 
 def decode(
-    model: Qwen3NextForCausalLM,
-    out: ModelOutput,
-    cache: Cache,
-    rule: Sampling,
-    drafter: Drafter | None,
-    limit: int,
-    seen: Tensor | None,
-    generator: torch.Generator | None,
+    drafter: Drafter, out: ModelOutput, limit: int, seen: Tensor | None, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     """At most `limit` tokens (B,), one after the other, behind the pass `out`. What the caller has not taken from the
     last pass is taken back when it closes the iterator, so that the cache then holds all tokens but the last.
     """
+    model, rule, cache = drafter.model, drafter.rule, out.past_key_values
     drafts, q = out.logits.new_empty(len(out.logits), 0, dtype=torch.long), None
     while limit > 0:
         n = drafts.shape[1]
@@ -1700,12 +1680,11 @@ def decode(
         finally:  # the caller may close us in the middle
             cache.rollback(n + 1 - taken)
             tokens, limit = tokens[:, :taken], limit - taken
-            if drafter is not None:
-                drafter.read(out.last_hidden_state[:, :taken], tokens)
-                drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
+            drafter.read(out.last_hidden_state, tokens)
+            drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
         if limit > 0:
             seen = None if seen is None else with_tokens(seen, tokens)[:, -1]
-            n = min(len(drafter.drafted), limit - 1) if drafter is not None else 0
+            n = min(len(drafter.drafted), limit - 1)
             drafts, q = drafter.draft(n, seen, generator) if n else (drafts[:, :0], None)
             cache.reversible = n > 0
             out = model(torch.cat([token[:, None], drafts], dim=1), past_key_values=cache)
@@ -1715,7 +1694,7 @@ def decode(
 def score(model: Qwen3NextForCausalLM, ids: Tensor, window: int = 512) -> float:
     """Nats that the model needs for ids[:, 1:] after ids[:, :1], summed. ids (1, T)."""
     cache, total = model.make_cache(1), 0.0
-    for start in tqdm(range(0, ids.shape[1] - 1, window), "scoring", unit="window", leave=False, delay=2, disable=None):
+    for start in progress(range(0, ids.shape[1] - 1, window), "scoring"):
         logits = model(ids[:, start : start + window], past_key_values=cache).logits[0]
         targets = ids[0, start + 1 : start + window + 1]
         total += F.cross_entropy(upcast(logits[: len(targets)]), targets, reduction="sum").item()
@@ -1764,10 +1743,10 @@ def peak_memory(device: torch.device) -> str:
     """Peak memory of the process, and on the GPU if one is used."""
     text = "not known on this system"
     if sys.platform != "win32":
-        import resource  # Unix only; kilobytes on Linux, bytes on macOS
+        import resource  # Unix only
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        text = f"{peak / 2**20:,.0f} MiB"
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+        text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
     gpu = f", {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}" if device.type == "cuda" else ""
     return text + gpu
 
@@ -1787,14 +1766,11 @@ class Printer:
         ends = [self.held.index(stop) for stop in self.stops if stop in self.held]
         starts = [n for stop in self.stops for n in range(len(stop)) if self.held.endswith(stop[:n])]
         cut = min(ends) if ends else len(self.held) - max(starts, default=0)  # what may become a stop string waits
-        self.write("" if self.stopped else self.held[:cut])
+        print("" if self.stopped else self.held[:cut], end="", flush=True)
         self.held, self.stopped = self.held[cut:], self.stopped or bool(ends)
 
     def finish(self):
-        self.write("\n" if self.stopped else self.held + "\n")
-
-    def write(self, text: str):
-        print(text, end="", flush=True)
+        print("" if self.stopped else self.held, flush=True)
 
 
 def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: Cache, args: Any, show: Printer):
@@ -1808,12 +1784,12 @@ def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: C
     show.finish()
     if args.stats:
         new, count, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
-        print(f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s", file=sys.stderr)
-        print(f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s", file=sys.stderr)
+        lines = [f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s"]
+        lines += [f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s"]
         if stats["drafted"]:
             shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
-            print(f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}", file=sys.stderr)
-        print(f"peak memory: {peak_memory(model.device)}", file=sys.stderr)
+            lines += [f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}"]
+        print(*lines, f"peak memory: {peak_memory(model.device)}", sep="\n", file=sys.stderr)
 
 
 def chat(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, render: Callable, args: argparse.Namespace):
@@ -1827,10 +1803,9 @@ def chat(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, render: Cal
             continue
         messages.append({"role": "user", "content": line.strip()})
         text, old = render(messages), tokenizer.decode(ids)
-        if text.startswith(old):
-            ids = ids + tokenizer.encode(text[len(old) :])
-        else:
-            ids, cache = tokenizer.encode(text), model.make_cache(1)
+        if not text.startswith(old):
+            old, ids, cache = "", [], model.make_cache(1)
+        ids = ids + tokenizer.encode(text[len(old) :])
         show = Printer(tokenizer, args.stop)
         try:
             answer(model, tokenizer, ids, cache, args, show)
@@ -1860,19 +1835,18 @@ def run(args: argparse.Namespace):
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
     if args.chat:
         chat(model, tokenizer, render, args)
-        return
-    if tokenizer.chat_template and not args.raw and not args.score:
-        text = render([{"role": "user", "content": text}])
-    ids = tokenizer.encode(text)
-    if not args.score:
+    elif args.score:
+        ids, size = tokenizer.encode(text), len(text.encode())
+        expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
+        nats = score(model, torch.tensor([ids], device=model.device))
+        bits = nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode()))
+        print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
+        print(f"{bits:.4f} bits per byte (first token given)")
+    else:
+        chatty = tokenizer.chat_template and not args.raw
+        ids = tokenizer.encode(render([{"role": "user", "content": text}]) if chatty else text)
         expect(len(ids) > 0, "the prompt is empty: nothing to continue")
         answer(model, tokenizer, ids, model.make_cache(1), args, Printer(tokenizer, args.stop))
-        return
-    expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
-    nats, size = score(model, torch.tensor([ids], device=model.device)), len(text.encode())
-    bits = nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode()))
-    print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
-    print(f"{bits:.4f} bits per byte (first token given)")
 
 
 def main(arguments: list[str] | None = None) -> int:
