@@ -249,11 +249,8 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
         return inv_freq, 1.0
     yarn = config.rope_scaling
     original = yarn.get("original_max_position_embeddings") or config.max_position_embeddings
-
-    def pair_that_turns(times: float) -> float:
-        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
-
-    low, high = pair_that_turns(yarn.get("beta_fast") or 32), pair_that_turns(yarn.get("beta_slow") or 1)
+    turns = (yarn.get("beta_fast") or 32, yarn.get("beta_slow") or 1)  # and the pairs that turn as often:
+    low, high = (dim * math.log(original / (n * 2 * math.pi)) / (2 * math.log(config.rope_theta)) for n in turns)
     if yarn.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
