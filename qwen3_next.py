@@ -291,9 +291,8 @@ class KVCache:
     its next token overwrites it. Buffers double when full, so that copying does not grow with the sequence.
     """
 
-    def __init__(self):
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
 
     def update(self, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, T, heads, head_dim) behind each past; returns the S slots so far, (B, heads, S, head_dim)."""
@@ -531,7 +530,7 @@ class GatedDeltaNet(nn.Module):
         qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)  # (B, T, channels): all q, all k, all v
         before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
-        q, k, v = F.silu(qkv).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
+        q, k, v = upcast(F.silu(qkv)).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
         q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
         r = self.value_heads // self.key_heads  # value heads i r .. i r + r - 1 share key head i
         q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
@@ -543,7 +542,6 @@ class GatedDeltaNet(nn.Module):
             real = torch.arange(T, device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
         rule = recurrent_gated_delta_rule if T == 1 or self.delta_rule == "recurrent" else chunk_gated_delta_rule
-        v = upcast(v)
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
         cache.last = (*before, (q, k, v, g, beta)) if step.reversible else None
         return self.out_proj(self.norm(y, z).flatten(2))
@@ -729,7 +727,8 @@ class PreTrainedModel(nn.Module):
     @torch.no_grad()
     def init_weights(self, module: nn.Module):
         """New weights. The decays are spread as in the original Gated DeltaNet, from heads that keep nearly all of the
-        state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory."""
+        state at each step to heads that keep a fifth; with dt_bias = 1 every token would wipe the memory.
+        """
         if next(module.parameters()).is_meta:  # a checkpoint follows; and random numbers there import half of PyTorch
             return
         for name, p in module.named_parameters():
@@ -1281,9 +1280,8 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
             used = 0
         shards[-1][name] = p.detach().contiguous()
         used += p.nbytes
-    n = len(shards)
+    n, dtype = len(shards), str(self.dtype).removeprefix("torch.")
     names = [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
-    dtype = str(self.dtype).removeprefix("torch.")
     texts = {"config.json": {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}}
     if self.generation_config:
         texts["generation_config.json"] = self.generation_config
