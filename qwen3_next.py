@@ -46,7 +46,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -819,7 +819,7 @@ class Qwen3NextModel(PreTrainedModel):
             order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
             back = order.argsort(dim=1)[..., None]  # and afterwards to where it was
             x = x.take_along_dim(order[..., None], dim=1)
-            position_ids = None if position_ids is None else position_ids.take_along_dim(order, dim=1)
+            position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
         step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
         hidden_states, router_logits = [x], []
         for i, layer in enumerate(stack.layers):
@@ -1528,9 +1528,8 @@ class Drafter:
     def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
         expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
         self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
-        if n and (
-            cache.mtp is None or cache.mtp.columns != cache.columns
-        ):  # new, or behind after passes without drafts
+        stale = cache.mtp is None or cache.mtp.columns != cache.columns  # new, or left behind by passes without drafts
+        if n and stale:
             cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
         self.cache = cache.mtp
 
@@ -1630,7 +1629,7 @@ def generate(
     return ids
 
 
-def progress(starts: range, action: str) -> Iterable[int]:
+def progress(starts: range, action: str) -> tqdm:
     """The starts of windows, with a progress bar if there are several, they take a while, and it is on a terminal."""
     return tqdm(starts, action, unit="window", leave=False, delay=2, disable=len(starts) < 2 or None)
 
