@@ -70,7 +70,7 @@ class Qwen3NextConfig:
     """The fields of config.json, checked when built; the numbers in the comments are those of the released 80B.
 
     Two dialects are read: the released one, and that of transformers 5, which has `rope_parameters` and `layer_types`.
-    Keys that are not fields become attributes all the same, and are written back by `to_dict`.
+    Other keys become attributes all the same, and are written back by `to_dict`.
     Raises ValueError, naming the fields, for what a layer needs and does not find, what is mistyped or contradictory.
     """
 
@@ -120,17 +120,12 @@ class Qwen3NextConfig:
         kind = fields.pop("model_type", "qwen3_next")
         expect(kind == "qwen3_next", f"config: model_type is {kind!r}, expected 'qwen3_next'")
         scaling, nested = (fields.pop(key, None) or {} for key in ("rope_scaling", "rope_parameters"))
-        agree = scaling == nested or not scaling or not nested
-        right = agree and isinstance(scaling, dict) and isinstance(nested, dict)
-        expect(
-            right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected objects that agree"
-        )
-        rope = dict(nested or scaling)
+        right = isinstance(scaling, dict) and isinstance(nested, dict) and scaling in ({}, nested or scaling)
+        expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
+        fields["rope_scaling"] = rope = dict(nested or scaling)
         for key in rope.keys() & {"rope_theta", "partial_rotary_factor"}:
-            old, value = fields.get(key), rope.pop(key)
-            expect(old in (None, value), f"config: {key} is {old!r}, but rope_parameters has {value!r}")
-            fields[key] = value
-        fields["rope_scaling"] = rope or None
+            old, fields[key] = fields.get(key), rope.pop(key)
+            expect(old in (None, fields[key]), f"config: {key} is {old!r}, but rope_parameters has {fields[key]!r}")
         for key, kind in self.__annotations__.items():
             value = fields.pop(key, None)
             value = getattr(type(self), key) if value is None else copy.deepcopy(value)  # absent and null alike
@@ -156,9 +151,8 @@ class Qwen3NextConfig:
         need("rope_theta partial_rotary_factor max_position_embeddings full_attention_interval decoder_sparse_step")
         divides("num_key_value_heads", "num_attention_heads")
         expect(self.hidden_act == "silu", f"config: hidden_act is {self.hidden_act!r}, expected 'silu'")
-        share, width = self.partial_rotary_factor, int(self.head_dim * self.partial_rotary_factor)
-        right = width % 2 == 0 and 0 < width <= self.head_dim
-        expect(right, f"config: partial_rotary_factor {share} turns {width} of head_dim {self.head_dim}, expected even")
+        R, dim = int(self.head_dim * self.partial_rotary_factor), self.head_dim
+        expect(R in range(2, dim + 1, 2), f"config: partial_rotary_factor turns {R} of head_dim {dim}, expected even")
         yarn = self.rope_scaling or {}
         kind, factor = yarn.get("rope_type", yarn.get("type", "default")), yarn.get("factor", 0)
         expect(kind in ("default", "yarn"), f"config: rope_scaling type is {kind!r}, expected 'yarn' or 'default'")
@@ -173,8 +167,7 @@ class Qwen3NextConfig:
         expect(n == len(layers), f"config: layer_types has {n} entries, num_hidden_layers is {len(layers)}")
         expect(not unknown, f"config: layer_types has {unknown[:1]}, expected linear_attention or full_attention")
         if "linear_attention" in self.layer_types:
-            need("linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim")
-            need("linear_conv_kernel_dim")
+            need(" ".join(key for key in self.__annotations__ if key.startswith("linear_")))
             divides("linear_num_key_heads", "linear_num_value_heads")
         self.mlp_only_layers = self.mlp_only_layers or []
         bad, e, mtp = [i for i in self.mlp_only_layers if i not in layers], self.num_experts, self.mtp_num_hidden_layers
@@ -184,8 +177,7 @@ class Qwen3NextConfig:
         moe = [self.is_moe(i) for i in layers] + [e > 0] * mtp
         if any(moe):
             need("num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
-            k = self.num_experts_per_tok
-            expect(k <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
+            expect((k := self.num_experts_per_tok) <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
         if not all(moe):
             need("intermediate_size")
 
@@ -257,11 +249,8 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
         return inv_freq, 1.0
     yarn = config.rope_scaling
     original = yarn.get("original_max_position_embeddings") or config.max_position_embeddings
-
-    def pair_that_turns(times: float) -> float:
-        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
-
-    low, high = pair_that_turns(yarn.get("beta_fast") or 32), pair_that_turns(yarn.get("beta_slow") or 1)
+    turns = (yarn.get("beta_fast") or 32, yarn.get("beta_slow") or 1)  # and the pairs that turn as often:
+    low, high = (dim * math.log(original / (n * 2 * math.pi)) / (2 * math.log(config.rope_theta)) for n in turns)
     if yarn.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
@@ -302,9 +291,8 @@ class KVCache:
     its next token overwrites it. Buffers double when full, so that copying does not grow with the sequence.
     """
 
-    def __init__(self):
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
 
     def update(self, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, T, heads, head_dim) behind each past; returns the S slots so far, (B, heads, S, head_dim)."""
@@ -330,8 +318,7 @@ class KVCache:
 
     def clone(self) -> "KVCache":
         new = KVCache()
-        if self.k is not None:
-            new.k, new.v = self.k.clone(), self.v.clone()
+        new.k, new.v = (None if x is None else x.clone() for x in (self.k, self.v))
         return new
 
 
@@ -361,10 +348,7 @@ class GatedAttention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q = apply_rope(self.q_norm(q), step.cos, step.sin)
         k = apply_rope(self.k_norm(k), step.cos, step.sin)
-        if cache is not None:
-            k, v = cache.update(k, v, step)  # (B, kv heads, S, head_dim)
-        else:
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        k, v = cache.update(k, v, step) if cache else (k.transpose(1, 2), v.transpose(1, 2))  # (B, kv heads, S, dim)
         dropout, causal = self.dropout if self.training else 0.0, step.mask is None and T > 1
         q = q.transpose(1, 2)  # (B, heads, T, head_dim); the products are scaled by head_dim^-0.5
         y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True)
@@ -484,8 +468,7 @@ class DeltaNetCache:
     """
 
     def __init__(self, window: Tensor, state: Tensor):
-        self.window = window  # (B, channels, kernel - 1), before the activation
-        self.state = state  # (B, H, K, V), float32 or float64
+        self.window, self.state = window, state  # (B, channels, kernel - 1) before silu; (B, H, K, V), float32 or 64
         self.last: tuple | None = None  # window, convolution's inputs, state, and (q, k, v, g, beta), of that pass
 
     def rollback(self, tokens: int):
@@ -520,10 +503,9 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = nn.Linear(values, config.hidden_size, bias=False)
 
     def make_cache(self, batch_size: int) -> DeltaNetCache:
-        channels, _, kernel = self.conv1d.weight.shape
-        weight = self.conv1d.weight.detach()
+        weight = self.conv1d.weight.detach()  # (channels, 1, kernel)
         state = upcast(weight).new_zeros(batch_size, self.value_heads, self.K, self.V)
-        return DeltaNetCache(weight.new_zeros(batch_size, channels, kernel - 1), state)
+        return DeltaNetCache(weight.new_zeros(batch_size, weight.shape[0], weight.shape[2] - 1), state)
 
     def unpack(self, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, ...]:
         """The two projections' outputs as q, k (B, T, key heads, K), v, z (B, T, H, V), b, a (B, T, H).
@@ -548,7 +530,7 @@ class GatedDeltaNet(nn.Module):
         qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)  # (B, T, channels): all q, all k, all v
         before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
-        q, k, v = F.silu(qkv).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
+        q, k, v = upcast(F.silu(qkv)).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
         q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
         r = self.value_heads // self.key_heads  # value heads i r .. i r + r - 1 share key head i
         q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
@@ -560,7 +542,6 @@ class GatedDeltaNet(nn.Module):
             real = torch.arange(T, device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
         rule = recurrent_gated_delta_rule if T == 1 or self.delta_rule == "recurrent" else chunk_gated_delta_rule
-        v = upcast(v)
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
         cache.last = (*before, (q, k, v, g, beta)) if step.reversible else None
         return self.out_proj(self.norm(y, z).flatten(2))
@@ -674,9 +655,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: KVCache | DeltaNetCache | None) -> tuple[Tensor, Tensor | None]:
         """x (B, T, D) -> (B, T, D), and the router's logits (B, T, E) of an MoE layer."""
         x = x + self.mixer(self.input_layernorm(x), step, cache)
-        y, router_logits = self.mlp(self.post_attention_layernorm(x)), None
-        if isinstance(y, tuple):
-            y, router_logits = y
+        y = self.mlp(self.post_attention_layernorm(x))
+        y, router_logits = y if isinstance(y, tuple) else (y, None)
         return x + y, router_logits
 
 
@@ -812,7 +792,7 @@ class Qwen3NextModel(PreTrainedModel):
         """
         x = self.embed(input_ids, inputs_embeds)
         cache = self.make_cache(len(x)) if use_cache and past_key_values is None else past_key_values
-        out = self.run(x, self.layers, self.norm, attention_mask, position_ids, cache)
+        out = self.run(x, self, attention_mask, position_ids, cache)
         out.hidden_states = out.hidden_states if output_hidden_states else None
         out.router_logits = out.router_logits if output_router_logits else None
         return out
@@ -820,54 +800,42 @@ class Qwen3NextModel(PreTrainedModel):
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         """Token ids (B, T), or embeddings (B, T, D) as they are -> (B, T, D)."""
         expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
-        shape, axes = (input_ids.shape, 2) if inputs_embeds is None else (inputs_embeds.shape, 3)
-        right = len(shape) == axes and 0 not in shape
-        expect(right, f"the input has shape {tuple(shape)}, expected {axes} axes (batch, tokens ...), none empty")
-        if inputs_embeds is not None:
-            return inputs_embeds
+        x, axes = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
+        right = x.ndim == axes and 0 not in x.shape
+        expect(right, f"the input has shape {tuple(x.shape)}, expected {axes} axes (batch, tokens ...), none empty")
         try:
-            return self.embed_tokens(input_ids)
+            return self.embed_tokens(x) if inputs_embeds is None else x
         except IndexError:
-            span, limit = (input_ids.min().item(), input_ids.max().item()), self.config.vocab_size - 1
+            span, limit = (x.min().item(), x.max().item()), self.config.vocab_size - 1
             raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
 
     def run(
-        self,
-        x: Tensor,
-        layers: nn.ModuleList,
-        norm: RMSNorm,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
+        self, x: Tensor, stack: nn.Module, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
     ) -> ModelOutput:
-        """x (B, T, D) through the layers and the norm: the model's own, or those of its MTP module."""
-        B, T, _ = x.shape
-        mask, back = self._new_mask(attention_mask, B, T, cache), None
+        """x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module."""
+        (B, T, _), back = x.shape, None
+        mask = self._new_mask(mask, B, T, cache)
         if mask is not None and not mask[:, 0].all():  # bring every sequence to the left, padding to the right
             order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
             back = order.argsort(dim=1)[..., None]  # and afterwards to where it was
-            x = x.gather(1, order[..., None].expand_as(x))
+            x = x.take_along_dim(order[..., None], dim=1)
             position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
         step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
         hidden_states, router_logits = [x], []
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(stack.layers):
             x, logits = layer(x, step, None if cache is None else cache.layers[i])
             hidden_states.append(x)
             router_logits += [] if logits is None else [logits]
-        hidden_states[-1] = norm(x)
+        hidden_states[-1] = stack.norm(x)
         if cache is not None:
             cache.seq_len = cache.seq_len + (T if step.lengths is None else step.lengths)
             cache.columns, cache.padded = step.slots, cache.padded or step.lengths is not None
         if back is not None:
-            hidden_states, router_logits = (
-                [x.gather(1, back.expand(-1, -1, x.shape[-1])) for x in xs] for xs in (hidden_states, router_logits)
-            )
-        return ModelOutput(
-            last_hidden_state=hidden_states[-1],
-            past_key_values=cache,
-            hidden_states=tuple(hidden_states),
-            router_logits=tuple(x.flatten(0, 1) for x in router_logits),
-        )
+            hidden_states = [x.take_along_dim(back, dim=1) for x in hidden_states]
+            router_logits = [x.take_along_dim(back, dim=1) for x in router_logits]
+        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache)
+        out.hidden_states, out.router_logits = tuple(hidden_states), tuple(x.flatten(0, 1) for x in router_logits)
+        return out
 
     @staticmethod
     def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache | None) -> Tensor | None:
@@ -878,9 +846,9 @@ class Qwen3NextModel(PreTrainedModel):
             return None
         found, shapes = tuple(mask.shape), ((B, T), (B, columns + T))
         expect(found in shapes, f"attention_mask has shape {found}, expected {shapes[0]} or {shapes[1]}")
-        mask, old = mask[:, -T:].bool(), mask[:, :-T].bool().sum(1)
-        same = found == (B, T) or torch.equal(old, cache.seq_len)
+        same = found == (B, T) or torch.equal(mask[:, :-T].bool().sum(1), cache.seq_len)
         expect(same, "attention_mask differs from the one that the cache was filled with")
+        mask = mask[:, -T:].bool()
         starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
         expect(bool((starts < 2).all()), "attention_mask has holes; padding may stand only at a sequence's ends")
         return None if mask.all() else mask
@@ -888,22 +856,20 @@ class Qwen3NextModel(PreTrainedModel):
     def _step(self, x: Tensor, lengths: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Step:
         """Positions, rotations and causal mask of a pass; x (B, T, D) left-aligned, with `lengths` real tokens."""
         B, T, _ = x.shape
-        past = torch.zeros(B, dtype=torch.long, device=x.device) if cache is None else cache.seq_len
-        start = 0 if cache is None else None if cache.padded else cache.columns
-        slots, limit = T + (0 if cache is None else cache.columns), self.config.max_position_embeddings
+        cache = cache or Cache([], torch.zeros(B, dtype=torch.long, device=x.device))
+        expect(lengths is None or not cache.reversible, "a reversible pass takes no padding")
+        start, slots = None if cache.padded else cache.columns, cache.columns + T
+        limit, mask = self.config.max_position_embeddings, None
         if slots > limit and not self.warned:
             self.warned = True
             warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=5)
-        position = past[:, None] + torch.arange(T, device=x.device)  # (B, T)
-        mask = None
+        position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
         if slots > T > 1 or start is None:
             rows = position if start is None else position[:1]
             mask = torch.arange(slots, device=x.device) <= rows[:, None, :, None]  # (B or 1, 1, T, S)
         angle = (position if position_ids is None else position_ids)[..., None, None] * self.inv_freq.to(upcast(x))
         cos, sin = ((turn * self.rope_factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))
-        reversible = cache is not None and cache.reversible
-        expect(not reversible or lengths is None, "a reversible pass takes no padding")
-        return Step(past, start, slots, lengths, reversible, cos, sin, mask)
+        return Step(cache.seq_len, start, slots, lengths, cache.reversible, cos, sin, mask)
 
 
 # ==== Multi-token prediction ==========================================================================================
@@ -941,8 +907,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         self.model = Qwen3NextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mtp = MTP(config) if config.mtp_num_hidden_layers else None
-        for module in (self.lm_head, self.mtp) if self.mtp else (self.lm_head,):
-            self.init_weights(module)
+        self.init_weights(self.lm_head)
+        if self.mtp:
+            self.init_weights(self.mtp)
         self.tie_weights()
 
     def tie_weights(self):
@@ -975,9 +942,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
         router = self.config.output_router_logits if output_router_logits is None else output_router_logits
-        x = self.model.embed(input_ids, inputs_embeds)
-        inputs = (attention_mask, position_ids, past_key_values)
-        out = self.model(None, *inputs, x, use_cache, output_hidden_states, router)
+        x, state = self.model.embed(input_ids, inputs_embeds), (attention_mask, position_ids, past_key_values)
+        out = self.model(None, *state, x, use_cache, output_hidden_states, router)
         out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
         mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :]
         if labels is not None:
@@ -991,37 +957,25 @@ class Qwen3NextForCausalLM(PreTrainedModel):
             expect(x.shape[1] > 1, "output_mtp_logits needs at least 2 tokens, found 1")
             pairs = None if mask is None else mask[:, 1:] * mask[:, :-1]  # where both tokens of a pair are real
             positions = None if position_ids is None else position_ids[:, :-1]
-            ahead = self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions)
-            out.mtp_logits = self.lm_head(ahead)
+            out.mtp_logits = self.lm_head(self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions))
             if labels is not None:
-                out.mtp_loss = self._mtp_loss(out.mtp_logits, labels, mask)
+                labels = labels[:, 2:]
+                if mask is not None:  # both ends of the step have to be real
+                    labels = labels.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
+                logits, count = upcast(out.mtp_logits[:, :-1]).flatten(0, 1), (labels != -100).sum().clamp(min=1)
+                out.mtp_loss = F.cross_entropy(logits, labels.flatten(), reduction="sum") / count  # 0 without any label
                 out.loss = out.loss + self.config.mtp_loss_scaling_factor * out.mtp_loss
         return out
 
     def look_ahead(
-        self,
-        hidden: Tensor,
-        next_embeds: Tensor,
-        mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
+        self, hidden: Tensor, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None = None
     ) -> Tensor:
         """MTP's hidden states (B, T, D), from the model's own, or MTP's at the token before, and the next embeddings.
 
         lm_head makes logits of them; their own attention cache is not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
-        x = self.mtp(hidden, next_embeds)
-        return self.model.run(x, self.mtp.layers, self.mtp.norm, mask, position_ids, cache).last_hidden_state
-
-    @staticmethod
-    def _mtp_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean cross-entropy of MTP's logits (B, T - 1, vocab) about the labels two ahead; 0 if there are none."""
-        labels = labels[:, 2:]
-        if mask is not None:  # both ends of the step have to be real
-            labels = labels.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
-        total = F.cross_entropy(upcast(logits[:, :-1]).flatten(0, 1), labels.flatten(), reduction="sum")
-        return total / (labels != -100).sum().clamp(min=1)
+        return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache).last_hidden_state
 
 
 # ==== Other heads =====================================================================================================
@@ -1072,7 +1026,7 @@ class Qwen3NextForSequenceClassification(LinearHead):
         last = (real[:, -T:] * torch.arange(T, device=real.device)).argmax(1)
         out.logits = out.logits[torch.arange(B, device=last.device), last]
         if labels is not None:
-            kind = "single_label_classification" if not labels.is_floating_point() else "multi_label_classification"
+            kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = self.config.extra.get("problem_type") or ("regression" if n == 1 else kind)
             if kind == "regression":
                 out.loss = F.mse_loss(out.logits.view_as(labels), labels.to(out.logits))
@@ -1113,16 +1067,13 @@ class Qwen3NextForQuestionAnswering(LinearHead):
         out.start_logits, out.end_logits = out.logits.unbind(-1)
         if start_positions is not None and end_positions is not None:
             T, pairs = out.logits.shape[1], ((out.start_logits, start_positions), (out.end_logits, end_positions))
-            losses = [F.cross_entropy(upcast(x), y.flatten().clamp(0, T), ignore_index=T) for x, y in pairs]
-            out.loss = sum(losses) / 2
+            out.loss = sum(F.cross_entropy(upcast(x), y.flatten().clamp(0, T), ignore_index=T) for x, y in pairs) / 2
         return out
 
 
 # ==== Loading and saving ==============================================================================================
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-
-
 HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
 
 
@@ -1187,15 +1138,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         expect(8 < base <= len(data), f"header of {base - 8} bytes in a file of {len(data)}")
         header = json.loads(data[8:base].decode("utf-8"))
         header.pop("__metadata__", None)
-        entries = [(*e["data_offsets"], e["dtype"], e["shape"], name) for name, e in header.items()]
-        entries.sort(key=lambda entry: entry[:2])
+        entries = sorted((*e["data_offsets"], name, e["dtype"], e["shape"]) for name, e in header.items())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
     tensors, end = {}, 0
-    for start, stop, kind, shape, name in entries:
-        dtype = DTYPES.get(kind)
+    for start, stop, name, kind, shape in entries:
+        dtype, count = DTYPES.get(kind), math.prod(shape)
         expect(dtype is not None, f"{path}: {name} has dtype {kind}, expected one of {', '.join(DTYPES)}")
-        count = math.prod(shape)
         right = start == end and stop - start == count * dtype.itemsize and all(n >= 0 for n in shape)
         expect(right, f"{path}: {name} of shape {shape} is said to lie at {start} to {stop}, expected from {end} on")
         expect(base + stop <= len(data), f"{path}: {name} ends at byte {base + stop} of {len(data)}: truncated?")
@@ -1237,12 +1186,11 @@ def assign_weights(
         head = model.get_submodule(model.head).to_empty(device=device).to(dtype)
         model.init_weights(head)
         tensors = {**tensors, **{f"{model.head}.{name}": p.detach() for name, p in head.named_parameters()}}
-    want = {name: p.shape for name, p in model.named_parameters()}
-    tops = {name.partition(".")[0] for name in want}
-    spare = {name for name in tensors if name.partition(".")[0] in {*HEADS} - tops}
-    shapes = {name: tuple(tensors[name].shape) for name in want.keys() & tensors.keys()}
-    wrong = [f"{name} {found} instead of {tuple(want[name])}" for name, found in shapes.items() if found != want[name]]
-    problems = {"missing": want.keys() - shapes, "unexpected": tensors.keys() - want.keys() - spare, "misshapen": wrong}
+    want = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    others = {*HEADS} - {name.partition(".")[0] for name in want}
+    found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
+    wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
+    problems = {"missing": want.keys() - found, "unexpected": found.keys() - want, "misshapen": wrong}
     listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
     for prefix, module in model.named_modules():
@@ -1290,9 +1238,9 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
-    Args: path_or_repo, a folder or a hub name; dtype, a torch.dtype or its name, "auto": the checkpoint's; device_map,
-    a device or "auto"; delta_rule, "chunk" or "recurrent", which form runs over more than one token.
-    Raises: FileNotFoundError and ValueError, naming the file and what is wrong with it.
+    Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
+    one; delta_rule, "chunk" or "recurrent", the form that runs over more than one token.
+    Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     folder, device = find_checkpoint(path_or_repo), as_device(device_map)
@@ -1307,16 +1255,16 @@ def from_pretrained(
     for module in model.modules():
         if isinstance(module, GatedDeltaNet):
             module.delta_rule = delta_rule
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = read_json(folder / "generation_config.json")
+    if (path := folder / "generation_config.json").is_file():
+        model.generation_config = read_json(path)
     return model.eval()
 
 
 def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_size: int | str = "5GB"):
     """Writes the weights, in shards with an index if they need several, config.json and generation_config.json.
 
-    max_shard_size: bytes, or a string such as "500MB". Every file is written under a temporary name and renamed when
-    all are complete, so that a failure leaves what was there before.
+    max_shard_size: bytes, or a string such as "500MB". Files get their names when all are complete, so that a failure
+    leaves what was there before.
     """
     from safetensors.torch import save_file
 
@@ -1332,9 +1280,8 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
             used = 0
         shards[-1][name] = p.detach().contiguous()
         used += p.nbytes
-    n = len(shards)
+    n, dtype = len(shards), str(self.dtype).removeprefix("torch.")
     names = [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
-    dtype = str(self.dtype).removeprefix("torch.")
     texts = {"config.json": {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}}
     if self.generation_config:
         texts["generation_config.json"] = self.generation_config
@@ -1342,22 +1289,22 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
         weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
         total = {"total_size": sum(p.nbytes for p in self.parameters())}
         texts["model.safetensors.index.json"] = {"metadata": total, "weight_map": weight_map}
-
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = {file.name for file in folder.glob("model*.safetensors*")} - {*names, *texts}
+    new = {name: folder / f"{name}.tmp" for name in (*names, *texts)}
     try:
         for name, shard in zip(names, shards):
-            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+            save_file(shard, new[name], metadata={"format": "pt"})
         for name, content in texts.items():
-            (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for name in (*names, *texts):
-            os.replace(folder / f"{name}.tmp", folder / name)
+            new[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, file in new.items():
+            file.replace(folder / name)
     finally:
-        for name in (*names, *texts):
-            (folder / f"{name}.tmp").unlink(missing_ok=True)
-    for name in stale:  # an earlier save's shards or index would be read instead
-        (folder / name).unlink()
+        for file in new.values():
+            file.unlink(missing_ok=True)
+    for file in folder.glob("model*.safetensors*"):  # an earlier save's shards or index would be read instead
+        if file.name not in new:
+            file.unlink()
 
 
 Qwen3NextConfig.from_pretrained = config_from_pretrained
@@ -1395,7 +1342,7 @@ class Qwen3NextTokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike) -> "Qwen3NextTokenizer":
-        """Reads tokenizer.json, and if they are there tokenizer_config.json and chat_template.jinja.
+        """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, of which only the first has to be there.
 
         Raises FileNotFoundError or ValueError naming the file.
         """
@@ -1503,13 +1450,12 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        for name, high in {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1}.items():
+        limits = {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1, "repetition_penalty": math.inf}
+        for name, high in limits.items():
             value = getattr(self, name)
             right = isinstance(value, (int, float)) and 0 <= value <= high
             expect(right, f"{name} is {value!r}, expected a number from 0 to {high}")
-        penalty = self.repetition_penalty
-        right = isinstance(penalty, (int, float)) and penalty > 0
-        expect(right, f"repetition_penalty is {penalty!r}, expected a number above 0")
+        expect(self.repetition_penalty > 0, "repetition_penalty is 0, expected a number above 0")
         self.do_sample = self.do_sample and self.temperature > 0
 
     @classmethod
@@ -1517,8 +1463,8 @@ class Sampling:
         """What is given and not None, else generation_config.json's; a sampling option that is given asks to sample."""
         known = {name: value for name, value in defaults.items() if name in cls.__annotations__ and value is not None}
         given = {name: value for name, value in options.items() if value is not None}
-        asked = not given.keys().isdisjoint(("temperature", "top_k", "top_p", "min_p"))
-        return cls(**{**known, **({"do_sample": True} if asked else {}), **given})
+        asked = {"do_sample": True} if given.keys() & {"temperature", "top_k", "top_p", "min_p"} else {}
+        return cls(**{**known, **asked, **given})
 
     def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab).
@@ -1577,19 +1523,22 @@ def with_tokens(seen: Tensor, tokens: Tensor) -> Tensor:
 
 
 class Drafter:
-    """Drafts tokens with the MTP layer. Its keys and values lie in cache.mtp, an entry for each token of the cache."""
+    """Drafts up to n tokens with the MTP layer; its keys and values lie in cache.mtp, one entry a token. n may be 0."""
 
     def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
-        expect(model.mtp is not None, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
+        expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
         self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
-        if cache.mtp is None or cache.mtp.columns != cache.columns:  # new, or left behind by passes without drafts
+        stale = cache.mtp is None or cache.mtp.columns != cache.columns  # new, or left behind by passes without drafts
+        if n and stale:
             cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
         self.cache = cache.mtp
 
     def read(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
         """Takes in hidden states (1, T, D) and the tokens (1, T) that follow each of them."""
-        embeds = self.model.model.embed(following)
-        self.hidden = self.model.look_ahead(hidden, embeds, mask, cache=self.cache)[:, -1:]
+        if self.drafted and following.shape[1]:
+            hidden, embeds = hidden[:, : following.shape[1]], self.model.model.embed(following)
+            mask = None if mask is None else mask[:, : following.shape[1]]
+            self.hidden = self.model.look_ahead(hidden, embeds, mask, None, self.cache)[:, -1:]
 
     def draft(self, n: int, seen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """n tokens (1, n), and the distributions they were drawn from (1, n, vocab).
@@ -1607,11 +1556,6 @@ class Drafter:
             self.drafted[i] += 1
         self.cache.rollback(n - 1)
         return torch.stack(tokens, dim=1), torch.stack(q, dim=1)
-
-    def stats(self) -> dict:
-        """Totals, and the share of the drafts at each position that stood."""
-        shares = [a / d for a, d in zip(self.accepted, self.drafted) if d]
-        return {"drafted": sum(self.drafted), "accepted": sum(self.accepted), "acceptance_by_position": shares}
 
 
 def ends_with(ids: Tensor, strings: list[str] | None, tokenizer: Any) -> Tensor:
@@ -1648,8 +1592,7 @@ def generate(
     prompt_tokens, new_tokens, prefill_seconds, decode_seconds, drafted, accepted, acceptance_by_position. Drafts and a
     streamer take one sequence. Sampling options: do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
     What is not given is generation_config.json's, or else 512 new tokens, the likeliest each time; but temperature,
-    top_k, top_p or min_p, when given, mean do_sample=True.
-    Raises ValueError for options out of range or inputs that do not fit together.
+    top_k, top_p or min_p, when given, mean do_sample=True. Raises ValueError for what is out of range or does not fit.
     """
     (B, T), defaults, started = input_ids.shape, self.generation_config, time.perf_counter()
     rule = Sampling.from_options(defaults, sampling)
@@ -1662,7 +1605,7 @@ def generate(
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
     cache = self.make_cache(B) if past_key_values is None else past_key_values
-    drafter = Drafter(self, cache, rule, num_draft_tokens) if num_draft_tokens else None
+    drafter = Drafter(self, cache, rule, num_draft_tokens)
     out = prefill(self, input_ids, attention_mask, cache, drafter)
     prefilled = time.perf_counter()
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
@@ -1670,24 +1613,29 @@ def generate(
     seen = held > 0 if rule.repetition_penalty != 1 else None  # padding does not count
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
     ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
-    with closing(decode(self, out, cache, rule, drafter, limit, seen, generator)) as tokens:
+    with closing(decode(drafter, out, limit, seen, generator)) as tokens:
         for token in tokens:
             ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
             if streamer is not None:
                 streamer(token.item())
-            done |= torch.isin(token, ends)
-            done |= ends_with(ids[:, T:], stop_strings, tokenizer)
+            done |= torch.isin(token, ends) | ends_with(ids[:, T:], stop_strings, tokenizer)
             if done.all():
                 break
     if stats is not None:
-        seconds = {"prefill_seconds": prefilled - started, "decode_seconds": time.perf_counter() - prefilled}
-        drafts = drafter.stats() if drafter else {"drafted": 0, "accepted": 0, "acceptance_by_position": []}
-        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T, **seconds, **drafts)
+        stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
+        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T)
+        stats.update(drafted=sum(drafter.drafted), accepted=sum(drafter.accepted))
+        stats["acceptance_by_position"] = [a / d for a, d in zip(drafter.accepted, drafter.drafted) if d]
     return ids
 
 
+def progress(starts: range, action: str) -> tqdm:
+    """The starts of windows, with a progress bar if there are several, they take a while, and it is on a terminal."""
+    return tqdm(starts, action, unit="window", leave=False, delay=2, disable=len(starts) < 2 or None)
+
+
 def prefill(
-    model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache, drafter: Drafter | None
+    model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache, drafter: Drafter
 ) -> ModelOutput:
     """Reads what the cache lacks of the prompt, a window at a time: logits and hidden state of its last token."""
     if mask is not None and not mask.all():
@@ -1696,33 +1644,22 @@ def prefill(
         ids, mask = ids.gather(1, order), mask.gather(1, order)
     T = ids.shape[1]
     expect(cache.columns < T, f"the cache holds {cache.columns} tokens, input_ids only {T}")
-    starts, quiet = range(cache.columns, T, PREFILL_WINDOW), None  # None: a progress bar on a terminal only
-    for start in tqdm(
-        starts, "reading", unit="window", leave=False, delay=2, disable=quiet if len(starts) > 1 else True
-    ):
-        window = slice(start, start + PREFILL_WINDOW)
-        new_mask = None if mask is None else mask[:, window]
-        out = model(ids[:, window], new_mask, past_key_values=cache, logits_to_keep=1)
-        following = ids[:, start + 1 : start + PREFILL_WINDOW + 1]
-        if drafter is not None and (n := following.shape[1]):
-            drafter.read(out.last_hidden_state[:, :n], following, None if new_mask is None else new_mask[:, :n])
+    for start in progress(range(cache.columns, T, PREFILL_WINDOW), "reading"):
+        end = start + PREFILL_WINDOW
+        new_mask = None if mask is None else mask[:, start:end]
+        out = model(ids[:, start:end], new_mask, past_key_values=cache, logits_to_keep=1)
+        drafter.read(out.last_hidden_state, ids[:, start + 1 : end + 1], new_mask)
     out.last_hidden_state = out.last_hidden_state[:, -1:]
     return out
 
 
 def decode(
-    model: Qwen3NextForCausalLM,
-    out: ModelOutput,
-    cache: Cache,
-    rule: Sampling,
-    drafter: Drafter | None,
-    limit: int,
-    seen: Tensor | None,
-    generator: torch.Generator | None,
+    drafter: Drafter, out: ModelOutput, limit: int, seen: Tensor | None, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     """At most `limit` tokens (B,), one after the other, behind the pass `out`. What the caller has not taken from the
     last pass is taken back when it closes the iterator, so that the cache then holds all tokens but the last.
     """
+    model, rule, cache = drafter.model, drafter.rule, out.past_key_values
     drafts, q = out.logits.new_empty(len(out.logits), 0, dtype=torch.long), None
     while limit > 0:
         n = drafts.shape[1]
@@ -1737,12 +1674,11 @@ def decode(
         finally:  # the caller may close us in the middle
             cache.rollback(n + 1 - taken)
             tokens, limit = tokens[:, :taken], limit - taken
-            if drafter is not None:
-                drafter.read(out.last_hidden_state[:, :taken], tokens)
-                drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
+            drafter.read(out.last_hidden_state, tokens)
+            drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
         if limit > 0:
             seen = None if seen is None else with_tokens(seen, tokens)[:, -1]
-            n = min(len(drafter.drafted), limit - 1) if drafter is not None else 0
+            n = min(len(drafter.drafted), limit - 1)
             drafts, q = drafter.draft(n, seen, generator) if n else (drafts[:, :0], None)
             cache.reversible = n > 0
             out = model(torch.cat([token[:, None], drafts], dim=1), past_key_values=cache)
@@ -1752,7 +1688,7 @@ def decode(
 def score(model: Qwen3NextForCausalLM, ids: Tensor, window: int = 512) -> float:
     """Nats that the model needs for ids[:, 1:] after ids[:, :1], summed. ids (1, T)."""
     cache, total = model.make_cache(1), 0.0
-    for start in tqdm(range(0, ids.shape[1] - 1, window), "scoring", unit="window", leave=False, delay=2, disable=None):
+    for start in progress(range(0, ids.shape[1] - 1, window), "scoring"):
         logits = model(ids[:, start : start + window], past_key_values=cache).logits[0]
         targets = ids[0, start + 1 : start + window + 1]
         total += F.cross_entropy(upcast(logits[: len(targets)]), targets, reduction="sum").item()
@@ -1801,10 +1737,10 @@ def peak_memory(device: torch.device) -> str:
     """Peak memory of the process, and on the GPU if one is used."""
     text = "not known on this system"
     if sys.platform != "win32":
-        import resource  # Unix only; kilobytes on Linux, bytes on macOS
+        import resource  # Unix only
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        text = f"{peak / 2**20:,.0f} MiB"
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+        text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
     gpu = f", {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}" if device.type == "cuda" else ""
     return text + gpu
 
@@ -1824,14 +1760,11 @@ class Printer:
         ends = [self.held.index(stop) for stop in self.stops if stop in self.held]
         starts = [n for stop in self.stops for n in range(len(stop)) if self.held.endswith(stop[:n])]
         cut = min(ends) if ends else len(self.held) - max(starts, default=0)  # what may become a stop string waits
-        self.write("" if self.stopped else self.held[:cut])
+        print("" if self.stopped else self.held[:cut], end="", flush=True)
         self.held, self.stopped = self.held[cut:], self.stopped or bool(ends)
 
     def finish(self):
-        self.write("\n" if self.stopped else self.held + "\n")
-
-    def write(self, text: str):
-        print(text, end="", flush=True)
+        print("" if self.stopped else self.held, flush=True)
 
 
 def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: Cache, args: Any, show: Printer):
@@ -1845,12 +1778,12 @@ def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: C
     show.finish()
     if args.stats:
         new, count, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
-        print(f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s", file=sys.stderr)
-        print(f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s", file=sys.stderr)
+        lines = [f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s"]
+        lines += [f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s"]
         if stats["drafted"]:
             shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
-            print(f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}", file=sys.stderr)
-        print(f"peak memory: {peak_memory(model.device)}", file=sys.stderr)
+            lines += [f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}"]
+        print(*lines, f"peak memory: {peak_memory(model.device)}", sep="\n", file=sys.stderr)
 
 
 def chat(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, render: Callable, args: argparse.Namespace):
@@ -1864,10 +1797,9 @@ def chat(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, render: Cal
             continue
         messages.append({"role": "user", "content": line.strip()})
         text, old = render(messages), tokenizer.decode(ids)
-        if text.startswith(old):
-            ids = ids + tokenizer.encode(text[len(old) :])
-        else:
-            ids, cache = tokenizer.encode(text), model.make_cache(1)
+        if not text.startswith(old):
+            old, ids, cache = "", [], model.make_cache(1)
+        ids = ids + tokenizer.encode(text[len(old) :])
         show = Printer(tokenizer, args.stop)
         try:
             answer(model, tokenizer, ids, cache, args, show)
@@ -1897,19 +1829,18 @@ def run(args: argparse.Namespace):
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
     if args.chat:
         chat(model, tokenizer, render, args)
-        return
-    if tokenizer.chat_template and not args.raw and not args.score:
-        text = render([{"role": "user", "content": text}])
-    ids = tokenizer.encode(text)
-    if not args.score:
+    elif args.score:
+        ids, size = tokenizer.encode(text), len(text.encode())
+        expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
+        nats = score(model, torch.tensor([ids], device=model.device))
+        bits = nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode()))
+        print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
+        print(f"{bits:.4f} bits per byte (first token given)")
+    else:
+        chatty = tokenizer.chat_template and not args.raw
+        ids = tokenizer.encode(render([{"role": "user", "content": text}]) if chatty else text)
         expect(len(ids) > 0, "the prompt is empty: nothing to continue")
         answer(model, tokenizer, ids, model.make_cache(1), args, Printer(tokenizer, args.stop))
-        return
-    expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
-    nats, size = score(model, torch.tensor([ids], device=model.device)), len(text.encode())
-    bits = nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode()))
-    print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
-    print(f"{bits:.4f} bits per byte (first token given)")
 
 
 def main(arguments: list[str] | None = None) -> int:
