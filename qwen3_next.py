@@ -133,8 +133,7 @@ class Qwen3NextConfig:
             right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
             expect(value is None or right, f"config: {key} is {value!r}, expected {kind.__name__}")
             setattr(self, key, value)
-        self.extra = fields
-        self.__dict__.update({key: value for key, value in fields.items() if not hasattr(self, key)})
+        self.__dict__.update(fields)
         self._check()
 
     def _check(self):
@@ -193,8 +192,8 @@ class Qwen3NextConfig:
 
     def to_dict(self) -> dict:
         """config.json's content: the top-level keys that transformers and mlx-lm read, and all that was passed in."""
-        fields = {key: getattr(self, key) for key in self.__annotations__ if getattr(self, key) is not None}
-        return copy.deepcopy({"model_type": "qwen3_next", **fields, "rope_scaling": self.rope_scaling, **self.extra})
+        fields = {key: x for key, x in vars(self).items() if x is not None or key not in self.__annotations__}
+        return copy.deepcopy({"model_type": "qwen3_next", **fields, "rope_scaling": self.rope_scaling})
 
 
 # ==== Norms ===========================================================================================================
@@ -473,7 +472,10 @@ class DeltaNetCache:
 
     def rollback(self, tokens: int):
         expect(self.last is not None, "the last pass can't be taken back: cache.reversible was not set")
-        window, x, state, inputs = self.last
+        expect(
+            tokens <= self.last[1].shape[1], f"the last pass had {self.last[1].shape[1]} tokens, not {tokens} tokens"
+        )
+        (window, x, state, inputs), self.last = self.last, None
         keep = x.shape[1] - tokens
         self.window = torch.cat([window, x.transpose(1, 2)], -1)[..., keep : keep + window.shape[-1]].clone()
         q, k, v, g, beta = (y[:, :keep] for y in inputs)
@@ -669,8 +671,10 @@ class Cache:
 
     def __init__(self, layers: list, seq_len: Tensor, columns: int = 0, padded: bool = False):
         self.layers, self.seq_len, self.columns, self.padded = layers, seq_len, columns, padded
-        self.reversible = False  # set it before a short pass some of whose tokens may have to be taken back
-        self.mtp: Cache | None = None  # the MTP layer's own, while it drafts for this one
+        self.reversible = False  # set before a short pass, lets some of its tokens be taken back
+        self.complete = True  # False inside a pass, and for good if that is interrupted
+        self.mtp: Cache | None = None  # the MTP layer's own, if it drafts for this one
+        self.mtp_columns = 0  # `columns` when that one was last brought up to this one
 
     def rollback(self, tokens: int):
         """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding."""
@@ -681,7 +685,7 @@ class Cache:
     def clone(self) -> "Cache":
         """An independent copy. The last pass can't be taken back in it."""
         new = Cache([layer.clone() for layer in self.layers], self.seq_len.clone(), self.columns, self.padded)
-        new.mtp = self.mtp and self.mtp.clone()
+        new.complete, new.mtp, new.mtp_columns = self.complete, self.mtp and self.mtp.clone(), self.mtp_columns
         return new
 
 
@@ -792,7 +796,8 @@ class Qwen3NextModel(PreTrainedModel):
         """
         x = self.embed(input_ids, inputs_embeds)
         cache = self.make_cache(len(x)) if use_cache and past_key_values is None else past_key_values
-        out = self.run(x, self, attention_mask, position_ids, cache)
+        collect = output_hidden_states or output_router_logits
+        out = self.run(x, self, attention_mask, position_ids, cache, collect)
         out.hidden_states = out.hidden_states if output_hidden_states else None
         out.router_logits = out.router_logits if output_router_logits else None
         return out
@@ -810,9 +815,12 @@ class Qwen3NextModel(PreTrainedModel):
             raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
 
     def run(
-        self, x: Tensor, stack: nn.Module, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+        self, x: Tensor, stack: nn.Module, mask: Any, position_ids: Any, cache: Cache | None, collect: bool = False
     ) -> ModelOutput:
-        """x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module."""
+        """x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module.
+
+        mask and position_ids as in `forward`; collect: also what comes out of each layer and router.
+        """
         (B, T, _), back = x.shape, None
         mask = self._new_mask(mask, B, T, cache)
         if mask is not None and not mask[:, 0].all():  # bring every sequence to the left, padding to the right
@@ -821,15 +829,17 @@ class Qwen3NextModel(PreTrainedModel):
             x = x.take_along_dim(order[..., None], dim=1)
             position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
         step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
-        hidden_states, router_logits = [x], []
+        if cache is not None:
+            cache.complete = cache.reversible = False
+        hidden_states, router_logits = [], []
         for i, layer in enumerate(stack.layers):
+            hidden_states += [x] if collect else []
             x, logits = layer(x, step, None if cache is None else cache.layers[i])
-            hidden_states.append(x)
-            router_logits += [] if logits is None else [logits]
-        hidden_states[-1] = stack.norm(x)
+            router_logits += [logits] if collect and logits is not None else []
+        hidden_states.append(stack.norm(x))
         if cache is not None:
             cache.seq_len = cache.seq_len + (T if step.lengths is None else step.lengths)
-            cache.columns, cache.padded = step.slots, cache.padded or step.lengths is not None
+            cache.columns, cache.padded, cache.complete = step.slots, cache.padded or step.lengths is not None, True
         if back is not None:
             hidden_states = [x.take_along_dim(back, dim=1) for x in hidden_states]
             router_logits = [x.take_along_dim(back, dim=1) for x in router_logits]
@@ -842,6 +852,9 @@ class Qwen3NextModel(PreTrainedModel):
         """The attention mask of the T new tokens, (B, T) bool; None when all of them are real."""
         size, columns = (B, 0) if cache is None else (len(cache.seq_len), cache.columns)
         expect(size == B, f"the cache holds {size} sequences, the input {B}")
+        expect(
+            cache is None or cache.complete, "the cache is of no use: a pass that should have filled it was interrupted"
+        )
         if mask is None:
             return None
         found, shapes = tuple(mask.shape), ((B, T), (B, columns + T))
@@ -862,7 +875,7 @@ class Qwen3NextModel(PreTrainedModel):
         limit, mask = self.config.max_position_embeddings, None
         if slots > limit and not self.warned:
             self.warned = True
-            warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=5)
+            warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
         position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
         if slots > T > 1 or start is None:
             rows = position if start is None else position[:1]
@@ -968,7 +981,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         return out
 
     def look_ahead(
-        self, hidden: Tensor, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None = None
+        self, hidden: Tensor, embeds: Tensor, mask: Any = None, positions: Any = None, cache: Cache | None = None
     ) -> Tensor:
         """MTP's hidden states (B, T, D), from the model's own, or MTP's at the token before, and the next embeddings.
 
@@ -988,7 +1001,7 @@ class LinearHead(PreTrainedModel):
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
-        self.num_labels = config.extra.get("num_labels") or len(config.extra.get("id2label") or range(2))
+        self.num_labels = getattr(config, "num_labels", None) or len(getattr(config, "id2label", None) or range(2))
         self.add_module(self.backbone[:-1], Qwen3NextModel(config))
         outputs = 2 if self.head == "qa_outputs" else self.num_labels  # a span's start and end
         self.add_module(self.head, nn.Linear(config.hidden_size, outputs, bias=self.bias))
@@ -1011,30 +1024,33 @@ class Qwen3NextForSequenceClassification(LinearHead):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **inputs: Any,
+        **options: Any,
     ) -> ModelOutput:
         """logits (B, num_labels). labels (B,) int64: cross-entropy; (B,) or (B, num_labels) float: squared error if
         there is one label, else a yes or no for each; config.json's problem_type decides differently.
         """
-        out = self.read(input_ids, attention_mask, **inputs)
-        (B, T, n), real, pad = out.logits.shape, attention_mask, self.config.extra.get("pad_token_id")
-        if real is None:  # then padding is told by its token, if it has one
+        out = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **options)
+        (B, T, n), real, pad = out.logits.shape, attention_mask, getattr(self.config, "pad_token_id", None)
+        if real is None:  # then padding is told by its token
             known = input_ids is not None and pad is not None
-            real = input_ids != pad if known else torch.ones(B, T, device=out.logits.device)
-        last = (real[:, -T:] * torch.arange(T, device=real.device)).argmax(1)
+            expect(known or B == 1, "several sequences need an attention_mask, or a pad_token_id in config.json")
+            real = input_ids != pad if known else out.logits.new_ones(B, T)
+        last = (real[:, -T:].bool() * torch.arange(T, device=real.device)).argmax(1)
         out.logits = out.logits[torch.arange(B, device=last.device), last]
         if labels is not None:
             kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-            kind = self.config.extra.get("problem_type") or ("regression" if n == 1 else kind)
+            kind = getattr(self.config, "problem_type", None) or ("regression" if n == 1 else kind)
             if kind == "regression":
-                out.loss = F.mse_loss(out.logits.view_as(labels), labels.to(out.logits))
+                out.loss = F.mse_loss(upcast(out.logits).view_as(labels), upcast(labels))
             elif kind == "single_label_classification":
                 out.loss = F.cross_entropy(upcast(out.logits), labels.flatten())
             else:
                 expect(kind == "multi_label_classification", f"config: problem_type is {kind!r}, which is not known")
-                out.loss = F.binary_cross_entropy_with_logits(out.logits, labels.to(out.logits))
+                out.loss = F.binary_cross_entropy_with_logits(upcast(out.logits), upcast(labels))
         return out
 
 
@@ -1042,8 +1058,9 @@ class Qwen3NextForTokenClassification(LinearHead):
     """A label for each token."""
 
     def __init__(self, config: Qwen3NextConfig):
+        self.bias = getattr(config, "token_classification_bias", True)
         super().__init__(config)
-        rates = (config.extra.get(name) for name in ("classifier_dropout", "hidden_dropout"))
+        rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
         self.dropout.p = next((rate for rate in rates if rate is not None), 0.1)
 
     def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any) -> ModelOutput:
@@ -1202,7 +1219,8 @@ def assign_weights(
 def as_dtype(dtype: str | torch.dtype, config: Qwen3NextConfig, tensors: dict[str, Tensor]) -> torch.dtype:
     """The dtype meant; "auto" is the one that the config names, or else the tensors' own."""
     if dtype == "auto":
-        dtype = config.extra.get("dtype") or config.extra.get("torch_dtype") or next(iter(tensors.values())).dtype
+        named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+        dtype = named or next(iter(tensors.values())).dtype
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
     expect(found in DTYPES.values(), f"dtype is {dtype!r}, expected auto, bfloat16, float16, float32 or float64")
     return found
@@ -1235,18 +1253,20 @@ def from_pretrained(
     dtype: str | torch.dtype = "auto",
     device_map: str | torch.device = "cpu",
     delta_rule: str = "chunk",
+    **fields: Any,
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
-    one; delta_rule, "chunk" or "recurrent", the form that runs over more than one token.
+    one; delta_rule, "chunk" or "recurrent", the form that runs over more than one token; fields, to replace those of
+    config.json, such as num_labels.
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     folder, device = find_checkpoint(path_or_repo), as_device(device_map)
     config, tensors = Qwen3NextConfig.from_pretrained(folder), read_checkpoint(folder)
     mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
-    config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
+    config = Qwen3NextConfig(**{**config.to_dict(), **fields, "mtp_num_hidden_layers": int(mtp)})
     tensors = {cls.place(name): tensor for name, tensor in tensors.items()}
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = cls(config)
@@ -1516,6 +1536,12 @@ class Sampling:
         return accepted, self.draw(rest, generator)
 
 
+def tokens_in(ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
+    """Which tokens occur in ids (B, T), padding left out: (B, vocab_size) bool."""
+    counts = torch.zeros(len(ids), vocab_size, dtype=torch.long, device=ids.device)
+    return counts.scatter_add(1, ids.long(), mask.long()) > 0
+
+
 def with_tokens(seen: Tensor, tokens: Tensor) -> Tensor:
     """seen (B, vocab) bool, and what becomes of it token by token: (B, n + 1, vocab) for tokens (B, n)."""
     rows = seen[:, None] | (F.one_hot(tokens, seen.shape[1]).cumsum(1) > 0)
@@ -1528,8 +1554,7 @@ class Drafter:
     def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
         expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
         self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
-        stale = cache.mtp is None or cache.mtp.columns != cache.columns  # new, or left behind by passes without drafts
-        if n and stale:
+        if n and (cache.mtp is None or cache.mtp_columns != cache.columns):  # left behind by passes without drafts
             cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
         self.cache = cache.mtp
 
@@ -1546,15 +1571,17 @@ class Drafter:
         A draft is read with MTP's own hidden state, for want of the model's; the entries that this leaves are taken
         back afterwards, since the model's hidden states come with the next `read`.
         """
-        tokens, q = [], []
-        for i in range(n):
-            if i > 0:
-                self.read(self.hidden, tokens[-1][:, None])
-            q.append(self.rule.probabilities(self.model.lm_head(self.hidden[:, 0]), seen))  # (1, vocab)
-            tokens.append(self.rule.draw(q[-1], generator))
-            seen = None if seen is None else seen.scatter(1, tokens[-1][:, None], True)
-            self.drafted[i] += 1
-        self.cache.rollback(n - 1)
+        tokens, q, columns = [], [], self.cache.columns
+        try:
+            for i in range(n):
+                if i > 0:
+                    self.read(self.hidden, tokens[-1][:, None])
+                q.append(self.rule.probabilities(self.model.lm_head(self.hidden[:, 0]), seen))  # (1, vocab)
+                tokens.append(self.rule.draw(q[-1], generator))
+                seen = None if seen is None else seen.scatter(1, tokens[-1][:, None], True)
+                self.drafted[i] += 1
+        finally:
+            self.cache.rollback(self.cache.columns - columns)
         return torch.stack(tokens, dim=1), torch.stack(q, dim=1)
 
 
@@ -1596,9 +1623,11 @@ def generate(
     """
     (B, T), defaults, started = input_ids.shape, self.generation_config, time.perf_counter()
     rule = Sampling.from_options(defaults, sampling)
-    eos = defaults.get("eos_token_id", self.config.extra.get("eos_token_id")) if eos_token_id is ... else eos_token_id
+    usual = defaults.get("eos_token_id", getattr(self.config, "eos_token_id", None))
+    eos = usual if eos_token_id is ... else eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pad, ends = defaults.get("pad_token_id", eos[0] if eos else 0), torch.tensor(eos, device=input_ids.device)
+    pad = next(n for n in (defaults.get("pad_token_id"), *eos, 0) if n is not None)
+    ends = torch.tensor(eos, dtype=torch.long, device=input_ids.device)
     limit = max_new_tokens if max_new_tokens is not None else defaults.get("max_new_tokens", 512)
     for name, n in {"max_new_tokens": limit, "num_draft_tokens": num_draft_tokens}.items():
         expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
@@ -1608,9 +1637,8 @@ def generate(
     drafter = Drafter(self, cache, rule, num_draft_tokens)
     out = prefill(self, input_ids, attention_mask, cache, drafter)
     prefilled = time.perf_counter()
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
-    held = torch.zeros_like(out.logits[:, 0], dtype=torch.long).scatter_reduce(1, input_ids, real, "amax")
-    seen = held > 0 if rule.repetition_penalty != 1 else None  # padding does not count
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.bool()
+    seen = tokens_in(input_ids, real, self.config.vocab_size) if rule.repetition_penalty != 1 else None
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
     ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
     with closing(decode(drafter, out, limit, seen, generator)) as tokens:
@@ -1662,20 +1690,21 @@ def decode(
     model, rule, cache = drafter.model, drafter.rule, out.past_key_values
     drafts, q = out.logits.new_empty(len(out.logits), 0, dtype=torch.long), None
     while limit > 0:
-        n = drafts.shape[1]
-        before = None if seen is None else with_tokens(seen, drafts)  # (B, n + 1, vocab)
-        accepted, token = rule.verify(rule.probabilities(out.logits, before), q, drafts, generator)
-        stand = int(accepted[0]) if n else 0
-        tokens, taken = torch.cat([drafts[:, :stand], token[:, None]], dim=1), 0
+        n, taken, tokens = drafts.shape[1], 0, drafts
         try:
+            before = None if seen is None else with_tokens(seen, drafts)  # (B, n + 1, vocab)
+            accepted, token = rule.verify(rule.probabilities(out.logits, before), q, drafts, generator)
+            stand = int(accepted[0]) if n else 0
+            tokens = torch.cat([drafts[:, :stand], token[:, None]], dim=1)
+            drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
             for token in tokens.unbind(1):
                 taken += 1
                 yield token
-        finally:  # the caller may close us in the middle
-            cache.rollback(n + 1 - taken)
+        finally:  # the caller may close us in the middle, and Ctrl-C may come at any time
+            cache.rollback(n + 1 - taken if n else 0)
             tokens, limit = tokens[:, :taken], limit - taken
             drafter.read(out.last_hidden_state, tokens)
-            drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
+            cache.mtp_columns = cache.columns if drafter.drafted else cache.mtp_columns
         if limit > 0:
             seen = None if seen is None else with_tokens(seen, tokens)[:, -1]
             n = min(len(drafter.drafted), limit - 1)

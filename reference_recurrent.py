@@ -315,9 +315,11 @@ class Reference:
     def mtp_logits(self, token_ids: list[int] | Array) -> Array:
         """Multi-token prediction (arXiv 2412.19437, Section 2.2): (T,) ids -> (T - 1, vocab) float64.
 
-        Row i predicts token i + 2, from the hidden state of token i and the embedding of token i + 1. KeyError where
-        the checkpoint has no mtp.* tensors.
+        Row i predicts token i + 2, from the hidden state of token i and the embedding of token i + 1. ValueError for
+        fewer than 2 tokens, KeyError where the checkpoint has no mtp.* tensors.
         """
+        if np.size(token_ids) < 2:
+            raise ValueError(f"multi-token prediction needs at least 2 tokens, found {token_ids!r}")
         c, h = self.config, self.hidden(token_ids)[:-1]
         e = self.read("model.embed_tokens.weight", np.asarray(token_ids)[1:])
         e = rms_norm(e, self.read("mtp.pre_fc_norm_embedding.weight"), c.rms_norm_eps)

@@ -170,8 +170,14 @@ def test_interrupts():
         "--template-arg",
         "a=1",
     ]
+
+    def heed():  # a job that a shell has put into the background ignores Ctrl-C, and so would we
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--temperature", "50", "--stop", "@@@"], bufsize=0, **pipes) as process:
+    with subprocess.Popen(
+        [*command, "--temperature", "50", "--stop", "@@@"], bufsize=0, preexec_fn=heed, **pipes
+    ) as process:
         patience = threading.Timer(120, process.kill)  # then every read below ends, and an assertion fails
         patience.start()
 

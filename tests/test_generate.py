@@ -222,3 +222,17 @@ def test_repetition_penalty_of_frequent_tokens(model):
         assert model.generate(ids, max_new_tokens=1, eos_token_id=None, repetition_penalty=50.0)[0, -1] != 7
     finally:
         model.lm_head.weight.data = old
+
+
+def test_narrow_ids_and_a_null_pad_token(model):
+    """Catches a crash on int32 ids, boolean masks, or a pad_token_id that generation_config.json sets to null."""
+    ids = tokens(2, 9)
+    fixed = {"max_new_tokens": 5, "do_sample": False, "repetition_penalty": 1.2}
+    expected = model.generate(ids, eos_token_id=None, **fixed)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    assert torch.equal(model.generate(ids.int(), mask, eos_token_id=None, **fixed), expected)
+    model.generation_config = {"pad_token_id": None}
+    try:
+        assert torch.equal(model.generate(ids, eos_token_id=None, **fixed), expected)
+    finally:
+        model.generation_config = {}

@@ -41,10 +41,11 @@ def close(a, b):
     assert (a - b).abs().max() / b.std() < 1e-3  # float32 on both sides, in another order
 
 
-@pytest.mark.parametrize("problem", [None, "regression", "multi_label_classification", "one label"])
+@pytest.mark.parametrize("problem", [None, "regression", "multi_label_classification", "many labels", "one label"])
 def test_sequence_classification(tmp_path, problem):
     """Catches pooling at a pad, and a loss chosen wrongly from the labels' type and number."""
-    fields = {"id2label": {"0": "score"}} if problem == "one label" else {"problem_type": problem} if problem else {}
+    fields = {"id2label": {"0": "score"}} if problem == "one label" else {"problem_type": problem}
+    fields = {} if problem in (None, "many labels") else fields  # then the labels' type decides
     ours, theirs = both("sequence", tmp_path, **fields)
     ids, mask = padded()
     generator = torch.Generator().manual_seed(0)
@@ -52,6 +53,7 @@ def test_sequence_classification(tmp_path, problem):
         None: torch.tensor([1, 4, 0, 2]),
         "one label": torch.randn(4, generator=generator),
         "regression": torch.randn(4, 5, generator=generator),
+        "many labels": (torch.rand(4, 5, generator=generator) > 0.5).float(),
         "multi_label_classification": (torch.rand(4, 5, generator=generator) > 0.5).float(),
     }[problem]
     a, b = ours(ids[:2], mask[:2], labels=labels[:2]), theirs(ids[:2], mask[:2], labels=labels[:2])
@@ -60,10 +62,27 @@ def test_sequence_classification(tmp_path, problem):
     a, b = ours(ids, labels=labels), theirs(ids, labels=labels)  # without a mask, pads are told by their token
     close(a.logits, b.logits)
     assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-4)
-    logits = ours(ids, mask).logits
-    for row in range(4):
-        alone = ours(ids[row : row + 1, mask[row] > 0]).logits[0]
-        torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-4)
+    alone = torch.cat([ours(ids[row : row + 1, mask[row] > 0]).logits for row in range(4)])
+    hidden_pads = torch.where(mask > 0, ids, tokens(4, 20, seed=1) % 96 + 1)  # the mask alone tells them
+    for padding in (mask, mask.bool(), mask.to(torch.bfloat16)):
+        torch.testing.assert_close(ours(hidden_pads, padding).logits, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_and_padding_token_are_given_as_in_transformers(tmp_path):
+    """Catches a head of the wrong size, and pads that are pooled, where the config was changed after it was built."""
+    random_model(torch.float32).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="weights are new"):
+        model = q.Qwen3NextForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    assert model.score.weight.shape == (5, BASE["hidden_size"])
+    config = q.Qwen3NextConfig(**BASE)
+    config.num_labels = 7
+    model = q.Qwen3NextForSequenceClassification(config)
+    assert model.num_labels == 7
+    ids, mask = padded()
+    with pytest.raises(ValueError, match="pad_token_id"):
+        model(ids)
+    model.config.pad_token_id = PAD
+    torch.testing.assert_close(model(ids).logits[2], model(ids[2:3, :11]).logits[0])
 
 
 def test_token_classification(tmp_path):

@@ -96,6 +96,23 @@ def test_padding_on_either_side(model):
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
+def test_positions():
+    """Catches positions that reach the model only: uneven ones, with padding on the left."""
+    model, ids = random_model(**MTP), tokens(1, 12)
+    positions = torch.arange(12)[None] * 3 + torch.arange(12)[None] ** 2
+    expected = model(ids, position_ids=positions, output_mtp_logits=True).mtp_logits
+    mask = torch.tensor([[0] * 3 + [1] * 12])
+    padded, shifted = F.pad(ids, (3, 0)), F.pad(positions, (3, 0))
+    found = model(padded, mask, shifted, output_mtp_logits=True).mtp_logits[:, 3:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    hidden, embeds = model.model(ids, position_ids=positions).last_hidden_state, model.model.embed_tokens(ids)
+    plain = model.lm_head(model.look_ahead(hidden[:, :-1], embeds[:, 1:]))
+    assert not torch.allclose(plain, expected)
+    found = model.lm_head(model.look_ahead(hidden[:, :-1], embeds[:, 1:], positions=positions[:, :-1]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+
+
 def test_training_loss():
     """Catches targets shifted by one, -100 or padding that counts, the wrong weight, and gradients that stop short."""
     model = random_model(torch.float64, **MTP)
@@ -149,5 +166,10 @@ def test_errors(tmp_path):
         model.generate(tokens(2, 5), num_draft_tokens=1)
     with pytest.raises(ValueError, match="num_draft_tokens is -1"):
         model.generate(ids, num_draft_tokens=-1)
+    plain.save_pretrained(tmp_path)
+    with pytest.raises(KeyError, match=r"mtp\."):
+        Reference.from_pretrained(tmp_path).mtp_logits([1, 2])
+    with pytest.raises(ValueError, match="at least 2"):
+        Reference.from_pretrained(tmp_path).mtp_logits([5])
     with pytest.raises(ValueError, match="mtp_num_hidden_layers is 2"):
         random_model(mtp_num_hidden_layers=2)

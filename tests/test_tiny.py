@@ -101,3 +101,18 @@ def test_training_resumes_where_it_stopped(tmp_path, monkeypatch, narrow):
     files = [(tmp_path / f"{name}_out" / "model.safetensors").read_bytes() for name in ("whole", "pieces")]
     assert files[0] == files[1]
     assert (tmp_path / "whole_out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@torch.no_grad()
+def test_its_drafts_are_right_more_often_than_not(tiny):
+    """Catches weights whose multi-token-prediction layer was not trained, or does not fit the model."""
+    tokenizer = Qwen3NextTokenizer.from_pretrained(tiny)
+    model, stats = Qwen3NextForCausalLM.from_pretrained(tiny, dtype="float64"), {}
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Tell me a story about a fox and a lantern."}])
+    ids = tokenizer([text], return_tensors="pt").input_ids
+    fixed = {"max_new_tokens": 80, "do_sample": False}
+    expected = model.generate(ids, **fixed)
+    assert torch.equal(model.generate(ids, num_draft_tokens=2, stats=stats, **fixed), expected)
+    first, second = stats["acceptance_by_position"]
+    assert first > 0.7
+    assert second > 0.3

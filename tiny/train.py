@@ -5,8 +5,8 @@
 
 The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own. AdamW with weight decay
 on the zero-centred norm weights too, as the released model's recipe has it, warm-up and a cosine schedule. The loss is
-cross-entropy over all tokens, the MTP layer's with a tenth of its weight, and the load-balancing loss. CPU, or CUDA
-when there is one.
+cross-entropy over all tokens plus the load-balancing loss; in the last --mtp-steps, that of the MTP layer, which alone
+is then trained. CPU, or CUDA when there is one.
 """
 
 import argparse
@@ -208,6 +208,9 @@ def plot(history: list[tuple[int, float, float]], path: Path):
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2400, help="of --batch rows each (default: %(default)s)")
+    parser.add_argument(
+        "--mtp-steps", type=int, default=1000, help="more, for the MTP layer alone (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a row")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
@@ -240,10 +243,11 @@ def main(arguments: list[str] | None = None):
         optimizer.load_state_dict(state["optimizer"])
         first, document, spent, history = (state[key] for key in ("step", "document", "spent", "history"))
 
+    end_step = args.steps + args.mtp_steps
     total, begun = ((max(n - ECHO_STEPS, 0)) * args.batch for n in (args.steps, first))
     source = rows(tokenizer, args.seed, args.length, max(total, 1), begun, document)
-    last = min(args.steps, args.stop_after or args.steps)
-    bar = tqdm(range(first, last), initial=first, total=args.steps, unit="step", dynamic_ncols=True)
+    last = min(end_step, args.stop_after or end_step)
+    bar = tqdm(range(first, last), initial=first, total=end_step, unit="step", dynamic_ncols=True)
     model.train()
     for step in bar:
         started = time.perf_counter()
@@ -253,15 +257,18 @@ def main(arguments: list[str] | None = None):
             batch, documents = zip(*itertools.islice(source, args.batch), strict=True)
             ids, document = torch.tensor(batch), documents[-1]
         ids = ids.to(args.device)
-        out = model(ids, labels=ids, output_router_logits=True, output_mtp_logits=True)
-        out.loss.backward()
+        if mtp := step >= args.steps:
+            model.requires_grad_(False)
+            model.mtp.requires_grad_(True)
+        out = model(ids, labels=ids, output_router_logits=not mtp, output_mtp_logits=mtp)
+        (out.mtp_loss if mtp else out.loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.rate)
+            place = (step - args.steps, args.mtp_steps) if mtp else (step, args.steps)
+            group["lr"] = learning_rate(*place, args.rate)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        extra = config.router_aux_loss_coef * out.aux_loss + config.mtp_loss_scaling_factor * out.mtp_loss
-        loss = (out.loss - extra).item()
+        loss = (out.mtp_loss if mtp else out.loss - config.router_aux_loss_coef * out.aux_loss).item()
         history.append((step, ids.numel() + (history[-1][1] if history else 0), loss))
         spent += time.perf_counter() - started
         bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{ids.numel() / (time.perf_counter() - started):.0f}")
@@ -270,7 +277,7 @@ def main(arguments: list[str] | None = None):
             save_checkpoint(checkpoint, **state, document=document, spent=spent, history=history)
             recent = [row[2] for row in history[-100:]]
             tqdm.write(f"step {step + 1}: loss {sum(recent) / len(recent):.4f}, {spent / 60:.1f} minutes")
-    if last < args.steps:
+    if last < end_step:
         return
 
     model.eval()
@@ -288,7 +295,7 @@ def main(arguments: list[str] | None = None):
     if args.out != args.run:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (args.out / name).write_bytes((args.run / name).read_bytes())
-    plot(history, args.out / "loss.png")
+    plot(history[: args.steps], args.out / "loss.png")
 
 
 if __name__ == "__main__":
