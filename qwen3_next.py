@@ -1155,12 +1155,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         expect(8 < base <= len(data), f"header of {base - 8} bytes in a file of {len(data)}")
         header = json.loads(data[8:base].decode("utf-8"))
         header.pop("__metadata__", None)
-        entries = sorted((*e["data_offsets"], name, e["dtype"], e["shape"]) for name, e in header.items())
+        entries = []
+        for name, e in header.items():
+            start, stop = e["data_offsets"]
+            entries.append((start, stop, name, str(e["dtype"]), math.prod(e["shape"]), e["shape"]))
+        entries.sort()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
     tensors, end = {}, 0
-    for start, stop, name, kind, shape in entries:
-        dtype, count = DTYPES.get(kind), math.prod(shape)
+    for start, stop, name, kind, count, shape in entries:
+        dtype = DTYPES.get(kind)
         expect(dtype is not None, f"{path}: {name} has dtype {kind}, expected one of {', '.join(DTYPES)}")
         right = start == end and stop - start == count * dtype.itemsize and all(n >= 0 for n in shape)
         expect(right, f"{path}: {name} of shape {shape} is said to lie at {start} to {stop}, expected from {end} on")
@@ -1554,7 +1558,8 @@ class Drafter:
     def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
         expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
         self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
-        if n and (cache.mtp is None or cache.mtp_columns != cache.columns):  # left behind by passes without drafts
+        in_step = cache.mtp is not None and cache.mtp.complete and cache.mtp_columns == cache.columns
+        if n and not in_step:  # new, or left behind by passes without drafts
             cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
         self.cache = cache.mtp
 

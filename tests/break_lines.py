@@ -61,7 +61,7 @@ BREAKS = [
     ("rollback keeps a token too many", "keep = x.shape[1] - tokens", "keep = x.shape[1] - tokens + 1", "speculation"),
     ("drafts accepted too often", "cumprod(1).sum(1)", "cumprod(1).sum(1).clamp(min=1)", "speculation"),
     ("remainder not taken from p", "(p[:, :n] - q).clamp(min=0)", "p[:, :n]", "speculation"),
-    ("pools the last column", "last = (real[:, -T:] *", "last = (real[:, -T:] * 0 +", "heads"),
+    ("pools the last column", "last = (real[:, -T:].bool() *", "last = (real[:, -T:].bool() * 0 +", "heads"),
 ]
 
 

@@ -192,10 +192,12 @@ def test_files_that_lie(folder):
     refused("header of")
     file.write_bytes(good[:8] + b"\xff" * 20 + good[28:])
     refused("not a safetensors file")
-    for field, value in {"data_offsets": [0, 4], "shape": [3, 3], "dtype": "I8"}.items():
+    lies = [("data_offsets", [0, 4]), ("data_offsets", [0]), ("data_offsets", ["a", "b"]), ("data_offsets", [0.5, 4])]
+    lies += [("shape", [3, 3]), ("shape", 3), ("shape", ["a"]), ("dtype", "I8"), ("dtype", ["F32"])]
+    for field, value in lies:
         file.write_bytes(good)
         rewrite_header(file, lambda h, field=field, value=value: h["model.norm.weight"].update({field: value}))
-        refused("model.norm.weight|said to lie")
+        refused("model.safetensors: .*(model.norm.weight|said to lie|not a safetensors file)")
     file.write_bytes(good)
     rewrite_header(file, lambda h: h["model.norm.weight"].pop("shape"))
     refused("not a safetensors file")
