@@ -47,8 +47,8 @@ BREAKS = [
     ("padding forgets and writes", "g, beta = g * real, beta * real", "pass", "reference cache"),
     (
         "positions count padding",
-        "position = past[:, None] +",
-        "position = (past * 0 + (slots - T))[:, None] +",
+        "position = cache.seq_len[:, None] +",
+        "position = (cache.seq_len * 0 + cache.columns)[:, None] +",
         "cache",
     ),
     (

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a download
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # models this small gain nothing from more, and lose a lot on a busy machine
 
 import pytest
 import torch
