@@ -1,26 +1,31 @@
 """Trains the model in this folder from nothing: corpus, tokenizer, weights.
 
     python tiny/train.py                     train, write checkpoints to tiny/run/, resume from there if interrupted
-    python tiny/train.py --out DIR           put the finished model elsewhere than in tiny/
+    python tiny/train.py --size micro        train the small sibling in tiny/micro/
+    python tiny/train.py --out DIR           put the finished model elsewhere
 
-The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own. AdamW with weight decay
-on the zero-centred norm weights too, as the released model's recipe has it, warm-up and a cosine schedule. The loss is
-cross-entropy over all tokens plus the load-balancing loss; in the last --mtp-steps, that of the MTP layer, which alone
-is then trained. CPU, or CUDA when there is one.
+The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own: cross-entropy, the
+load-balancing loss, and in the second half that of the MTP layer. Muon for the matrices, AdamW for the rest; warm-up,
+then a cosine. CPU, in two processes that average their gradients, or CUDA when there is one.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import os
 import random
+import re
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -29,12 +34,11 @@ import corpus  # noqa: E402
 
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer  # noqa: E402
 
-CONFIG = {
+TINY = {
     "vocab_size": 2048,
     "hidden_size": 192,
     "num_hidden_layers": 8,
-    # Three to one as in the big model, but each attention layer before its three: the first one then sees the tokens
-    # themselves, and not what three untrained layers make of them.
+    # Three to one as in the big model, but each attention layer before its three
     "layer_types": (["full_attention"] + ["linear_attention"] * 3) * 2,
     "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
@@ -54,7 +58,22 @@ CONFIG = {
     "shared_expert_intermediate_size": 64,
     "router_aux_loss_coef": 0.01,
     "mtp_num_hidden_layers": 1,
+    "mtp_loss_scaling_factor": 0.3,
 }
+MICRO = TINY | {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "layer_types": ["full_attention"] + ["linear_attention"] * 3,
+    "head_dim": 16,
+    "partial_rotary_factor": 0.5,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
+SIZES = {"tiny": (TINY, HERE, 3000), "micro": (MICRO, HERE / "micro", 1000)}  # config, folder, steps
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # How Qwen's tokenizer cuts text before BPE: contractions, words with their leading space, digits, punctuation.
 PRETOKENISE = (
@@ -68,20 +87,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def render(document: str | list[dict], tokenizer: Qwen3NextTokenizer) -> str:
-    """A document as training text: a story as it is, a conversation through the chat template, then the end token."""
-    if not isinstance(document, str):
-        document = tokenizer.apply_chat_template(document, add_generation_prompt=False).removesuffix("\n")
-    return document + SPECIAL_TOKENS[0]
-
-
-def train_tokenizer(folder: Path, seed: int, documents: int = 20_000):
+def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
     """Byte-level BPE over the corpus; writes tokenizer.json and tokenizer_config.json."""
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "model_max_length": CONFIG["max_position_embeddings"],
+        "model_max_length": TINY["max_position_embeddings"],
         "chat_template": CHAT_TEMPLATE,
     }
     pre = tokenizers.pre_tokenizers
@@ -91,55 +103,105 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 20_000):
     backend.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"] - len(SPECIAL_TOKENS),
+        vocab_size=TINY["vocab_size"] - len(SPECIAL_TOKENS),
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
-    texts = itertools.islice(corpus.documents(seed), documents)
-    flat = ([text] if isinstance(text, str) else [message["content"] for message in text] for text in texts)
-    backend.train_from_iterator(itertools.chain.from_iterable(flat), trainer)
+    texts = itertools.islice(corpus.documents(f"{seed} tokenizer"), documents)
+    marks = re.compile(r"<\|\w+\|>")
+    backend.train_from_iterator(itertools.chain.from_iterable(map(marks.split, texts)), trainer)
     backend.add_special_tokens(SPECIAL_TOKENS)
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-# Before any text, random words over and over, which can only be predicted by looking back: steps, rows a step, longest
-# period in words. The words are the names, animals and things of the stories, since what is learned about finding one
-# word in memory hardly carries over to another; and the period differs from row to row: were it the same, counting
-# positions would do, and nothing would be learned about finding a word by what it is.
-ECHO_STEPS, ECHO_ROWS, ECHO_PERIOD = 550, 32, 16
-NARROW = {"names": 8, "animals": 16, "things": 20}  # see corpus.narrow
+# What the corpus marks as unknowable, and what can be had by looking back.
+UNKNOWABLE, COPIED = (" (new)", " (asked)"), ("answer", "name (copied)")
 
 
-def echo_batch(step: int, tokenizer: Qwen3NextTokenizer) -> torch.Tensor:
-    """A batch of repeated random words, (rows, 2 * longest period) token ids, a function of the step."""
-    source, rows = random.Random(step), []
-    words = [*corpus.LISTED, *corpus.ANIMALS, *corpus.THING_ROWS]
-    for _ in range(ECHO_ROWS):
-        chosen = source.sample(words, source.randint(ECHO_PERIOD // 2, ECHO_PERIOD))
-        ids = [token for word in chosen for token in tokenizer.encode(" " + word)]
-        rows.append((ids * 4)[: 2 * ECHO_PERIOD])
-    return torch.tensor(rows)
+# What --without can leave out: the documents without questions, the mask on the loss, the short rows, the order of the
+# layers with attention first, Muon, and the quiet start.
+PARTS = ["bare", "mask", "short", "order", "muon", "quiet"]
 
 
-def lists_share(progress: float) -> float:
-    """The share of lists among the documents: four tenths at first, few in the end."""
-    return max(0.1, 0.4 - 1.2 * progress)
+class Stage(NamedTuple):
+    """What training sees at one time: tokens a row; the shares of the corpus' kinds of documents and settings of these;
+    the shares of the unknowable tokens and of all others that count in the loss, beside those that are copied."""
+
+    length: int
+    shares: dict[str, float]
+    settings: dict[str, object]
+    unknowable: float
+    others: float
 
 
-def rows(tokenizer: Qwen3NextTokenizer, seed: int, length: int, total: int, row: int = 0, number: int = 0):
-    """Rows of `length` token ids, each from the start of a document; with each row, the next document's number.
+def curriculum(progress: float, length: int, without: frozenset[str] = frozenset()) -> Stage:
+    """The stage by how much is done (0 to 1) and the final length of a row; `without` some of its parts.
 
-    `total` rows make up the training, `row` is the first one wanted, `number` its first document.
+    What must be taught above all is to look back, and little of the loss is about that: most of it is about what nobody
+    can know, as a new name or the digits of a phone book, and learning from that is noise. So nine in ten of these
+    tokens are left out of the loss, in the beginning most others, too. The first documents can only be predicted by
+    looking back: phone books with few entries, told again and again, and accounts that say after each move where
+    everything is; then the same with questions; then all kinds. The first rows are short, so that nothing else is in
+    sight.
     """
-    for i in itertools.count(row):
-        ids: list[int] = []
-        while len(ids) < length:
-            document = corpus.document(random.Random(f"{seed}:{number}"), lists_share(i / total))
-            ids += tokenizer.encode(render(document, tokenizer))
+    early = {"story": 0.0, "chat": 0.0, "moves": 0.4, "book": 0.6, "small talk": 0.0}
+    rest = min(1.0, max(0.0, 1.1 - 2.5 * progress))
+    return Stage(
+        length if progress >= 0.2 or "short" in without else length // 2 if progress >= 0.1 else length // 4,
+        {kind: rest * early[kind] + (1 - rest) * share for kind, share in corpus.SHARES.items()},
+        {
+            "bare": progress < 0.08 and "bare" not in without,
+            "rounds": 4 if progress < 0.2 else 1,
+            "most entries": min(corpus.ENTRIES, 3 + int(progress * 60)),
+            "most moves": min(corpus.MOVES, 2 + int(progress * 30)),
+            "single questions": 0.1 + 0.4 * progress,
+        },
+        unknowable=1.0 if progress >= 0.6 or "mask" in without else 0.1,
+        others=1.0 if "mask" in without else min(1.0, 0.05 + 10 * progress**2),
+    )
+
+
+class Rows:
+    """Rows of token ids and labels, each from the start of a document, as a function of a seed and the step."""
+
+    def __init__(
+        self,
+        tokenizer: Qwen3NextTokenizer,
+        seed: object,
+        length: int,
+        steps: int,
+        split: str = "train",
+        without: frozenset[str] = frozenset(),
+    ):
+        self.encode = functools.cache(tokenizer.encode)
+        self.seed, self.length, self.steps, self.split, self.without = seed, length, steps, split, without
+
+    def batch(self, step: int, part: int, batch: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """One part of a step's tokens: `batch` times `length` of them, ids and labels, each (rows, tokens).
+
+        Labels are -100 where the loss leaves them out.
+        """
+        stage = curriculum(step / self.steps, self.length, self.without)
+        count = batch * self.length // stage.length
+        numbers = range(part * count, (part + 1) * count)
+        ids, labels = zip(*(self.row(f"{self.seed}:{step}:{number}", stage) for number in numbers), strict=True)
+        return torch.tensor(ids, device=device), torch.tensor(labels, device=device)
+
+    def row(self, seed: str, stage: Stage) -> tuple[list[int], list[int]]:
+        """Documents until the row is full."""
+        source = corpus.Corpus(self.split, stage.shares, **stage.settings)
+        chance, ids, labels, number = random.Random(seed), [], [], 0
+        while len(ids) < stage.length:
+            for unit in source.document(f"{seed}:{number}"):
+                kept = stage.unknowable if unit.role.endswith(UNKNOWABLE) else stage.others
+                for part, share in ((unit.marks, stage.others), (unit.word, 1.0 if unit.role in COPIED else kept)):
+                    tokens = self.encode(part)
+                    ids += tokens
+                    labels += tokens if chance.random() < share else [-100] * len(tokens)
             number += 1
-        yield ids[:length], number
+        return ids[: stage.length], labels[: stage.length]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
@@ -163,13 +225,25 @@ def quiet_start(model: Qwen3NextForCausalLM):
             layer.linear_attn.out_proj.weight *= 0.1
 
 
-def make_optimizer(model: Qwen3NextForCausalLM) -> torch.optim.AdamW:
-    """AdamW: decay on all but the decays' parameters, the convolution, and the gated norm, which rests at 1."""
-    kept = ("A_log", "dt_bias", "conv1d.weight", "linear_attn.norm.weight")
-    decayed = [p for name, p in model.named_parameters() if not name.endswith(kept)]
-    others = [p for name, p in model.named_parameters() if name.endswith(kept)]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+def make_optimizers(model: Qwen3NextForCausalLM, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers; AdamW for the rest: embedding, routers, gates, norms, decay."""
+    plain = ("embed_tokens", "mlp.gate.", "shared_expert_gate")
+    named = dict(model.named_parameters())
+    matrices = {name: p for name, p in named.items() if p.ndim == 2 and not any(part in name for part in plain)}
+    others = [p for name, p in named.items() if name not in matrices]
+    if muon:
+        first = torch.optim.Muon(matrices.values(), lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    else:
+        first = torch.optim.AdamW(matrices.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
+    return [first, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def flat_gradient(model: Qwen3NextForCausalLM) -> torch.Tensor:
+    """All gradients as one tensor, of which each parameter's is a view: to be averaged and cleared in one go."""
+    flat = torch.zeros(sum(p.numel() for p in model.parameters()), device=model.device)
+    for p, part in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()]), strict=True):
+        p.grad = part.view_as(p)
+    return flat
 
 
 def save_checkpoint(path: Path, **state):
@@ -179,14 +253,30 @@ def save_checkpoint(path: Path, **state):
 
 
 @torch.no_grad()
-def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, length: int, batches: int = 8) -> float:
-    """Mean cross-entropy in nats per token over documents of a seed that training never uses."""
-    source = rows(tokenizer, -1, length, 1, row=1)
-    losses = []
-    for _ in range(batches):
-        ids = torch.tensor([next(source)[0] for _ in range(8)], device=model.device)
-        losses.append(model(ids, labels=ids, output_router_logits=False).loss.item())
+def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, rows: int = 16) -> float:
+    """Mean cross-entropy in nats per token over documents with pairs that training never has."""
+    ids, _ = Rows(tokenizer, "held out", 512, 1, "held out").batch(1, 0, rows, model.device)
+    losses = [model(row[None], labels=row[None], output_router_logits=False).loss.item() for row in ids]
     return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documents: int = 8, **settings) -> float:
+    """The share of a document kind's answers of which every word is predicted right, one document a row."""
+    (kind,) = [kind for kind in ("moves", "book") if "entries" in settings or kind == "moves"][-1:]
+    source, right, total = corpus.Corpus("held out", {kind: 1.0}, **settings), 0, 0
+    for number in range(documents):
+        ids, spans = [], []
+        for unit in source.document(f"accuracy:{number}"):
+            before = len(ids) + len(marks := tokenizer.encode(unit.marks))
+            ids += marks + tokenizer.encode(unit.word)
+            if unit.role == "answer":
+                follows = spans and spans[-1].stop == before
+                spans[-1:] = [range(spans[-1].start, len(ids))] if follows else [*spans[-1:], range(before, len(ids))]
+        best = model(torch.tensor([ids], device=model.device)).logits[0].argmax(-1).tolist()
+        right += sum(all(best[i - 1] == ids[i] for i in span) for span in spans)
+        total += len(spans)
+    return right / total
 
 
 def plot(history: list[tuple[int, float, float]], path: Path):
@@ -196,92 +286,81 @@ def plot(history: list[tuple[int, float, float]], path: Path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps, tokens, losses = zip(*history, strict=True)
+    _, tokens, losses, mtp = zip(*history, strict=True)
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([n / 1e6 for n in tokens], losses, linewidth=0.8)
+    axes.plot([n / 1e6 for n in tokens], losses, linewidth=0.8, label="next token")
+    axes.plot([n / 1e6 for n in tokens], mtp, linewidth=0.8, label="token after the next (MTP)")
+    axes.legend()
     axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats per token)", title="Training loss")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)
 
 
-def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2400, help="of --batch rows each (default: %(default)s)")
-    parser.add_argument(
-        "--mtp-steps", type=int, default=1000, help="more, for the MTP layer alone (default: %(default)s)"
-    )
-    parser.add_argument("--batch", type=int, default=8, help="rows a step")
-    parser.add_argument("--length", type=int, default=256, help="tokens a row")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--stop-after", type=int, metavar="N", help="stop at step N; the same command goes on from there"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--run", type=Path, default=HERE / "run", help="folder of the checkpoint to resume from")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the finished model")
-    args = parser.parse_args(arguments)
-
-    corpus.narrow(**NARROW)
-    args.run.mkdir(parents=True, exist_ok=True)
-    if not (args.run / "tokenizer.json").is_file():
-        train_tokenizer(args.run, args.seed)
+def train(rank: int, args: argparse.Namespace, meeting: str = ""):
+    """One process of the training. Every process computes its part of each batch; the first one reports and saves."""
+    if args.processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
+        torch.set_num_threads(1)
     tokenizer = Qwen3NextTokenizer.from_pretrained(args.run)
     end, im_end = (tokenizer.backend.token_to_id(token) for token in ("<|endoftext|>", "<|im_end|>"))
-
     torch.manual_seed(args.seed)
-    config = Qwen3NextConfig(**CONFIG, bos_token_id=end, eos_token_id=im_end)
+    config = Qwen3NextConfig(**SIZES[args.size][0], bos_token_id=end, eos_token_id=im_end)
+    if "order" in args.without:
+        config.layer_types = config.layer_types[::-1]
     model = Qwen3NextForCausalLM(config).to(args.device)
-    quiet_start(model)
-    optimizer = make_optimizer(model)
-    first, document, spent, history = 0, 0, 0.0, []
+    if "quiet" not in args.without:
+        quiet_start(model)
+    optimizers, gradient = make_optimizers(model, args.rate, "muon" not in args.without), flat_gradient(model)
+    first, spent, history = 0, 0.0, []
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=args.device)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, document, spent, history = (state[key] for key in ("step", "document", "spent", "history"))
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first, spent, history = (state[key] for key in ("step", "spent", "history"))
 
-    end_step = args.steps + args.mtp_steps
-    total, begun = ((max(n - ECHO_STEPS, 0)) * args.batch for n in (args.steps, first))
-    source = rows(tokenizer, args.seed, args.length, max(total, 1), begun, document)
-    last = min(end_step, args.stop_after or end_step)
-    bar = tqdm(range(first, last), initial=first, total=end_step, unit="step", dynamic_ncols=True)
+    source = Rows(tokenizer, args.seed, args.length, args.steps, without=frozenset(args.without))
+    last, share = min(args.steps, args.stop_after or args.steps), args.batch // args.processes
+    bar = tqdm(range(first, last), initial=first, total=args.steps, unit="step", dynamic_ncols=True, disable=rank > 0)
     model.train()
     for step in bar:
         started = time.perf_counter()
-        if step < ECHO_STEPS:
-            ids = echo_batch(step, tokenizer)
-        else:
-            batch, documents = zip(*itertools.islice(source, args.batch), strict=True)
-            ids, document = torch.tensor(batch), documents[-1]
-        ids = ids.to(args.device)
-        if mtp := step >= args.steps:
-            model.requires_grad_(False)
-            model.mtp.requires_grad_(True)
-        out = model(ids, labels=ids, output_router_logits=not mtp, output_mtp_logits=mtp)
-        (out.mtp_loss if mtp else out.loss).backward()
+        ids, labels = source.batch(step, rank, share, args.device)
+        out = model(ids, labels=labels, output_router_logits=True, output_mtp_logits=2 * step >= args.steps)
+        gradient.zero_()
+        out.loss.backward()
+        if args.processes > 1:
+            dist.all_reduce(gradient)
+            gradient /= args.processes
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            place = (step - args.steps, args.mtp_steps) if mtp else (step, args.steps)
-            group["lr"] = learning_rate(*place, args.rate)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss = (out.mtp_loss if mtp else out.loss - config.router_aux_loss_coef * out.aux_loss).item()
-        history.append((step, ids.numel() + (history[-1][1] if history else 0), loss))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps, args.rate)
+            optimizer.step()
+        mtp_loss = out.mtp_loss.item() if out.mtp_loss is not None else math.nan
+        extra = 0 if math.isnan(mtp_loss) else config.mtp_loss_scaling_factor * mtp_loss
+        loss = out.loss.item() - config.router_aux_loss_coef * out.aux_loss.item() - extra
+        history.append((step, (step + 1) * args.batch * args.length, loss, mtp_loss))
         spent += time.perf_counter() - started
-        bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{ids.numel() / (time.perf_counter() - started):.0f}")
-        if (step + 1) % 100 == 0 or step + 1 == last:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save_checkpoint(checkpoint, **state, document=document, spent=spent, history=history)
+        bar.set_postfix(loss=f"{loss:.3f}")
+        if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == last):
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            save_checkpoint(checkpoint, **state, step=step + 1, spent=spent, history=history)
             recent = [row[2] for row in history[-100:]]
             tqdm.write(f"step {step + 1}: loss {sum(recent) / len(recent):.4f}, {spent / 60:.1f} minutes")
-    if last < end_step:
+        if args.curve and rank == 0 and (step + 1) % args.curve == 0:
+            model.eval()
+            books = [f"{n} {accuracy(model, tokenizer, entries=n):.0%}" for n in (2, 4, 8, 16, 32)]
+            moves = [f"{n} {accuracy(model, tokenizer, 16, moves=n):.0%}" for n in (1, 2, 4, 8)]
+            tqdm.write(f"  entries: {', '.join(books)}; moves: {', '.join(moves)}")
+            model.train()
+    if last < args.steps or rank > 0:
         return
 
     model.eval()
-    print(f"held-out loss {held_out_loss(model, tokenizer, args.length):.4f} nats per token, {spent / 60:.1f} minutes")
+    print(f"held-out loss {held_out_loss(model, tokenizer):.4f} nats per token, {spent / 60:.1f} minutes")
     model.generation_config = {
         "bos_token_id": end,
         "eos_token_id": [im_end, end],
@@ -292,10 +371,45 @@ def main(arguments: list[str] | None = None):
         "top_p": 0.8,
     }
     model.to(torch.bfloat16).save_pretrained(args.out)
-    if args.out != args.run:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (args.out / name).write_bytes((args.run / name).read_bytes())
-    plot(history[: args.steps], args.out / "loss.png")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (args.out / name).write_bytes((args.run / name).read_bytes())
+    plot(history, args.out / "loss.png")
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--steps", type=int, help="of --batch rows each (default: 3000, for micro 1000)")
+    parser.add_argument("--batch", type=int, default=8, help="rows a step, over all processes")
+    parser.add_argument("--length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-after", type=int, metavar="N", help="stop at step N, to go on with the same command")
+    parser.add_argument("--curve", type=int, metavar="N", help="print recall by entries and moves every N steps")
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=PARTS, metavar="PART", help=f"leave out: {', '.join(PARTS)}"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, help="default: 2 on a CPU, else 1")
+    parser.add_argument("--run", type=Path, help="folder of the checkpoint to resume from (default: OUT/run)")
+    parser.add_argument("--out", type=Path, help="folder of the finished model (default: tiny/ or tiny/micro/)")
+    args = parser.parse_args(arguments)
+    _, folder, steps = SIZES[args.size]
+    args.out, args.steps = args.out or folder, args.steps or steps
+    args.run = args.run or args.out / "run"
+    args.processes = args.processes or (2 if args.device == "cpu" else 1)
+    if args.batch % args.processes:
+        parser.error(f"--batch {args.batch} does not divide by --processes {args.processes}")
+
+    args.run.mkdir(parents=True, exist_ok=True)
+    if not (args.run / "tokenizer.json").is_file():
+        train_tokenizer(args.run, args.seed)
+    if args.processes == 1:
+        train(0, args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        torch.multiprocessing.start_processes(train, (args, meeting), args.processes, start_method="spawn")
 
 
 if __name__ == "__main__":
