@@ -39,16 +39,21 @@ Not here: kernels, quantised arithmetic, serving many users. Where precision is 
 
 import argparse
 import copy
+import ctypes
+import functools
 import json
 import math
 import mmap
 import os
+import re
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -565,17 +570,30 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """An FP8 matrix (M, N), each block of 128 x 128 times its scale, (ceil(M / 128), ceil(N / 128)) in all.
+
+    In float32: half precision would round the scale. The blocks are those of [MTP], section 3.3.
+    """
+    scale = upcast(scale).repeat_interleave(128, dim=1)[:, : weight.shape[1]]  # (row blocks, N)
+    return torch.cat([rows.float().mul_(s) for rows, s in zip(weight.split(128), scale)]).to(dtype)
+
+
 class Experts(nn.Module):
     """E small SwiGLU MLPs as one flat dict of parameters, "17.gate_proj.weight" and so on, as the checkpoint has them.
 
-    The released model has 73,728 such matrices: a module around each would take longer to build than to map.
+    The released model has 73,728 such matrices: a module around each would take longer to build than to map. Matrices
+    of an FP8 checkpoint stay in 8 bits, with a buffer "17.gate_proj.weight_scale_inv" beside each.
     """
+
+    names = ("gate_proj", "up_proj", "down_proj")
+    prefetch: Callable[[Tensor], Any] | None = None  # for experts mapped from disk: begins to read one, without waiting
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
         super().__init__()
-        self.num_experts = num_experts
+        self.num_experts, self.used = num_experts, 0  # used: experts that were read, summed over all passes
         for e in range(num_experts):
-            for name in ("gate_proj", "up_proj", "down_proj"):
+            for name in self.names:
                 shape = (hidden_size, intermediate_size) if name == "down_proj" else (intermediate_size, hidden_size)
                 # not register_parameter, which refuses dots; all else treats the key as any other
                 self._parameters[f"{e}.{name}.weight"] = nn.Parameter(torch.empty(shape))
@@ -583,20 +601,59 @@ class Experts(nn.Module):
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         found = []  # a key with dots looks unexpected to nn.Module
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, found, errors)
-        unexpected += [key for key in found if key[len(prefix) :] not in self._parameters]
+        unexpected += [key for key in found if key[len(prefix) :] not in {**self._parameters, **self._buffers}]
+
+    def _apply(self, fn, *args):
+        place = self._parameters["0.up_proj.weight"].data_ptr()
+        for key in [*self._buffers]:
+            weight = self._parameters[key.removesuffix("_scale_inv")]
+            if (dtype := fn(weight.data[:0]).dtype) != weight.dtype:  # no longer 8 bits: the scale goes in
+                weight.data = dequantise(weight.data, self._buffers.pop(key), dtype)
+        super()._apply(fn, *args)
+        if self._parameters["0.up_proj.weight"].data_ptr() != place:  # a copy in memory is not read from disk
+            self.prefetch = None
+        return self
+
+    @property
+    def bytes_each(self) -> int:
+        return sum(self._parameters[f"0.{name}.weight"].nbytes for name in self.names)
+
+    def weight(self, e: int, name: str, dtype: torch.dtype) -> Tensor:
+        """A matrix of expert e, dequantised if it is kept in 8 bits."""
+        key = f"{e}.{name}.weight"
+        weight, scale = self._parameters[key], self._buffers.get(f"{key}_scale_inv")
+        return weight if scale is None else dequantise(weight, scale, dtype)
+
+    def read_ahead(self, experts: Iterable[int]):
+        """Begins to read experts that are mapped from disk."""
+        for e in experts:
+            for name in self.names:
+                self.prefetch(self._parameters[f"{e}.{name}.weight"])
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-        """x (tokens, D), weights and experts (tokens, k) -> (tokens, D): each token's weighted sum of k experts."""
-        k, p = experts.shape[1], self._parameters
+        """x (tokens, D), weights and experts (tokens, k) -> (tokens, D): each token's weighted sum of k experts.
+
+        Experts that lie on another device than x are computed there: moving x costs less than moving them.
+        """
+        k, device = experts.shape[1], x.device
+        x, weights, experts = (t.to(self._parameters["0.up_proj.weight"].device) for t in (x, weights, experts))
         order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
         counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
-        outputs = []
-        for e, rows in enumerate(x.index_select(0, order // k).split(counts)):
-            if len(rows):
-                h = F.silu(F.linear(rows, p[f"{e}.gate_proj.weight"])) * F.linear(rows, p[f"{e}.up_proj.weight"])
-                outputs.append(F.linear(h, p[f"{e}.down_proj.weight"]))
+        groups = [(e, rows) for e, rows in enumerate(x.index_select(0, order // k).split(counts)) if len(rows)]
+        self.used += len(groups)
+        coming, outputs = iter([e for e, _ in groups] if self.prefetch else []), []
+        self.read_ahead(islice(coming, 16))  # the disk is busy with what comes while an expert is computed
+        for e, rows in groups:
+            self.read_ahead(islice(coming, 1))
+            gate, up, down = (self.weight(e, name, x.dtype) for name in self.names)
+            outputs.append(F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down))
         y = torch.cat(outputs).index_select(0, order.argsort()).view(*experts.shape, -1)  # (tokens, k, D)
-        return (weights.unsqueeze(1) @ y).squeeze(1)
+        return (weights.unsqueeze(1) @ y).squeeze(1).to(device)
+
+
+def routed_bytes(model: nn.Module) -> int:
+    """Bytes of routed experts' weights that the model has read so far, in all its passes."""
+    return sum(module.used * module.bytes_each for module in model.modules() if isinstance(module, Experts))
 
 
 class SparseMoeBlock(nn.Module):
@@ -1090,14 +1147,21 @@ class Qwen3NextForQuestionAnswering(LinearHead):
 
 # ==== Loading and saving ==============================================================================================
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+FP8 = torch.float8_e4m3fn
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
+madvise = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_WILLNEED") else None  # not on Windows
 HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
 
 
-def some(names: Any) -> str:
+def some(names: Iterable[str]) -> str:
     """The first ten names and a count, for messages."""
     names = sorted(names)
     return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
+
+
+def progress(steps: Any, action: str, unit: str, total: int | None = None) -> tqdm:
+    """The steps of something, with a progress bar on a terminal once they have taken two seconds."""
+    return tqdm(steps, action, total, unit=unit, leave=False, delay=2, disable=None)
 
 
 def read_text(path: str | Path) -> str:
@@ -1114,7 +1178,7 @@ def parse_json(text: str, source: Any, kind: type = object) -> Any:
     """What a JSON text says. Raises ValueError naming the source if it is none, or not of that kind."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     expect(isinstance(content, kind), f"{source}: holds {type(content).__name__}, expected {kind.__name__}")
     return content
@@ -1126,107 +1190,173 @@ def read_json(path: Path) -> dict:
 
 
 def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
-    """A checkpoint's folder: a local one, or downloaded by its hub name (owner/name). Raises FileNotFoundError."""
-    path = Path(path_or_repo)
+    """A checkpoint's folder: a local one, or a hub repository's (owner/name). Raises as `download` does."""
+    path, name = Path(path_or_repo), str(path_or_repo)
     if path.is_dir():
         return path
-    if path.is_absolute() or len(path.parts) != 2 or path.parts[0] == "..":
+    if path.exists() or name.count("/") != 1 or not name[0].isalnum():
         raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository (owner/name)")
-    from huggingface_hub import snapshot_download  # slower to import than all the rest, and rarely needed
+    return download(name)
 
+
+@functools.cache  # the tokenizer asks, then the model
+def download(repo: str) -> Path:
+    """A hub repository's folder in the hub library's cache, after downloading the files that it lacks.
+
+    Tells size, place and free space on stderr first; without a hub, the last known revision does. Raises ValueError if
+    the disk is too full, FileNotFoundError if hub and cache fail or the download breaks off: files got so far stay.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download  # slower to import than all the rest
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    home = Path(constants.HF_HUB_CACHE)
+    folder = home / f"models--{repo.replace('/', '--')}"  # with refs/main, blobs/HASH, snapshots/REVISION/FILE
     try:
-        return Path(snapshot_download(path.as_posix(), allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+        info = HfApi().model_info(repo, files_metadata=True, timeout=10)
     except Exception as error:  # its own, its HTTP library's, the operating system's
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(f"{path}: no such folder, and the download failed: {reason}") from error
+        main = folder / "refs" / "main"
+        snapshot = folder / "snapshots" / (main.read_text() if main.is_file() else "none")
+        if (snapshot / "config.json").is_file():
+            return snapshot
+        unknown = isinstance(error, RepositoryNotFoundError)
+        why = "the hub has none either, or a private one" if unknown else f"{type(error).__name__}: {error}"
+        raise FileNotFoundError(f"{repo}: no such folder, no config.json of it in {home}, and {why}") from error
+    snapshot, kinds = folder / "snapshots" / info.sha, (".json", ".jinja", ".txt", ".safetensors")
+    files = [f for f in info.siblings if f.rfilename.endswith(kinds) and "/" not in f.rfilename]
+    lacking = [f for f in files if not (snapshot / f.rfilename).exists()]
+    if not lacking:
+        return snapshot
+    blobs = {folder / "blobs" / str(f.lfs.sha256 if f.lfs else f.blob_id): f.size or 0 for f in lacking}
+    size = sum(size for blob, size in blobs.items() if not blob.exists())
+    free = shutil.disk_usage(next(place for place in (home, *home.parents) if place.is_dir())).free
+    room = f"{repo}: {size / 1e9:,.2f} GB to download to {home}, where {free / 1e9:,.2f} GB are free"
+    expect(size <= free, f"{room}: too little (HF_HOME names another place)")
+    print(room, file=sys.stderr)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        for weights in (False, True):  # last, so that a folder with the weights has all the rest
+            names = [f.rfilename for f in files if f.rfilename.endswith(".safetensors") == weights]
+            snapshot = Path(snapshot_download(repo, allow_patterns=names))
+        return snapshot
+    except Exception as error:
+        raise FileNotFoundError(f"{repo}: the download failed, the files got so far are kept: {error}") from error
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """A file of a checkpoint, None if there is none. Raises ValueError if it is a link to somewhere else."""
+    path, homes = folder / name, [folder.resolve()]
+    if not path.is_file():
+        return None
+    if homes[0].parent.name == "snapshots":  # the hub's cache, where files are links to its blobs
+        homes += [place / "blobs" for place in homes[0].parents[1:3]]
+    right = any(path.resolve().is_relative_to(home) for home in homes)
+    expect(right, f"{path}: leads out of the folder, to {path.resolve()}")
+    return path
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file as views of the mapped file: nothing is read before it is used.
+    """All tensors of a file as views of the mapped file: nothing but the header is read before it is used.
 
-    The format: 8 bytes header length, little endian; the header, JSON {name: {dtype, shape, data_offsets}}; the data,
-    without gaps. The mapping is private: writing to a tensor copies the page and never reaches the file.
-    Raises ValueError, naming file and tensor, for a header that does not describe the file exactly.
+    The format: 8 bytes header length, little endian; the header, JSON {name: {dtype, shape, data_offsets}}; the data.
+    The library checks that these fit, but would touch each tensor. The mapping is private: writing to a tensor copies
+    the page and never reaches the file; on Linux no memory is set aside for that, so a file may exceed the memory.
+    Raises ValueError, naming the file, if it is not whole.
     """
+    from safetensors import SafetensorError, safe_open
+
+    linux = {"flags": mmap.MAP_PRIVATE | 0x4000, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # 0x4000: MAP_NORESERVE
     try:
+        safe_open(path, "numpy")
         with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        base = 8 + int.from_bytes(data[:8], "little")
-        expect(8 < base <= len(data), f"header of {base - 8} bytes in a file of {len(data)}")
-        header = json.loads(data[8:base].decode("utf-8"))
-        header.pop("__metadata__", None)
-        entries = []
-        for name, e in header.items():
-            start, stop = e["data_offsets"]
-            entries.append((start, stop, name, str(e["dtype"]), math.prod(e["shape"]), e["shape"]))
-        entries.sort()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
-    tensors, end = {}, 0
-    for start, stop, name, kind, count, shape in entries:
-        dtype = DTYPES.get(kind)
-        expect(dtype is not None, f"{path}: {name} has dtype {kind}, expected one of {', '.join(DTYPES)}")
-        right = start == end and stop - start == count * dtype.itemsize and all(n >= 0 for n in shape)
-        expect(right, f"{path}: {name} of shape {shape} is said to lie at {start} to {stop}, expected from {end} on")
-        expect(base + stop <= len(data), f"{path}: {name} ends at byte {base + stop} of {len(data)}: truncated?")
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=base + start) if count else torch.empty(0)
-        tensors[name], end = flat.to(dtype).view(shape), stop
-    expect(base + end == len(data), f"{path}: {len(data) - base - end} bytes behind the last tensor")
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            data = mmap.mmap(file.fileno(), 0, **(linux if sys.platform == "linux" else {"access": mmap.ACCESS_COPY}))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        dtype, offset, count = (
+            DTYPES.get(entry["dtype"]),
+            8 + length + entry["data_offsets"][0],
+            math.prod(entry["shape"]),
+        )
+        expect(dtype is not None, f"{path}: {name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0).to(dtype)
+        tensors[name] = flat.view(entry["shape"])
     return tensors
 
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not index.is_file():
-        if not single.is_file():
-            raise FileNotFoundError(f"{folder}: neither {single.name} nor {index.name}")
+    single, index = (find_file(folder, name) for name in ("model.safetensors", "model.safetensors.index.json"))
+    if index is None:
+        if single is None:
+            others = [file.name for kind in ("bin", "pt", "pth", "gguf") for file in folder.glob(f"*.{kind}")]
+            more = f", only what is not read here: {some(others)}" if others else ""
+            raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json{more}")
         return read_safetensors(single)
     shard_of, tensors = read_json(index).get("weight_map"), {}
     right = isinstance(shard_of, dict) and all(isinstance(name, str) for name in shard_of.values())
     expect(right, f"{index}: no weight_map from tensor names to files")
-    for name in sorted(set(shard_of.values())):
-        if Path(name).name != name or not (folder / name).is_file():
+    for name in progress(sorted(set(shard_of.values())), "opening", "file"):
+        if (file := find_file(folder, name)) is None:
             raise FileNotFoundError(f"{index}: names {name!r}, which is not in the folder")
-        tensors.update(read_safetensors(folder / name))
+        found = read_safetensors(file)
+        stray = [key for key in found if shard_of.get(key) != name]
+        expect(not stray, f"{file}: holds what {index.name} does not place there: {some(stray)}")
+        tensors.update(found)
     missing = shard_of.keys() - tensors.keys()
     expect(not missing, f"{index}: not in the files it names: {some(missing)}")
     return tensors
 
 
-def assign_weights(
-    model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, device: torch.device, dtype: torch.dtype
-):
-    """Puts the tensors in place of the model's parameters, copying only where dtype or device differ.
+def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, with fused experts (E, 2 I, D), gate before up, and (E, D, I) as views of each expert's own."""
+    split = {}
+    for name, tensor in tensors.items():
+        if fused := re.fullmatch(r"(.+\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_scale_inv)?", name):
+            prefix, kind, scale = fused[1], fused[2], fused[3] or ""
+            names = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+            right = tensor.ndim == 3 and tensor.shape[1] % len(names) == 0
+            expect(right, f"{name} has shape {tuple(tensor.shape)}, expected (experts, rows, columns)")
+            for e, matrix in enumerate(tensor.unbind()):
+                parts = zip(names, matrix.chunk(len(names)))
+                split.update({f"{prefix}.{e}.{part}.weight{scale}": rows for part, rows in parts})
+        else:
+            split[name] = tensor
+    return split
 
-    Other models' heads are left alone; the model's own, if the checkpoint has none, starts anew, with a warning.
-    Raises ValueError listing what is missing, unexpected or misshapen.
-    """
-    if model.head and not any(name.startswith(model.head + ".") for name in tensors):
-        warnings.warn(f"{source}: no {model.head}: its weights are new, and have to be trained", stacklevel=3)
-        head = model.get_submodule(model.head).to_empty(device=device).to(dtype)
-        model.init_weights(head)
-        tensors = {**tensors, **{f"{model.head}.{name}": p.detach() for name, p in head.named_parameters()}}
-    want = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    others = {*HEADS} - {name.partition(".")[0] for name in want}
-    found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
-    wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
-    problems = {"missing": want.keys() - found, "unexpected": found.keys() - want, "misshapen": wrong}
-    listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
-    expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
-    for prefix, module in model.named_modules():
-        for name in module._parameters:
-            if (tensor := tensors.get(f"{prefix}.{name}")) is not None:
-                module._parameters[name] = nn.Parameter(tensor.to(device=device, dtype=dtype))
+
+def dequantise_all(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same tensors, FP8 matrices dequantised; but experts keep their 8 bits and scales until they are routed to."""
+    tensors, name_of = dict(tensors), {n: n.removesuffix("_scale_inv") for n in tensors if n.endswith("_scale_inv")}
+    bare = [name for name, t in tensors.items() if t.dtype == FP8 and f"{name}_scale_inv" not in tensors]
+    expect(not bare, f"FP8 without a weight_scale_inv: {some(bare)}")
+    for scale_name, name in progress(name_of.items(), "dequantising", "tensor"):
+        scale, weight = tensors[scale_name], tensors.get(name)
+        right = weight is not None and weight.dtype == FP8 and weight.ndim == 2
+        expect(right, f"{scale_name} has no FP8 matrix {name} beside it")
+        blocks = tuple(math.ceil(n / 128) for n in weight.shape)
+        expect(
+            scale.shape == blocks,
+            f"{scale_name} has shape {tuple(scale.shape)}, expected {blocks}: blocks of 128 x 128",
+        )
+        if ".experts." not in name:
+            tensors[name] = dequantise(weight, tensors.pop(scale_name), dtype)
+    return tensors
 
 
 def as_dtype(dtype: str | torch.dtype, config: Qwen3NextConfig, tensors: dict[str, Tensor]) -> torch.dtype:
     """The dtype meant; "auto" is the one that the config names, or else the tensors' own."""
     if dtype == "auto":
         named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
-        dtype = named or next(iter(tensors.values())).dtype
+        dtype = named or next((t.dtype for t in tensors.values() if t.dtype != FP8), torch.bfloat16)
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
-    expect(found in DTYPES.values(), f"dtype is {dtype!r}, expected auto, bfloat16, float16, float32 or float64")
+    right = found in DTYPES.values() and found != FP8
+    expect(right, f"dtype is {dtype!r}, expected auto, bfloat16, float16, float32 or float64")
     return found
 
 
@@ -1239,15 +1369,97 @@ def as_device(device_map: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device_map)!r} can't be used: {str(error).partition('. ')[0]}") from None
 
 
+def choose_devices(
+    device_map: str | torch.device, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> list[torch.device]:
+    """The devices of the routed experts and of all else. "auto" leaves the experts, or all, on the CPU if the GPU is
+    too small, and then says so; a tenth of its free memory is left for caches and activations.
+    """
+    device, cpu = as_device(device_map), torch.device("cpu")
+    sizes = [0, 0]  # bytes of the routed experts, and of all else
+    for name, tensor in tensors.items():
+        sizes[".experts." not in name] += tensor.numel() * (tensor if tensor.dtype == FP8 else dtype).itemsize
+    if str(device_map) != "auto" or device == cpu:
+        return [device, device]
+    free, (experts, rest) = torch.cuda.mem_get_info(device)[0], sizes
+    fits = [size <= 0.9 * free for size in (experts + rest, rest)]
+    devices = [device, device] if fits[0] else [cpu, device] if fits[1] else [cpu, cpu]
+    if not fits[0]:
+        print(
+            f"{free / 1e9:.1f} GB free on {device}: {experts / 1e9:.1f} GB of routed experts stay on {devices[0]}",
+            end=", ",
+            file=sys.stderr,
+        )
+        print(f"and are computed there; all else ({rest / 1e9:.1f} GB) goes to {devices[1]}", file=sys.stderr)
+    return devices
+
+
+def advise(tensor: Tensor, advice: int):
+    """Tells the operating system how the pages of a mapped tensor will be read."""
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - start), advice)
+
+
+def assign_weights(
+    model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, devices: list[torch.device], dtype: torch.dtype
+):
+    """Puts the tensors in place of the model's parameters, copying only where dtype or device differ.
+
+    Other models' heads are left alone; the model's own, if the checkpoint has none, starts anew, with a warning.
+    Raises ValueError listing what is missing, unexpected or misshapen.
+    """
+    if model.head and not any(name.startswith(model.head + ".") for name in tensors):
+        warnings.warn(f"{source}: no {model.head}: its weights are new, and have to be trained", stacklevel=3)
+        head = model.get_submodule(model.head).to_empty(device=devices[1]).to(dtype)
+        model.init_weights(head)
+        tensors = {**tensors, **{f"{model.head}.{name}": p.detach() for name, p in head.named_parameters()}}
+    want = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    others = {*HEADS} - {name.partition(".")[0] for name in want}
+    found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
+    wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
+    extra = {name for name in found.keys() - want if name.removesuffix("_scale_inv") not in want}
+    problems = {"missing": want.keys() - found, "unexpected": extra, "misshapen": wrong}
+    listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
+    expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
+    for prefix, module in progress([*model.named_modules()], "loading", "module"):
+        routed = isinstance(module, Experts)
+        for name in [*module._parameters]:
+            key, device = f"{prefix}.{name}", devices[0 if routed else 1]
+            if (tensor := tensors.get(key)) is None:  # tied
+                continue
+            eight = tensor.dtype == FP8
+            new = tensor.to(device, FP8 if eight else dtype)
+            module._parameters[name] = nn.Parameter(new, requires_grad=not eight)
+            if eight:
+                module._buffers[f"{name}_scale_inv"] = tensors[f"{key}_scale_inv"].to(device)
+            if routed and new is tensor and madvise:
+                advise(tensor, mmap.MADV_RANDOM)  # of a page that is touched, read no more than that page,
+                module.prefetch = functools.partial(advise, advice=mmap.MADV_WILLNEED)  # but a chosen expert as a whole
+
+
+def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
+    """The config of a folder, some fields replaced, and the module that knows its family's tensors; None: Qwen3-Next.
+
+    Raises FileNotFoundError or ValueError naming the file.
+    """
+    path, family = find_file(folder, "config.json") or folder / "config.json", None
+    content = read_json(path)
+    try:
+        if str(content.get("model_type")).startswith("qwen3_5"):
+            import qwen3_5 as family
+
+            content = family.translate_config(content)
+        method = (content.get("quantization_config") or {}).get("quant_method", "fp8")
+        expect(method == "fp8", f"quant_method is {method!r}, expected 'fp8', or no quantization_config")
+        return Qwen3NextConfig.from_dict({**content, **fields}), family
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 @classmethod
 def config_from_pretrained(cls, path_or_repo: str | os.PathLike) -> Qwen3NextConfig:
     """The config of a checkpoint folder or hub repository. Raises FileNotFoundError or ValueError naming the file."""
-    path = find_checkpoint(path_or_repo) / "config.json"
-    fields = read_json(path)
-    try:
-        return cls.from_dict(fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_config(find_checkpoint(path_or_repo))[0]
 
 
 @classmethod
@@ -1261,25 +1473,34 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
+    On the CPU and in the checkpoint's dtype the weights stay in the mapped files: the operating system reads what is
+    used, and keeps what fits into memory.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
-    one; delta_rule, "chunk" or "recurrent", the form that runs over more than one token; fields, to replace those of
-    config.json, such as num_labels.
+    one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
+    runs over more than one token; fields, to replace those of config.json, such as num_labels.
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
-    folder, device = find_checkpoint(path_or_repo), as_device(device_map)
-    config, tensors = Qwen3NextConfig.from_pretrained(folder), read_checkpoint(folder)
+    folder, _ = find_checkpoint(path_or_repo), as_device(device_map)
+    (config, family), tensors = read_config(folder, **fields), read_checkpoint(folder)
+    tensors = family.rename(tensors) if family else tensors
     mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
-    config = Qwen3NextConfig(**{**config.to_dict(), **fields, "mtp_num_hidden_layers": int(mtp)})
+    config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
+    dtype = as_dtype(dtype, config, tensors)
+    try:
+        tensors = dequantise_all(split_fused(tensors), dtype)
+        tensors = family.repack(tensors, config.to_dict()) if family else tensors
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     tensors = {cls.place(name): tensor for name, tensor in tensors.items()}
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = cls(config)
-    assign_weights(model, tensors, folder, device, as_dtype(dtype, config, tensors))
+    assign_weights(model, tensors, folder, choose_devices(device_map, tensors, dtype), dtype)
     model.tie_weights()
     for module in model.modules():
         if isinstance(module, GatedDeltaNet):
             module.delta_rule = delta_rule
-    if (path := folder / "generation_config.json").is_file():
+    if path := find_file(folder, "generation_config.json"):
         model.generation_config = read_json(path)
     return model.eval()
 
@@ -1287,8 +1508,8 @@ def from_pretrained(
 def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_size: int | str = "5GB"):
     """Writes the weights, in shards with an index if they need several, config.json and generation_config.json.
 
-    max_shard_size: bytes, or a string such as "500MB". Files get their names when all are complete, so that a failure
-    leaves what was there before.
+    max_shard_size: bytes, or a string such as "500MB". What is kept in 8 bits is written dequantised. Files get their
+    names when all are complete, so that a failure, an OSError, leaves what was there before.
     """
     from safetensors.torch import save_file
 
@@ -1297,16 +1518,18 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
     except (TypeError, ValueError):
         limit = max_shard_size
     expect(isinstance(limit, (int, float)) and limit > 0, f"max_shard_size is {limit!r}, expected bytes, or like '5GB'")
-    shards, used = [{}], 0
+    scales, shards, used = dict(self.named_buffers()), [{}], 0
     for name, p in self.named_parameters():  # a tied weight comes once
-        if used and used + p.nbytes > limit:
+        size = p.numel() * (self.dtype if p.dtype == FP8 else p).itemsize
+        if used and used + size > limit:
             shards.append({})
             used = 0
-        shards[-1][name] = p.detach().contiguous()
-        used += p.nbytes
+        shards[-1][name] = p.detach()
+        used += size
     n, dtype = len(shards), str(self.dtype).removeprefix("torch.")
     names = [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
-    texts = {"config.json": {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}}
+    config = {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}
+    texts = {"config.json": {k: x for k, x in config.items() if k not in ("quantization_config", "dtype")}}
     if self.generation_config:
         texts["generation_config.json"] = self.generation_config
     if n > 1:
@@ -1317,12 +1540,18 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
     folder.mkdir(parents=True, exist_ok=True)
     new = {name: folder / f"{name}.tmp" for name in (*names, *texts)}
     try:
-        for name, shard in zip(names, shards):
-            save_file(shard, new[name], metadata={"format": "pt"})
+        for name, shard in progress([*zip(names, shards)], "saving", "file"):
+            full = {
+                key: p if p.dtype != FP8 else dequantise(p, scales[f"{key}_scale_inv"], self.dtype)
+                for key, p in shard.items()
+            }
+            save_file({key: p.contiguous() for key, p in full.items()}, new[name], metadata={"format": "pt"})
         for name, content in texts.items():
             new[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for name, file in new.items():
             file.replace(folder / name)
+    except Exception as error:  # the disk is full, or whatever the library or the operating system raises
+        raise OSError(f"{folder}: nothing was saved ({error})") from error
     finally:
         for file in new.values():
             file.unlink(missing_ok=True)
@@ -1373,14 +1602,15 @@ class Qwen3NextTokenizer:
         import tokenizers
 
         folder = find_checkpoint(path_or_repo)
-        path, config, jinja = (folder / f for f in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"))
-        text = read_text(path)
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        path, config, jinja = (find_file(folder, name) for name in names)
+        text = read_text(path or folder / names[0])
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{path}: not a tokenizer ({error})") from None
-        fields = read_json(config) if config.is_file() else {}
-        template = read_text(jinja) if jinja.is_file() else fields.get("chat_template")
+        fields = read_json(config) if config else {}
+        template = read_text(jinja) if jinja else fields.get("chat_template")
         if isinstance(template, list):  # several, by name
             template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
         return cls(backend, fields, template)
@@ -1621,10 +1851,10 @@ def generate(
     end a sequence too, and the tokenizer that reads them; seed, to make sampling repeatable; num_draft_tokens, how many
     tokens MTP drafts for each pass of the model; past_key_values, a cache that holds the first tokens of input_ids,
     and in the end all but the last one returned; streamer, called with each token id; stats, a dict to fill:
-    prompt_tokens, new_tokens, prefill_seconds, decode_seconds, drafted, accepted, acceptance_by_position. Drafts and a
-    streamer take one sequence. Sampling options: do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
-    What is not given is generation_config.json's, or else 512 new tokens, the likeliest each time; but temperature,
-    top_k, top_p or min_p, when given, mean do_sample=True. Raises ValueError for what is out of range or does not fit.
+    prompt_tokens, new_tokens, prefill_seconds, decode_seconds, drafted, accepted, acceptance_by_position, routed_bytes
+    (of decoding). Drafts and a streamer take one sequence. Sampling options: do_sample, temperature, top_k, top_p,
+    min_p, repetition_penalty. What is not given is generation_config.json's, or else 512 new tokens, the likeliest each
+    time; but temperature, top_k, top_p or min_p, when given, mean do_sample=True. Raises ValueError for misfits.
     """
     (B, T), defaults, started = input_ids.shape, self.generation_config, time.perf_counter()
     rule = Sampling.from_options(defaults, sampling)
@@ -1632,7 +1862,6 @@ def generate(
     eos = usual if eos_token_id is ... else eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     pad = next(n for n in (defaults.get("pad_token_id"), *eos, 0) if n is not None)
-    ends = torch.tensor(eos, dtype=torch.long, device=input_ids.device)
     limit = max_new_tokens if max_new_tokens is not None else defaults.get("max_new_tokens", 512)
     for name, n in {"max_new_tokens": limit, "num_draft_tokens": num_draft_tokens}.items():
         expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
@@ -1641,7 +1870,7 @@ def generate(
     cache = self.make_cache(B) if past_key_values is None else past_key_values
     drafter = Drafter(self, cache, rule, num_draft_tokens)
     out = prefill(self, input_ids, attention_mask, cache, drafter)
-    prefilled = time.perf_counter()
+    prefilled, routed = time.perf_counter(), routed_bytes(self)
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.bool()
     seen = tokens_in(input_ids, real, self.config.vocab_size) if rule.repetition_penalty != 1 else None
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
@@ -1651,20 +1880,16 @@ def generate(
             ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
             if streamer is not None:
                 streamer(token.item())
-            done |= torch.isin(token, ends) | ends_with(ids[:, T:], stop_strings, tokenizer)
+            done |= torch.isin(token, token.new_tensor(eos)) | ends_with(ids[:, T:], stop_strings, tokenizer)
             if done.all():
                 break
     if stats is not None:
         stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
         stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T)
         stats.update(drafted=sum(drafter.drafted), accepted=sum(drafter.accepted))
+        stats["routed_bytes"] = routed_bytes(self) - routed
         stats["acceptance_by_position"] = [a / d for a, d in zip(drafter.accepted, drafter.drafted) if d]
     return ids
-
-
-def progress(starts: range, action: str) -> tqdm:
-    """The starts of windows, with a progress bar if there are several, they take a while, and it is on a terminal."""
-    return tqdm(starts, action, unit="window", leave=False, delay=2, disable=len(starts) < 2 or None)
 
 
 def prefill(
@@ -1675,13 +1900,21 @@ def prefill(
         expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
         order = mask.bool().int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-    T = ids.shape[1]
+    T, layers = ids.shape[1], model.model.layers
     expect(cache.columns < T, f"the cache holds {cache.columns} tokens, input_ids only {T}")
-    for start in progress(range(cache.columns, T, PREFILL_WINDOW), "reading"):
-        end = start + PREFILL_WINDOW
-        new_mask = None if mask is None else mask[:, start:end]
-        out = model(ids[:, start:end], new_mask, past_key_values=cache, logits_to_keep=1)
-        drafter.read(out.last_hidden_state, ids[:, start + 1 : end + 1], new_mask)
+    starts = range(cache.columns, T, PREFILL_WINDOW)
+    with progress(None, "reading", "layer", len(starts) * len(layers)) as bar, ExitStack() as hooks:
+
+        def count(*_: Any):
+            bar.update()
+
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(count).remove)
+        for start in starts:
+            end = start + PREFILL_WINDOW
+            new_mask = None if mask is None else mask[:, start:end]
+            out = model(ids[:, start:end], new_mask, past_key_values=cache, logits_to_keep=1)
+            drafter.read(out.last_hidden_state, ids[:, start + 1 : end + 1], new_mask)
     out.last_hidden_state = out.last_hidden_state[:, -1:]
     return out
 
@@ -1722,7 +1955,7 @@ def decode(
 def score(model: Qwen3NextForCausalLM, ids: Tensor, window: int = 512) -> float:
     """Nats that the model needs for ids[:, 1:] after ids[:, :1], summed. ids (1, T)."""
     cache, total = model.make_cache(1), 0.0
-    for start in progress(range(0, ids.shape[1] - 1, window), "scoring"):
+    for start in progress(range(0, ids.shape[1] - 1, window), "scoring", "window"):
         logits = model(ids[:, start : start + window], past_key_values=cache).logits[0]
         targets = ids[0, start + 1 : start + window + 1]
         total += F.cross_entropy(upcast(logits[: len(targets)]), targets, reduction="sum").item()
@@ -1779,6 +2012,17 @@ def peak_memory(device: torch.device) -> str:
     return text + gpu
 
 
+def warn_of_slow_disk(model: Qwen3NextForCausalLM):
+    """Says on stderr what to expect of weights that are mapped from disk and exceed the memory that is free (Linux)."""
+    size, info = sum(p.nbytes for p in model.parameters() if p.device.type == "cpu"), Path("/proc/meminfo")
+    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1]) if info.is_file() else math.inf
+    if size > free:
+        layers = [module for module in model.model.modules() if isinstance(module, Experts)]
+        routed = sum(layer.bytes_each for layer in layers) * (model.config.num_experts_per_tok or 0)
+        print(f"{size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of memory free:", end=" ", file=sys.stderr)
+        print(f"each token needs {routed / 1e9:.2f} GB of experts, from disk where not in memory", file=sys.stderr)
+
+
 class Printer:
     """Prints an answer as its tokens arrive: whole characters only, and nothing from a stop string on."""
 
@@ -1814,6 +2058,7 @@ def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: C
         new, count, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
         lines = [f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s"]
         lines += [f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s"]
+        lines += [f"routed experts: {stats['routed_bytes'] / max(new - 1, 1) / 1e6:,.1f} MB read per token"]
         if stats["drafted"]:
             shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
             lines += [f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}"]
@@ -1861,6 +2106,7 @@ def run(args: argparse.Namespace):
     model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule)
     rows = model.config.vocab_size
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
+    warn_of_slow_disk(model)
     if args.chat:
         chat(model, tokenizer, render, args)
     elif args.score:

@@ -36,7 +36,7 @@ def test_from_another_folder_with_statistics(tmp_path):
     result = run("--prompt", "Tell me a story.", "--greedy", "--stats", "--max-new-tokens", 20, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["prompt", "answer", "peak memory"]
+    assert [line.split(":")[0] for line in lines] == ["prompt", "answer", "routed experts", "peak memory"]
     assert lines[0].startswith("prompt: ")
     assert "20 tokens" in lines[1]
     assert "tokens/s" not in result.stdout
