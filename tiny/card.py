@@ -88,12 +88,12 @@ class Card:
     @torch.no_grad()
     def by_role(self) -> tuple[str, str, str]:
         """Excess bits by role; accepted first drafts by role, MTP's and the bigrams'; expert load."""
-        source, bigrams = corpus.Corpus("held out"), self.bigrams()
+        source, whole, bigrams = corpus.Corpus("held out"), corpus.Corpus(None), self.bigrams()
         found = collections.defaultdict(lambda: collections.Counter())
         load = torch.zeros(self.model.config.num_hidden_layers, self.model.config.num_experts)
         for number in tqdm(range(self.documents), desc="documents", disable=None):
             units = source.document(f"card:{number}")
-            rows = source.floor(units, self.encode)
+            rows = whole.floor(units, self.encode)
             ids = torch.tensor([[token for token, *_ in rows]])
             out = self.exact(ids, output_router_logits=True, output_mtp_logits=True)
             logs = out.logits[0].log_softmax(-1)

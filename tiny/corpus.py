@@ -501,7 +501,7 @@ def asked(env: Env) -> tuple:
         for question, answer in pairs
         if question not in done
     ]
-    return (BREAK, any_of(*ways))
+    return (BREAK, any_of(*ways)) if ways else ()
 
 
 def few(nodes: tuple, *weights: float) -> Choice:
@@ -509,7 +509,19 @@ def few(nodes: tuple, *weights: float) -> Choice:
     return Choice(tuple((weight, nodes * count) for count, weight in enumerate(weights)))
 
 
-QUESTION = (Call(asked),)
+def questions(one: tuple, *weights: float) -> Call:
+    """One question's nodes no times, once and so on, by these weights, or as often as env["questions a story"] says."""
+
+    def ask(env: Env) -> tuple:
+        count = env.get("questions a story")
+        return (few(one, *weights),) if count is None else one * count
+
+    return Call(ask)
+
+
+ASKED = (Call(asked),)
+
+
 ASKED_ANY = any_of(*(line(text) for text in ASKING_ANY))
 REQUEST = any_of(
     *[exchange(asking(ASKING), told(STORY))] * 4,
@@ -540,9 +552,9 @@ def read_and_asked(env: Env) -> tuple:
 
 CHAT = Choice(
     (
-        (0.6, (REQUEST, few(QUESTION, 0.5, 0.2, 0.2, 0.1), Choice(((0.1, (THANKING,)), (0.9, ()))))),
-        (0.05, (GREETING, few(QUESTION, 0.7, 0.3))),
-        (0.35, (*turn("user", READ, *STORY)[:-2], Call(read_and_asked), few(QUESTION, 0.1, 0.3, 0.3, 0.3))),
+        (0.6, (REQUEST, questions(ASKED, 0.5, 0.2, 0.2, 0.1), Choice(((0.1, (THANKING,)), (0.9, ()))))),
+        (0.05, (GREETING, questions(ASKED, 0.7, 0.3))),
+        (0.35, (*turn("user", READ, *STORY)[:-2], Call(read_and_asked), questions(ASKED, 0.1, 0.3, 0.3, 0.3))),
     )
 )
 
@@ -556,7 +568,13 @@ def account(env: Env) -> tuple:
     """Some characters and things, then env["moves"] moves, or 1 to MOVES of them, and questions where everything is."""
     count = env.get("moves")
     counts = range(1, env.get("most moves", MOVES) + 1) if count is None else (count,)
-    return (any_of(*((Bind("left", n), *LINE_OF_CAST, Call(move)) for n in counts)),)
+    return (perhaps_bare(env), any_of(*((Bind("left", n), *LINE_OF_CAST, Call(move)) for n in counts)))
+
+
+def perhaps_bare(env: Env) -> Choice:
+    """With probability env["bare"], 0 unless given, a document is without questions and tells all answers instead."""
+    bare = env.get("bare", 0.0)
+    return Choice(tuple((p, (Bind("questions", q),)) for p, q in ((bare, False), (1 - bare, True)) if p))
 
 
 def cast(env: Env) -> tuple:
@@ -592,13 +610,16 @@ def place_words(noun: str) -> tuple:
 
 
 def move(env: Env) -> tuple:
-    """One move and then the next, at last the questions; if env["bare"], all their answers after each move instead."""
+    """One move and then the next, at last the questions; if there are none, all their answers at the end, and after
+    each move with probability env["tell"], 1 unless given.
+    """
     left, held, people = env["left"], env["held"], env["people"]
-    if env.get("bare") and env.get("told") != left:
-        facts = [(*fact(env, noun), Mark(".")) for noun in held]
-        return (any_of((*facts[0], *facts[1]), (*facts[1], *facts[0])), Bind("told", left), Call(move))
+    if not env["questions"] and env.get("told") != left:
+        facts, tell = [(*fact(env, noun), Mark(".")) for noun in held], env.get("tell", 1.0) if left else 1.0
+        both = (any_of((*facts[0], *facts[1]), (*facts[1], *facts[0])),)
+        return (Choice(tuple((p, x) for p, x in ((tell, both), (1 - tell, ())) if p)), Bind("told", left), Call(move))
     if not left:
-        return () if env.get("bare") else few_questions(env)
+        return few_questions(env, whereabouts, lambda one: (few(one, 0.2, 0.8),)) if env["questions"] else ()
     ways = []
     for noun, holder in held.items():
         thing = (*parse(" the "), Word(noun, "thing"))
@@ -654,21 +675,100 @@ def whereabouts(env: Env) -> list[tuple]:
     return ways
 
 
-def few_questions(env: Env) -> tuple:
-    """The first question belongs to the message with the account, the second is one of its own."""
+def few_questions(env: Env, ways: Callable[[Env], list[tuple]], more: Callable[[tuple], tuple]) -> tuple:
+    """The first question belongs to the message with the text, the others are messages of their own.
+
+    ways: the questions that can be asked now, with answers and what each changes; more: repeats the nodes of one more.
+    """
     first = [
         (*question, Word("<|im_end|>"), BREAK, *turn("assistant", *answer), bind)
-        for question, answer, bind in whereabouts(env)
+        for question, answer, bind in ways(env)
     ]
 
     def again(env: Env) -> tuple:
-        return (any_of(*((BREAK, *exchange(q, a), bind) for q, a, bind in whereabouts(env))),)
+        left = ways(env)
+        return (any_of(*((BREAK, *exchange(q, a), bind) for q, a, bind in left)),) if left else ()
 
-    return (Mark("\n\n"), any_of(*first), few((Call(again),), 0.2, 0.8))
+    return (Mark("\n\n"), any_of(*first), *more((Call(again),)))
 
 
 LINE_OF_CAST = (LINE, Call(cast), *parse(" are friends."), Call(set_out))
 ACCOUNT = (Word("<|im_start|>"), Word("user"), Mark("\n"), Call(account))
+
+
+# Who is who.
+
+GUESTS = 6
+
+
+def meeting(env: Env) -> tuple:
+    """A day, env["guests"] characters with a thing each, or 1 to GUESTS of them, and questions about all of that.
+
+    If there are no questions, their answers alone, env["rounds"] times, in another order each time.
+    """
+    count = env.get("guests")
+    counts = range(1, env.get("most guests", GUESTS) + 1) if count is None else (count,)
+    day = ("It was a {sky}.", "One {sky}, some friends met.", "On a {sky}, some friends met.")
+    begin = (Word("<|im_start|>"), Word("user"), Mark("\n"), *line(*day))
+    return (*begin, perhaps_bare(env), any_of(*((Bind("guests left", n),) for n in counts)), Call(guest))
+
+
+def guest(env: Env) -> tuple:
+    """One more character, until there are enough; then the questions."""
+    present, left = env.get("present", ()), env["guests left"]
+    if not left and env["questions"]:
+        return few_questions(env, particulars, lambda one: (questions(one, 0.2, 0.3, 0.3, 0.2),))
+    if not left:
+        return (Call(answers_alone),) * env.get("rounds", 1)
+    ways = []
+    for kind in (*ANIMALS, *PEOPLE):
+        he = [FIXED[kind]] if kind in FIXED else ["she", "he"]
+        names = [name for x in he for name in names_of(kind, x) if all(name != one["name"] for one in present)]
+        named = any_of(*((Word(name, "name (new)"), Bind("guest", name)) for name in names))
+        ways.append((Word(kind, "kind (new)"), Bind("guest kind", kind), *parse(" named "), named))
+    who = (*parse("a "), Choice(((0.5, parse(f"[{'|'.join(TRAITS)}] ")), (0.5, ()))), any_of(*ways))
+    nouns = [noun for noun in THING_ROWS if " " not in noun and all(noun != one["noun"] for one in present)]
+
+    def thing_of(env: Env) -> tuple:
+        own = [noun for noun in nouns if fits(env, env["guest"], noun)]
+        ways = []
+        for noun in own:
+            adjectives = any_of(
+                *((Word(x, "adjective (new)"), Bind("guest thing", x)) for x in THING_ROWS[noun][1].split())
+            )
+            ways.append((*parse("a "), adjectives, Mark(" "), Word(noun, "thing (new)"), Bind("guest noun", noun)))
+        return (any_of(*ways),)
+
+    def arrived(env: Env) -> tuple:
+        one = {"name": env["guest"], "kind": env["guest kind"], "like": env["guest thing"], "noun": env["guest noun"]}
+        return (Bind("present", (*present, one)), Bind("guests left", left - 1), Call(guest))
+
+    told = any_of(
+        (LINE, *who, *parse(" had "), Call(thing_of), Mark(".")),
+        (LINE, *parse("then came "), *who, *parse(" with "), Call(thing_of), Mark(".")),
+    )
+    return (told, Call(arrived))
+
+
+def answers_alone(env: Env) -> tuple:
+    """One more answer without its question, until all have been told."""
+    ways = [(*answer, bind, Call(answers_alone)) for _, answer, bind in particulars(env)]
+    return (any_of(*ways),) if ways else (Bind("asked", ()),)
+
+
+def particulars(env: Env) -> list[tuple]:
+    """Questions about who is who and what the day and the things were like; none twice."""
+    done, pairs = env.get("asked", ()), [(line("What was the weather like at the start?"), line("It was a {sky}."))]
+    for one in env["present"]:
+        name, noun, like, kind = (Word(one[key], "answer") for key in ("name", "noun", "like", "kind"))
+        pairs.append((line(f"Who is {name.text}?"), (LINE, name, *parse(" is a "), kind, Mark("."))))
+        who_has = line(f"Who has the {noun.text} now?")
+        pairs.append((who_has, (*line("The "), noun, *parse(" is with "), name, Mark("."))))
+        if env["questions"]:  # without its question, the answer would not tell which thing it is about
+            pairs.append(
+                (line(f"What was the {noun.text} like?"), (*line("It was a "), like, Mark(" "), noun, Mark(".")))
+            )
+    return [(q, a, Bind("asked", (*done, number))) for number, (q, a) in enumerate(pairs) if number not in done]
 
 
 # Phone books.
@@ -679,23 +779,23 @@ ENTRIES = 32
 def book(env: Env) -> tuple:
     """A phone book and questions: as many entries as env["entries"], or 2 to ENTRIES, short books more often.
 
-    Each entry is asked for env["rounds"] times, at most 12 in all; if env["bare"], there are only lines, no questions.
+    Each entry is asked for env["rounds"] times, at most 12 in all; if there are no questions, told again so often.
     """
     count = env.get("entries")
     counts = [(1 / n, n) for n in range(2, env.get("most entries", ENTRIES) + 1)] if count is None else [(1, count)]
     ways = (
-        (weight, (Bind("entries", n), Bind("questions", min(n * env.get("rounds", 1), 12)), Call(entry)))
+        (weight, (Bind("entries", n), Bind("to ask", min(n * env.get("rounds", 1), 12)), Call(entry)))
         for weight, n in counts
     )
     begin = (Word("<|im_start|>"), Word("user"), *parse("\nPhone book:"))
-    return (*begin, Choice(tuple(ways)))
+    return (*begin, perhaps_bare(env), Choice(tuple(ways)))
 
 
 def entry(env: Env) -> tuple:
     """One more entry, until there are enough; then the first question."""
     listed = env.get("book", {})
     if len(listed) == env["entries"]:
-        return (*(() if env.get("bare") else (Mark("\n\n"),)), Call(numbers_asked))
+        return (*((Mark("\n\n"),) if env["questions"] else ()), Call(numbers_asked))
     ways = [(Word(name, "name (new)"), Bind("name", name)) for name in NAMES if name not in listed]
     return (BREAK, *parse("- "), any_of(*ways), *parse(": "), Bind("digits", ""), Call(digit))
 
@@ -722,10 +822,10 @@ def next_digit(part: str | None, name: str, digits: str) -> Choice:
 def numbers_asked(env: Env) -> tuple:
     """One more question, for one number or several, and then another, until enough have been asked for."""
     asked = env.get("asked", ())
-    left, told = env["questions"] - len(asked), len(asked) % env["entries"]
+    left, told = env["to ask"] - len(asked), len(asked) % env["entries"]
     if not left:
         return ()
-    if env.get("bare"):
+    if not env["questions"]:
         names = [name for name in env["book"] if name not in asked[len(asked) - told :]]
         ways = [(*lines_of(env, (name,), "name (asked)"), Bind("asked", (*asked, name))) for name in names]
         return (any_of(*ways), Call(numbers_asked))
@@ -766,8 +866,15 @@ AND_SO_ON = (Call(lambda env: (Bind("names left", env["names left"] - 1), Call(n
 # Documents.
 
 END = Word("<|endoftext|>")
-KINDS = {"story": STORY, "chat": (CHAT,), "moves": ACCOUNT, "book": (Call(book),), "small talk": (SMALL,)}
-SHARES = {"story": 0.15, "chat": 0.5, "moves": 0.15, "book": 0.18, "small talk": 0.02}
+KINDS = {
+    "story": STORY,
+    "chat": (CHAT,),
+    "moves": ACCOUNT,
+    "book": (Call(book),),
+    "small talk": (SMALL,),
+    "who": (Call(meeting),),
+}
+SHARES = {"story": 0.1, "chat": 0.5, "moves": 0.2, "book": 0.13, "small talk": 0.02, "who": 0.05}
 
 
 class Corpus:

@@ -5,8 +5,8 @@
     python tiny/train.py --out DIR           put the finished model elsewhere
 
 The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own: cross-entropy, the
-load-balancing loss, and in the second half that of the MTP layer. Muon for the matrices, AdamW for the rest; warm-up,
-then a cosine. CPU, in two processes that average their gradients, or CUDA when there is one.
+load-balancing loss, and after 70 % of the steps that of the MTP layer. Muon for the matrices, AdamW for the rest;
+warm-up, then a cosine. CPU, in two processes that average their gradients, or CUDA when there is one.
 """
 
 import argparse
@@ -56,7 +56,7 @@ TINY = {
     "num_experts_per_tok": 4,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
-    "router_aux_loss_coef": 0.01,
+    "router_aux_loss_coef": 0.03,
     "mtp_num_hidden_layers": 1,
     "mtp_loss_scaling_factor": 0.3,
 }
@@ -107,7 +107,8 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
-    texts = itertools.islice(corpus.documents(f"{seed} tokenizer"), documents)
+    source = corpus.Corpus("train", WITHOUT_GUESTS)
+    texts = (corpus.text_of(source.document(f"{seed} tokenizer:{number}")) for number in range(documents))
     marks = re.compile(r"<\|\w+\|>")
     backend.train_from_iterator(itertools.chain.from_iterable(map(marks.split, texts)), trainer)
     backend.add_special_tokens(SPECIAL_TOKENS)
@@ -116,10 +117,11 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-# What the corpus marks as unknowable, and what can be had by looking back.
-UNKNOWABLE, COPIED = (" (new)", " (asked)"), ("answer", "name (copied)")
-
-
+# The shares of documents towards which the first third of training goes, and in the text the tokenizer is made from.
+WITHOUT_GUESTS = {"story": 0.1, "chat": 0.55, "moves": 0.2, "book": 0.13, "small talk": 0.02}
+# Roles of words that nobody can know, and of those that can always be known by looking back. Of the others, those that
+# are not of the template have been told before, and are often known.
+UNKNOWABLE, COPIED, TEMPLATE = (" (new)", " (asked)"), ("answer", "name (copied)"), "template"
 # What --without can leave out: the documents without questions, the mask on the loss, the short rows, the order of the
 # layers with attention first, Muon, and the quiet start.
 PARTS = ["bare", "mask", "short", "order", "muon", "quiet"]
@@ -127,13 +129,14 @@ PARTS = ["bare", "mask", "short", "order", "muon", "quiet"]
 
 class Stage(NamedTuple):
     """What training sees at one time: tokens a row; the shares of the corpus' kinds of documents and settings of these;
-    the shares of the unknowable tokens and of all others that count in the loss, beside those that are copied."""
+    the shares of the unknowable tokens, of the template's and of those told before that count in the loss."""
 
     length: int
     shares: dict[str, float]
     settings: dict[str, object]
     unknowable: float
-    others: float
+    template: float
+    told: float
 
 
 def curriculum(progress: float, length: int, without: frozenset[str] = frozenset()) -> Stage:
@@ -144,22 +147,40 @@ def curriculum(progress: float, length: int, without: frozenset[str] = frozenset
     tokens are left out of the loss, in the beginning most others, too. The first documents can only be predicted by
     looking back: phone books with few entries, told again and again, and accounts that say after each move where
     everything is; then the same with questions; then all kinds. The first rows are short, so that nothing else is in
-    sight.
+    sight. What kind of animal someone is, and what the day and the things were like, is told once in a story, and was
+    not learned by the way: two more such phases, of documents that tell nothing else, are about these.
     """
-    early = {"story": 0.0, "chat": 0.0, "moves": 0.4, "book": 0.6, "small talk": 0.0}
-    rest = min(1.0, max(0.0, 1.1 - 2.5 * progress))
+    first, told, asked = progress < 0.08, 0.57 <= progress < 0.66, 0.735 <= progress < 0.775  # the narrow phases
+    masked, narrow = "mask" not in without, first or told or asked
+    if progress < 0.4:
+        early = {"moves": 0.4, "book": 0.6} if first else {"chat": 0.4, "moves": 0.3, "book": 0.3}
+        rest = min(1.0, max(0.0, 1.2 - 3 * progress))
+        shares = {kind: rest * early.get(kind, 0.0) + (1 - rest) * share for kind, share in WITHOUT_GUESTS.items()}
+    elif told or asked:
+        shares = {"who": 1.0}
+    elif progress < 0.8:
+        shares = {"story": 0.03, "chat": 0.35, "moves": 0.32, "book": 0.08, "small talk": 0.02, "who": 0.2}
+    else:
+        shares = corpus.SHARES
+    bare = 0.6 - progress if progress < 0.4 else 0.5 if progress < 0.8 and not asked else 0.0
+    settings = {
+        "bare": 0.0 if "bare" in without else 1.0 if first or told else bare,
+        "tell": 1.0 if progress < 0.4 else 0.35,
+        "rounds": 4 if progress < 0.2 or 0.57 <= progress < 0.6 else 1,
+        "most entries": min(corpus.ENTRIES, 3 + int(progress * 60)),
+        "most guests": 2 if progress < 0.63 or asked else 4 if told else corpus.GUESTS,
+        "most moves": min(corpus.MOVES, 2 + int(progress * 30)),
+        "single questions": 0.1 + 0.4 * progress,
+    }
+    if progress < 0.8:
+        settings["questions a story"] = 8 if progress < 0.4 else 16 if asked else 6
     return Stage(
-        length if progress >= 0.2 or "short" in without else length // 2 if progress >= 0.1 else length // 4,
-        {kind: rest * early[kind] + (1 - rest) * share for kind, share in corpus.SHARES.items()},
-        {
-            "bare": progress < 0.08 and "bare" not in without,
-            "rounds": 4 if progress < 0.2 else 1,
-            "most entries": min(corpus.ENTRIES, 3 + int(progress * 60)),
-            "most moves": min(corpus.MOVES, 2 + int(progress * 30)),
-            "single questions": 0.1 + 0.4 * progress,
-        },
-        unknowable=1.0 if progress >= 0.6 or "mask" in without else 0.1,
-        others=1.0 if "mask" in without else min(1.0, 0.05 + 10 * progress**2),
+        length // 4 if narrow and "short" not in without else length // 2 if progress < 0.16 else length,
+        shares,
+        settings,
+        unknowable=1.0 if not masked else 0.02 if told or asked else 0.1 if progress < 0.66 else 1.0,
+        template=1.0 if not masked else 0.05 if told or asked else min(1.0, 0.05 + 10 * progress**2),
+        told=0.05 if narrow and masked else 1.0,
     )
 
 
@@ -195,8 +216,9 @@ class Rows:
         chance, ids, labels, number = random.Random(seed), [], [], 0
         while len(ids) < stage.length:
             for unit in source.document(f"{seed}:{number}"):
-                kept = stage.unknowable if unit.role.endswith(UNKNOWABLE) else stage.others
-                for part, share in ((unit.marks, stage.others), (unit.word, 1.0 if unit.role in COPIED else kept)):
+                known = 1.0 if unit.role in COPIED else stage.template if unit.role == TEMPLATE else stage.told
+                kept = stage.unknowable if unit.role.endswith(UNKNOWABLE) else known
+                for part, share in ((unit.marks, stage.template), (unit.word, kept)):
                     tokens = self.encode(part)
                     ids += tokens
                     labels += tokens if chance.random() < share else [-100] * len(tokens)
@@ -263,7 +285,7 @@ def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, ro
 @torch.no_grad()
 def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documents: int = 8, **settings) -> float:
     """The share of a document kind's answers of which every word is predicted right, one document a row."""
-    (kind,) = [kind for kind in ("moves", "book") if "entries" in settings or kind == "moves"][-1:]
+    kind = "book" if "entries" in settings else "moves" if "moves" in settings else "chat"
     source, right, total = corpus.Corpus("held out", {kind: 1.0}, **settings), 0, 0
     for number in range(documents):
         ids, spans = [], []
@@ -328,7 +350,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
     for step in bar:
         started = time.perf_counter()
         ids, labels = source.batch(step, rank, share, args.device)
-        out = model(ids, labels=labels, output_router_logits=True, output_mtp_logits=2 * step >= args.steps)
+        out = model(ids, labels=labels, output_router_logits=True, output_mtp_logits=step >= 0.7 * args.steps)
         gradient.zero_()
         out.loss.backward()
         if args.processes > 1:
@@ -354,7 +376,8 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
             model.eval()
             books = [f"{n} {accuracy(model, tokenizer, entries=n):.0%}" for n in (2, 4, 8, 16, 32)]
             moves = [f"{n} {accuracy(model, tokenizer, 16, moves=n):.0%}" for n in (1, 2, 4, 8)]
-            tqdm.write(f"  entries: {', '.join(books)}; moves: {', '.join(moves)}")
+            told = accuracy(model, tokenizer, 32, **{"questions a story": 4})
+            tqdm.write(f"  entries: {', '.join(books)}; moves: {', '.join(moves)}; stories: {told:.0%}")
             model.train()
     if last < args.steps or rank > 0:
         return
