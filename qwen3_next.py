@@ -66,9 +66,9 @@ from tqdm import tqdm
 
 
 def expect(true: bool, otherwise: str):
-    """Raises ValueError with the message unless `true`."""
+    """Raises ValueError with the message, on one line, unless `true`."""
     if not true:
-        raise ValueError(otherwise)
+        raise ValueError(otherwise.replace("\n", " "))
 
 
 class Qwen3NextConfig:
@@ -136,8 +136,12 @@ class Qwen3NextConfig:
             value = getattr(type(self), key) if value is None else copy.deepcopy(value)  # absent and null alike
             kinds = (int, float) if kind is float else kind
             right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
-            expect(value is None or right, f"config: {key} is {value!r}, expected {kind.__name__}")
+            if right and kind in (int, float):  # neither NaN nor what would fill the memory with empty layers
+                right = abs(value) < {"num_hidden_layers": 1e4}.get(key, 1e8 if kind is int else 1e30)
+            expect(value is None or right, f"config: {key} is {str(value)[:99]!r}, expected {kind.__name__} in bounds")
             setattr(self, key, value)
+        clash = [key for key in fields if hasattr(type(self), key)]
+        expect(not clash, f"config: {clash[:1]} can't be a key")
         self.__dict__.update(fields)
         self._check()
 
@@ -160,8 +164,15 @@ class Qwen3NextConfig:
         yarn = self.rope_scaling or {}
         kind, factor = yarn.get("rope_type", yarn.get("type", "default")), yarn.get("factor", 0)
         expect(kind in ("default", "yarn"), f"config: rope_scaling type is {kind!r}, expected 'yarn' or 'default'")
-        right = kind == "default" or (isinstance(factor, (int, float)) and factor >= 1)
+        right = kind == "default" or (isinstance(factor, (int, float)) and 1 <= factor < 1e8)
         expect(right, f"config: rope_scaling's factor is {factor!r}, expected a number, at least 1")
+        for key in ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
+            n = yarn.get(key)
+            right = kind == "default" or n is None or (isinstance(n, (int, float)) and 0 < n < 1e8)
+            expect(right, f"config: rope_scaling's {key} is {n!r}, expected a number above 0")
+        expect(
+            kind == "default" or self.rope_theta > 1, f"config: rope_theta is {self.rope_theta}, YaRN needs more than 1"
+        )
         self.rope_scaling = yarn if kind == "yarn" else None
 
         layers, kinds = range(self.num_hidden_layers), ("linear_attention", "full_attention")
@@ -1248,10 +1259,13 @@ def find_file(folder: Path, name: str) -> Path | None:
     """A file of a checkpoint, None if there is none. Raises ValueError if it is a link to somewhere else."""
     path, homes = folder / name, [folder.resolve()]
     if not path.is_file():
+        expect(not os.path.lexists(path), f"{path}: not a file, or a link to nowhere")
         return None
     if homes[0].parent.name == "snapshots":  # the hub's cache, where files are links to its blobs
         homes += [place / "blobs" for place in homes[0].parents[1:3]]
-    right = any(path.resolve().is_relative_to(home) for home in homes)
+    right = path.parent == folder and (
+        path.resolve().parent == homes[0] or any(map(path.resolve().is_relative_to, homes[1:]))
+    )
     expect(right, f"{path}: leads out of the folder, to {path.resolve()}")
     return path
 
@@ -1274,18 +1288,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             header = json.loads(file.read(length))
             data = mmap.mmap(file.fileno(), 0, **(linux if sys.platform == "linux" else {"access": mmap.ACCESS_COPY}))
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a whole safetensors file ({' '.join(str(error).split())})") from None
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        dtype, offset, count = (
-            DTYPES.get(entry["dtype"]),
-            8 + length + entry["data_offsets"][0],
-            math.prod(entry["shape"]),
-        )
+        dtype, shape, (start, _) = DTYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
         expect(dtype is not None, f"{path}: {name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+        expect(all(n < 2**31 for n in shape), f"{path}: {name} has shape {shape}, expected numbers below 2^31")
+        count, offset = math.prod(shape), 8 + length + start
         flat = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0).to(dtype)
-        tensors[name] = flat.view(entry["shape"])
+        tensors[name] = flat.view(shape)
     return tensors
 
 
@@ -1299,12 +1311,14 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
             raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json{more}")
         return read_safetensors(single)
     shard_of, tensors = read_json(index).get("weight_map"), {}
-    right = isinstance(shard_of, dict) and all(isinstance(name, str) for name in shard_of.values())
+    right = isinstance(shard_of, dict) and shard_of and all(isinstance(name, str) for name in shard_of.values())
     expect(right, f"{index}: no weight_map from tensor names to files")
-    for name in progress(sorted(set(shard_of.values())), "opening", "file"):
-        if (file := find_file(folder, name)) is None:
+    names = sorted(set(shard_of.values()))
+    for name in names:
+        if not name or Path(name).name != name or find_file(folder, name) is None:
             raise FileNotFoundError(f"{index}: names {name!r}, which is not in the folder")
-        found = read_safetensors(file)
+    for name in progress(names, "opening", "file"):
+        found = read_safetensors(file := folder / name)
         stray = [key for key in found if shard_of.get(key) != name]
         expect(not stray, f"{file}: holds what {index.name} does not place there: {some(stray)}")
         tensors.update(found)
@@ -1320,11 +1334,13 @@ def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if fused := re.fullmatch(r"(.+\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_scale_inv)?", name):
             prefix, kind, scale = fused[1], fused[2], fused[3] or ""
             names = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
-            right = tensor.ndim == 3 and tensor.shape[1] % len(names) == 0
+            right = tensor.ndim == 3 and tensor.numel() > 0 and tensor.shape[1] % len(names) == 0
             expect(right, f"{name} has shape {tuple(tensor.shape)}, expected (experts, rows, columns)")
             for e, matrix in enumerate(tensor.unbind()):
                 parts = zip(names, matrix.chunk(len(names)))
-                split.update({f"{prefix}.{e}.{part}.weight{scale}": rows for part, rows in parts})
+                new = {f"{prefix}.{e}.{part}.weight{scale}": rows for part, rows in parts}
+                expect(not new.keys() & tensors, f"{name}: experts are there twice, fused and {some(new)}")
+                split.update(new)
         else:
             split[name] = tensor
     return split
@@ -1337,7 +1353,7 @@ def dequantise_all(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, 
     expect(not bare, f"FP8 without a weight_scale_inv: {some(bare)}")
     for scale_name, name in progress(name_of.items(), "dequantising", "tensor"):
         scale, weight = tensors[scale_name], tensors.get(name)
-        right = weight is not None and weight.dtype == FP8 and weight.ndim == 2
+        right = weight is not None and weight.dtype == FP8 and weight.ndim == 2 and weight.numel() > 0
         expect(right, f"{scale_name} has no FP8 matrix {name} beside it")
         blocks = tuple(math.ceil(n / 128) for n in weight.shape)
         expect(
@@ -1492,9 +1508,17 @@ def from_pretrained(
         tensors = family.repack(tensors, config.to_dict()) if family else tensors
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    tensors = {cls.place(name): tensor for name, tensor in tensors.items()}
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
-        model = cls(config)
+    names = {cls.place(name): name for name in tensors}
+    twice = tensors.keys() - names.values()
+    expect(not twice, f"{folder}: there twice, with and without their prefix: {some(twice)}")
+    tensors = {place: tensors[name] for place, name in names.items()}
+    few = config.num_hidden_layers + 3 * config.num_experts * sum(map(config.is_moe, range(config.num_hidden_layers)))
+    expect(few <= len(tensors), f"{folder}: {len(tensors)} tensors, but config.json's layers and experts need {few}")
+    try:
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            model = cls(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes that PyTorch can't count
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     assign_weights(model, tensors, folder, choose_devices(device_map, tensors, dtype), dtype)
     model.tie_weights()
     for module in model.modules():
@@ -1586,7 +1610,9 @@ class Qwen3NextTokenizer:
     def __init__(self, backend: Any, config: dict, chat_template: str | None):
         self.backend, self.chat_template = backend, chat_template
         tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        self.special_tokens = {name: t["content"] if isinstance(t, dict) else t for name, t in tokens.items() if t}
+        self.special_tokens = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items() if t}
+        for name, text in {**self.special_tokens, "chat_template": chat_template or ""}.items():
+            expect(isinstance(text, str), f"tokenizer_config.json: {name} is {text!r}, expected a text")
         find = {name: backend.token_to_id(token) for name, token in self.special_tokens.items()}
         self.eos_token_id = find.get("eos_token")
         self.pad_token_id = find.get("pad_token", self.eos_token_id or 0)
@@ -1612,7 +1638,9 @@ class Qwen3NextTokenizer:
         fields = read_json(config) if config else {}
         template = read_text(jinja) if jinja else fields.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+            template = next(
+                (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+            )
         return cls(backend, fields, template)
 
     def __len__(self) -> int:
@@ -1829,6 +1857,17 @@ def ends_with(ids: Tensor, strings: list[str] | None, tokenizer: Any) -> Tensor:
     return torch.tensor([any(string in text for string in strings) for text in texts], device=ids.device)
 
 
+def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int], int]:
+    """The end tokens meant, generation_config.json's or config.json's for ..., and the token to pad with."""
+    usual = model.generation_config.get("eos_token_id", getattr(model.config, "eos_token_id", None))
+    eos = usual if eos_token_id is ... else eos_token_id
+    eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    pad = next(n for n in (model.generation_config.get("pad_token_id"), *eos, 0) if n is not None)
+    right = all(isinstance(n, int) for n in (pad, *eos))
+    expect(right, f"eos_token_id is {eos}, pad_token_id {pad!r}, expected numbers")
+    return eos, pad
+
+
 @torch.no_grad()
 def generate(
     self: Qwen3NextForCausalLM,
@@ -1858,10 +1897,7 @@ def generate(
     """
     (B, T), defaults, started = input_ids.shape, self.generation_config, time.perf_counter()
     rule = Sampling.from_options(defaults, sampling)
-    usual = defaults.get("eos_token_id", getattr(self.config, "eos_token_id", None))
-    eos = usual if eos_token_id is ... else eos_token_id
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pad = next(n for n in (defaults.get("pad_token_id"), *eos, 0) if n is not None)
+    eos, pad = end_tokens(self, eos_token_id)
     limit = max_new_tokens if max_new_tokens is not None else defaults.get("max_new_tokens", 512)
     for name, n in {"max_new_tokens": limit, "num_draft_tokens": num_draft_tokens}.items():
         expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")

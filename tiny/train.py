@@ -73,7 +73,8 @@ MICRO = TINY | {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 24,
 }
-SIZES = {"tiny": (TINY, HERE, 3000), "micro": (MICRO, HERE / "micro", 1000)}  # config, folder, steps
+# Config, folder, steps, and the share of them after which the MTP layer's loss joins in
+SIZES = {"tiny": (TINY, HERE, 3000, 0.7), "micro": (MICRO, HERE / "micro", 1000, 0.4)}
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # How Qwen's tokenizer cuts text before BPE: contractions, words with their leading space, digits, punctuation.
 PRETOKENISE = (
@@ -350,7 +351,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
     for step in bar:
         started = time.perf_counter()
         ids, labels = source.batch(step, rank, share, args.device)
-        out = model(ids, labels=labels, output_router_logits=True, output_mtp_logits=step >= 0.7 * args.steps)
+        out = model(ids, labels=labels, output_router_logits=True, output_mtp_logits=step >= args.mtp_from * args.steps)
         gradient.zero_()
         out.loss.backward()
         if args.processes > 1:
@@ -417,7 +418,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--run", type=Path, help="folder of the checkpoint to resume from (default: OUT/run)")
     parser.add_argument("--out", type=Path, help="folder of the finished model (default: tiny/ or tiny/micro/)")
     args = parser.parse_args(arguments)
-    _, folder, steps = SIZES[args.size]
+    _, folder, steps, args.mtp_from = SIZES[args.size]
     args.out, args.steps = args.out or folder, args.steps or steps
     args.run = args.run or args.out / "run"
     args.processes = args.processes or (2 if args.device == "cpu" else 1)
