@@ -65,10 +65,15 @@ from tqdm import tqdm
 # ==== Config ==========================================================================================================
 
 
+def one_line(message: Any) -> str:
+    """A message without line breaks, which the names and values that it quotes may have."""
+    return " ".join(str(message).splitlines())
+
+
 def expect(true: bool, otherwise: str):
     """Raises ValueError with the message, on one line, unless `true`."""
     if not true:
-        raise ValueError(otherwise.replace("\n", " "))
+        raise ValueError(one_line(otherwise))
 
 
 class Qwen3NextConfig:
@@ -121,7 +126,8 @@ class Qwen3NextConfig:
     mtp_loss_scaling_factor: float = 0.1         # absent    weight of its loss; Megatron's default
     # fmt: on
 
-    def __init__(self, **fields: Any):
+    def __init__(self, /, **fields: Any):  # a key may be called self
+        fields = copy.deepcopy(fields)
         kind = fields.pop("model_type", "qwen3_next")
         expect(kind == "qwen3_next", f"config: model_type is {kind!r}, expected 'qwen3_next'")
         scaling, nested = (fields.pop(key, None) or {} for key in ("rope_scaling", "rope_parameters"))
@@ -133,12 +139,12 @@ class Qwen3NextConfig:
             expect(old in (None, fields[key]), f"config: {key} is {old!r}, but rope_parameters has {fields[key]!r}")
         for key, kind in self.__annotations__.items():
             value = fields.pop(key, None)
-            value = getattr(type(self), key) if value is None else copy.deepcopy(value)  # absent and null alike
+            value = getattr(type(self), key) if value is None else value  # absent and null alike
             kinds = (int, float) if kind is float else kind
             right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
             if right and kind in (int, float):  # neither NaN nor what would fill the memory with empty layers
-                right = abs(value) < {"num_hidden_layers": 1e4}.get(key, 1e8 if kind is int else 1e30)
-            expect(value is None or right, f"config: {key} is {str(value)[:99]!r}, expected {kind.__name__} in bounds")
+                right = 0 <= value < {"num_hidden_layers": 1e4}.get(key, 1e8 if kind is int else 1e18)
+            expect(value is None or right, f"config: {key} is {value!r:.99}, expected {kind.__name__} in bounds")
             setattr(self, key, value)
         clash = [key for key in fields if hasattr(type(self), key)]
         expect(not clash, f"config: {clash[:1]} can't be a key")
@@ -1071,6 +1077,8 @@ class LinearHead(PreTrainedModel):
         super().__init__(config)
         self.num_labels = getattr(config, "num_labels", None) or len(getattr(config, "id2label", None) or range(2))
         self.add_module(self.backbone[:-1], Qwen3NextModel(config))
+        right = isinstance(self.num_labels, int) and 0 < self.num_labels < 1e6
+        expect(right, f"config: num_labels is {self.num_labels!r:.99}, expected a number above 0")
         outputs = 2 if self.head == "qa_outputs" else self.num_labels  # a span's start and end
         self.add_module(self.head, nn.Linear(config.hidden_size, outputs, bias=self.bias))
         self.init_weights(self.get_submodule(self.head))
@@ -1282,13 +1290,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     linux = {"flags": mmap.MAP_PRIVATE | 0x4000, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # 0x4000: MAP_NORESERVE
     try:
-        safe_open(path, "numpy")
         with path.open("rb") as file:
+            safe_open(path, "numpy")  # not first: what may not be read, it calls missing
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
             data = mmap.mmap(file.fileno(), 0, **(linux if sys.platform == "linux" else {"access": mmap.ACCESS_COPY}))
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: not a whole safetensors file ({one_line(error)})") from None
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
@@ -1465,10 +1473,12 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
             import qwen3_5 as family
 
             content = family.translate_config(content)
-        method = (content.get("quantization_config") or {}).get("quant_method", "fp8")
-        expect(method == "fp8", f"quant_method is {method!r}, expected 'fp8', or no quantization_config")
+        quantised = content.get("quantization_config") or {}
+        method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
+        right = isinstance(quantised, dict) and method == "fp8"
+        expect(right, f"quant_method is {method!r:.99}, expected 'fp8', or no quantization_config")
         return Qwen3NextConfig.from_dict({**content, **fields}), family
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of what is nested too deep to be copied
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -1512,7 +1522,8 @@ def from_pretrained(
     twice = tensors.keys() - names.values()
     expect(not twice, f"{folder}: there twice, with and without their prefix: {some(twice)}")
     tensors = {place: tensors[name] for place, name in names.items()}
-    few = config.num_hidden_layers + 3 * config.num_experts * sum(map(config.is_moe, range(config.num_hidden_layers)))
+    moe = sum(map(config.is_moe, range(config.num_hidden_layers))) + mtp
+    few = config.num_hidden_layers + 3 * config.num_experts * moe
     expect(few <= len(tensors), f"{folder}: {len(tensors)} tensors, but config.json's layers and experts need {few}")
     try:
         with torch.device("meta"):  # shapes only: no memory, no random numbers
@@ -1564,6 +1575,8 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
     folder.mkdir(parents=True, exist_ok=True)
     new = {name: folder / f"{name}.tmp" for name in (*names, *texts)}
     try:
+        for name in new:
+            expect(not (folder / name).is_dir(), f"{name} is a folder")
         for name, shard in progress([*zip(names, shards)], "saving", "file"):
             full = {
                 key: p if p.dtype != FP8 else dequantise(p, scales[f"{key}_scale_inv"], self.dtype)
@@ -1611,9 +1624,12 @@ class Qwen3NextTokenizer:
         self.backend, self.chat_template = backend, chat_template
         tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.special_tokens = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items() if t}
-        for name, text in {**self.special_tokens, "chat_template": chat_template or ""}.items():
-            expect(isinstance(text, str), f"tokenizer_config.json: {name} is {text!r}, expected a text")
-        find = {name: backend.token_to_id(token) for name, token in self.special_tokens.items()}
+        right = isinstance(chat_template, (str, type(None)))
+        expect(right, f"tokenizer_config.json: chat_template is {chat_template!r:.99}, expected a text")
+        find = {}
+        for name, token in self.special_tokens.items():
+            find[name] = backend.token_to_id(token) if isinstance(token, str) and token.isprintable() else None
+            expect(find[name] is not None, f"tokenizer_config.json: {name} {token!r:.99} is not in tokenizer.json")
         self.eos_token_id = find.get("eos_token")
         self.pad_token_id = find.get("pad_token", self.eos_token_id or 0)
         backend.no_padding()
@@ -1634,7 +1650,7 @@ class Qwen3NextTokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path}: not a tokenizer ({error})") from None
+            raise ValueError(f"{path}: not a tokenizer ({one_line(error)})") from None
         fields = read_json(config) if config else {}
         template = read_text(jinja) if jinja else fields.get("chat_template")
         if isinstance(template, list):  # several, by name
@@ -1708,7 +1724,7 @@ class Qwen3NextTokenizer:
         try:
             text = env.from_string(self.chat_template).render(**self.special_tokens, **kwargs)
         except Exception as error:  # a template can fail like any program
-            raise ValueError(f"chat template: {error}") from None
+            raise ValueError(f"chat template: {one_line(error)}") from None
         return self.encode(text) if tokenize else text
 
 
@@ -1732,13 +1748,14 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        limits = {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1, "repetition_penalty": math.inf}
+        limits = {"temperature": 1e9, "top_k": 10**9, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1e9}
         for name, high in limits.items():
             value = getattr(self, name)
-            right = isinstance(value, (int, float)) and 0 <= value <= high
-            expect(right, f"{name} is {value!r}, expected a number from 0 to {high}")
-        expect(self.repetition_penalty > 0, "repetition_penalty is 0, expected a number above 0")
-        self.do_sample = self.do_sample and self.temperature > 0
+            right = isinstance(value, (int, type(high))) and not isinstance(value, bool) and 0 <= value <= high
+            expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
+        expect(self.repetition_penalty > 1e-9, f"repetition_penalty is {self.repetition_penalty}, expected above 1e-9")
+        expect(isinstance(self.do_sample, bool), f"do_sample is {self.do_sample!r:.99}, expected true or false")
+        self.do_sample = self.do_sample and self.temperature > 1e-9  # by less, logits would overflow
 
     @classmethod
     def from_options(cls, defaults: dict, options: dict) -> "Sampling":
@@ -1863,8 +1880,8 @@ def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int
     eos = usual if eos_token_id is ... else eos_token_id
     eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
     pad = next(n for n in (model.generation_config.get("pad_token_id"), *eos, 0) if n is not None)
-    right = all(isinstance(n, int) for n in (pad, *eos))
-    expect(right, f"eos_token_id is {eos}, pad_token_id {pad!r}, expected numbers")
+    right = all(isinstance(n, int) and abs(n) < 2**31 for n in (pad, *eos))
+    expect(right, f"eos_token_id is {eos!r:.99}, pad_token_id {pad!r:.99}, expected numbers of tokens")
     return eos, pad
 
 
@@ -2173,7 +2190,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"qwen3_next.py: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"qwen3_next.py: {one_line(message)}", file=sys.stderr)
         return 1
 
 

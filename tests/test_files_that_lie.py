@@ -8,7 +8,10 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,14 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save_file
 
-from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer, read_safetensors
+from qwen3_next import (
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    Qwen3NextForSequenceClassification,
+    Qwen3NextTokenizer,
+    main,
+    read_safetensors,
+)
 
 CASES = int(os.environ.get("QWEN3_NEXT_CASES", 0))
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
@@ -113,7 +123,7 @@ def use(folder, cls=Qwen3NextForCausalLM):
     with torch.no_grad():
         model(ids, labels=ids if cls is Qwen3NextForCausalLM else torch.tensor([0]))
     if cls is Qwen3NextForCausalLM:
-        model.generate(ids, max_new_tokens=2)
+        model.generate(ids, max_new_tokens=1)
     return True
 
 
@@ -157,8 +167,8 @@ def nested(depth: int) -> Raw:
 
 
 INF, HUGE = float("inf"), 10**400
-ODD = [None, True, False, 0, 1, -1, 3, 0.5, -0.5, 1e308, 1e-308, INF, -INF, float("nan"), 2**31, 2**53, 2**63, 2**64]
-ODD += [-(2**63), 10**9, HUGE, -HUGE, "", "a", "a\nb", "\ud800", "\0", "x" * 300, "1", "../x", "/", "yarn", "F32"]
+ODD = [None, True, False, 0, 1, -1, 3, 0.5, -0.5, 1e308, 1e-308, INF, -INF, float("nan"), 2**31, 2**63, 2**64, 10**9]
+ODD += [HUGE, -HUGE, "", "a", "a\nb", "a\u2028b", "\ud800", "\0", "x" * 300, "../x", "yarn"]
 ODD += [[], [0], [None], ["a"], [[]], [2**70], {}, {"a": 1}, {"a\nb": []}, nested(100), nested(900), nested(50_000)]
 KINDS = ["F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64", "f32"]
 
@@ -322,6 +332,13 @@ def file_to_change(tmp_path_factory):
     tensors = {"a.weight": torch.randn(3, 4), "b": torch.randn(5).bfloat16(), "c": torch.tensor(2.0).double()}
     save_file({**tensors, "d": torch.zeros(0, 7)}, file, metadata={"format": "pt"})
     return file, file.read_bytes()
+
+
+@pytest.mark.parametrize("header", [Pairs([("x", X), ("x", X), ("y", Y)]), Raw(" " + dump({"x": X, "y": Y}))])
+def test_harmless_headers(tmp_path, header):
+    """Catches a difference from the library where it is lenient: a name twice for one place, a blank before the {."""
+    write(tmp_path / FILE, join(header, bytes(16)))
+    compare(tmp_path / FILE)
 
 
 @some_cases(300)
@@ -582,3 +599,311 @@ def test_changed_indexes(folder_to_change, data):
         answer(lambda: load(folder), folder)
     finally:
         write(folder / INDEX, good)
+
+
+# ---- config.json and its siblings ------------------------------------------------------------------------------------
+
+
+JSON = ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
+NOT_JSON = {"nothing": b"", "open": b"{", "text": b"Hello", "list": b"[]", "null": b"null", "number": b"1"}
+NOT_JSON |= {"deep": nested(10**5), "deep inside": Raw('{"a": ' + nested(10**5) + "}"), "zeros": bytes(99)}
+NOT_JSON |= {
+    "not UTF-8": b'{"a": "\xff"}',
+    "huge number": b'{"a": ' + b"9" * 5000 + b"}",
+    "UTF-16": "{}".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+@pytest.mark.parametrize("lie", NOT_JSON)
+def test_not_json(whole, name, lie):
+    """Catches a parser's message without the file's name, and a stack that overflows."""
+    write(whole / name, NOT_JSON[lie])
+    refused(lambda: (load(whole), talk(whole)), whole / name)
+
+
+@pytest.mark.parametrize("name", [*JSON, FILE, "chat_template.jinja"])
+def test_folders_and_dangling_links_in_place_of_files(whole, name):
+    """Catches a file that can't be read and is passed over as if it were not there."""
+    a_folder_in_place_of(name)(whole)
+    refused(lambda: (load(whole), talk(whole)), whole / name)
+    (whole / name).rmdir()
+    (whole / name).symlink_to("nowhere")
+    refused(lambda: (load(whole), talk(whole)), whole / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", [*JSON, FILE])
+def test_files_that_may_not_be_read(whole, name):
+    """Catches a traceback, or a message that does not name the file."""
+    (whole / name).chmod(0)
+    refused(lambda: (load(whole), talk(whole)), whole / name)
+
+
+KEYS = [
+    *Qwen3NextConfig.__annotations__,
+    "model_type",
+    "rope_parameters",
+    "quantization_config",
+    "torch_dtype",
+    "dtype",
+]
+KEYS += ["eos_token_id", "num_labels", "id2label", "self", "to_dict", "_check", "__annotations__", "__dict__", ""]
+ROPE = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, **YARN}
+CONFIG_PATHS = [(key,) for key in KEYS]
+CONFIG_PATHS += [(group, key) for group in ("rope_scaling", "rope_parameters") for key in [*ROPE, "type", "unknown"]]
+CONFIG_PATHS += [("quantization_config", key) for key in ("quant_method", "weight_block_size", "unknown")]
+CONFIG_NAMES = ["config.json", *filter(None, KEYS), "generation_config.json"]
+
+
+def with_value(content: dict, path: tuple, value) -> dict:
+    """The same content with one value replaced, or a key added."""
+    content, group = dict(content), path[0]
+    if len(path) == 1:
+        return {**content, group: value}
+    start = {"rope_scaling": YARN, "rope_parameters": ROPE, "quantization_config": {"quant_method": "fp8"}}[group]
+    if group == "rope_parameters":
+        content = {key: x for key, x in content.items() if key not in ("rope_scaling", *ROPE)}
+    return {**content, group: {**start, path[1]: value}}
+
+
+@pytest.mark.parametrize("path", CONFIG_PATHS, ids=".".join)
+def test_every_odd_value_of_every_key_of_config(folder_to_change, path):
+    """Catches another exception than ValueError, a hang, or gigabytes for a key of the wrong type or size."""
+    folder = folder_to_change[0]
+    good = (folder / "config.json").read_bytes()
+    heads = path[0] in ("num_labels", "id2label", "dtype", "torch_dtype")
+    classes = [Qwen3NextForCausalLM, *([Qwen3NextForSequenceClassification] if heads else [])]
+    try:
+        for value in ODD:
+            write(folder / "config.json", with_value(json.loads(good), path, value))
+            for cls in classes:
+                try:
+                    answer(partial(use, folder, cls), *CONFIG_NAMES)
+                except Exception as error:
+                    raise AssertionError(f"{path} = {dump(value)[:50]}: {type(error).__name__}: {error}") from error
+    finally:
+        write(folder / "config.json", good)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_every_odd_value_of_every_other_key(folder_to_change, name):
+    """Catches a TypeError, or a silent choice, for a key of the wrong type."""
+    folder, wrong = folder_to_change[0], []
+    good = (folder / name).read_bytes()
+    content = json.loads(good)
+    more = [] if name.startswith("gen") else ["bos_token", "unk_token"]
+    paths = [(key,) for key in [*content, *more, "self", "unknown"]]
+    try:
+        for (key,) in paths:
+            values = [
+                *ODD,
+                {"content": 1},
+                {"content": "a"},
+                [{}],
+                [{"name": "default"}],
+                [{"name": [], "template": 1}],
+            ]
+            for value in [*values, [{"name": "default", "template": 1}]]:
+                write(folder / name, {**content, key: value})
+                call = partial(use if name.startswith("gen") else talk, folder)
+                try:
+                    answer(call, name, key, "chat template")
+                except Exception as error:
+                    wrong.append(f"{key} = {dump(value)[:50]}: {type(error).__name__}: {error}")
+    finally:
+        write(folder / name, good)
+    assert not wrong, "\n".join(wrong)
+
+
+@some_cases(200)
+@given(st.data())
+def test_changed_configs(folder_to_change, data):
+    """Catches what two or more wrong keys do together."""
+    folder = folder_to_change[0]
+    good = (folder / "config.json").read_bytes()
+    tree = json.loads(good)
+    for _ in range(data.draw(st.integers(1, 3))):
+        tree = with_value(tree, data.draw(st.sampled_from(CONFIG_PATHS)), data.draw(st.sampled_from(ODD)))
+    tree = parse(dump(tree)) if "[[[[" not in dump(tree) else Pairs(tree.items())
+    if data.draw(st.booleans()):
+        tree = edit(data.draw, tree)
+    try:
+        write(folder / "config.json", tree)
+        answer(partial(use, folder), *CONFIG_NAMES)
+    finally:
+        write(folder / "config.json", good)
+
+
+@some_cases(100)
+@given(st.data())
+def test_changed_tokenizers(folder_to_change, data):
+    """Catches a panic of the tokenizers library, and its exceptions when a tokenizer fails at work."""
+    folder = folder_to_change[0]
+    name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"]))
+    good = (folder / name).read_bytes()
+    tree = parse(good)
+    if name == "tokenizer.json":  # the words would hide the rest
+        model = dict(tree)["model"]
+        words = dict(model)
+        del words["vocab"][400:], words["merges"][100:]
+    for _ in range(data.draw(st.integers(1, 3))):
+        tree = edit(data.draw, tree)
+    try:
+        write(folder / name, tree)
+        answer(lambda: talk(folder), name, "chat template")
+    finally:
+        write(folder / name, good)
+
+
+def test_tokens_beyond_the_embedding(whole, capsys):
+    """Catches an IndexError for a tokenizer with more tokens than rows, or with few tokens and large ids."""
+    tokenizer = json.loads((whole / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    for change in ({f"new{i}": 3000 + i for i in range(9)}, {"a": 5000}):
+        tokenizer["model"]["vocab"] = {**words, **change}
+        write(whole / "tokenizer.json", tokenizer)
+        assert main(["--prompt", "a a a", "--raw", "--model", str(whole), "--max-new-tokens", "1"]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+TEMPLATES = ["{{ raise_exception('no\nway') }}", "{% for", "{{ nothing.at.all }}", "{{ 1 / 0 }}", "{% include 'x' %}"]
+TEMPLATES += ["{{ 'a' * 10**15 }}", "{{ raise_exception() }}", "{{ [1] | map('x') | list }}", b"\xff"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_templates(whole, template):
+    """Catches a Jinja exception, or several lines of one."""
+    write(whole / "chat_template.jinja", template)
+    refused(lambda: talk(whole), "chat template", "chat_template.jinja")
+
+
+# ---- large numbers, full disks, the command line ---------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+from qwen3_next import Qwen3NextForCausalLM, Qwen3NextConfig
+"""
+
+ABSURD = """
+import json, pathlib
+folder = pathlib.Path({folder!r})
+good = json.loads((folder / "config.json").read_text())
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for key in [*Qwen3NextConfig.__annotations__]:
+    if Qwen3NextConfig.__annotations__[key] not in (int, float):
+        continue
+    for value in (100, 1000, 10**5, 10**6, 10**7, 10**9, 10**12, 2**63, 10**30):
+        for more in ({{}}, {{"layer_types": None}}, {{"mlp_only_layers": [0, 1], "intermediate_size": 8}}):
+            (folder / "config.json").write_text(json.dumps({{**good, **more, key: value}}))
+            started = time.process_time()
+            try:
+                Qwen3NextForCausalLM.from_pretrained(folder)
+            except ValueError as error:
+                assert len(str(error).splitlines()) == 1, error
+                assert "config.json" in str(error), error
+            spent = time.process_time() - started
+            assert spent < 1, (key, value, spent)
+print("done")
+"""
+
+FULL = """
+import pathlib
+from conftest import random_model
+folder = pathlib.Path({folder!r})
+before = {{file.name: file.read_bytes() for file in folder.iterdir()}}
+model = random_model(torch.float32, seed=1, vocab_size=97)
+for shard_size, limit in (("5GB", 50_000), ("5GB", 0), (30_000, 20_000), (30_000, 40_000), ("5GB", 300)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        model.save_pretrained(folder, max_shard_size=shard_size)
+    except OSError as error:
+        message = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert str(folder) in message and len(message.splitlines()) == 1, message
+    assert {{file.name: file.read_bytes() for file in folder.iterdir()}} == before, sorted(folder.iterdir())
+model.save_pretrained(folder)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's limits")
+@pytest.mark.parametrize("script", ["ABSURD", "FULL"])
+def test_large_numbers_and_full_disks(whole, script):
+    """Catches a config that eats all memory, and a full disk that leaves a folder half old and half new."""
+    fields = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(whole)}
+    code = (LIMITED + globals()[script]).format(**fields)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
+def test_a_folder_where_a_file_should_be_written(whole):
+    """Catches new weights beside the old config.json, after a save that says that nothing was saved."""
+    before = (whole / FILE).read_bytes()
+    a_folder_in_place_of("config.json")(whole)
+    refused(lambda: random_model(seed=1).save_pretrained(whole), "config.json")
+    assert (whole / FILE).read_bytes() == before
+    assert not list(whole.glob("*.tmp"))
+
+
+def configured(**fields):
+    def lie(folder):
+        write(folder / "config.json", {**json.loads((folder / "config.json").read_text()), **fields})
+
+    return lie
+
+
+COMMANDS = {
+    "truncated": (lambda folder: write(folder / FILE, (folder / FILE).read_bytes()[:-9]), FILE),
+    "no weights": (lambda folder: (folder / FILE).unlink(), FILE),
+    "only a pickle": (pickled, "pytorch_model.bin"),
+    "a line break in a name": TENSORS["a line break in its name"],
+    "another model": (configured(model_type="llama"), "model_type"),
+    "another quantisation": (configured(quantization_config={"quant_method": "awq"}), "quant_method"),
+    "quantisation is a list": (configured(quantization_config=[1]), "quantization_config"),
+    "another layer count": (configured(num_hidden_layers=3, layer_types=None), "config.json"),
+    "another expert count": (configured(num_experts=3), "config.json"),
+    "a billion layers": (configured(num_hidden_layers=10**9, layer_types=None), "num_hidden_layers"),
+    "a billion experts": (configured(num_experts=10**9), "num_experts"),
+    "infinity": (configured(rope_theta=INF), "rope_theta"),
+    "deep": (configured(unknown=nested(10**5)), "config.json"),
+    "a method's name": (configured(to_dict=1), "to_dict"),
+    "end token is text": (
+        lambda folder: write(folder / "generation_config.json", {"eos_token_id": "a"}),
+        "eos_token_id",
+    ),
+    "pad token is text": (
+        lambda folder: write(folder / "generation_config.json", {"pad_token_id": "a"}),
+        "pad_token_id",
+    ),
+    "token is a number": (lambda folder: write(folder / "tokenizer_config.json", {"eos_token": 5}), "eos_token"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+    "a template that refuses": (
+        lambda f: write(f / "chat_template.jinja", "{{ raise_exception('no') }}"),
+        "template: no",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", COMMANDS)
+def test_command_line(whole, capsys, lie):
+    """Catches a traceback, several lines, text on standard output, or another exit code than 1."""
+    change, named = COMMANDS[lie]
+    change(whole)
+    assert main(["--prompt", "a", "--model", str(whole), "--max-new-tokens", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1), (out, err)
+    assert named in err
+
+
+def test_in_a_process_of_its_own(whole):
+    """Catches an exception that only Python's own end turns into a traceback, and a signal that ends it."""
+    command = [sys.executable, str(ROOT / "qwen3_next.py"), "--prompt", "a", "--model", str(whole)]
+    for change, _ in (COMMANDS["truncated"], COMMANDS["deep"]):
+        change(whole)
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1), result.stderr
