@@ -52,7 +52,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,53 +152,50 @@ class Qwen3NextConfig:
         self._check()
 
     def _check(self):
+        """Raises ValueError for the first field that can't be right, and fills in those that follow from others."""
+
+        def check(name: str, right: bool, expected: str):
+            expect(right, f"config: {name} is {getattr(self, name)!r:.99}, expected {expected}")
+
         def need(names: str):
             for name in names.split():
-                value = getattr(self, name)
-                expect(value is not None and value > 0, f"config: {name} is {value}, expected a number above 0")
-
-        def divides(small: str, large: str):
-            m, n = getattr(self, small), getattr(self, large)
-            expect(n % m == 0, f"config: {large} ({n}) is not a multiple of {small} ({m})")
+                check(name, (getattr(self, name) or 0) > 0, "a number above 0")
 
         need("vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim rms_norm_eps")
         need("rope_theta partial_rotary_factor max_position_embeddings full_attention_interval decoder_sparse_step")
-        divides("num_key_value_heads", "num_attention_heads")
-        expect(self.hidden_act == "silu", f"config: hidden_act is {self.hidden_act!r}, expected 'silu'")
-        R, dim = int(self.head_dim * self.partial_rotary_factor), self.head_dim
-        expect(R in range(2, dim + 1, 2), f"config: partial_rotary_factor turns {R} of head_dim {dim}, expected even")
-        yarn = self.rope_scaling or {}
-        kind, factor = yarn.get("rope_type", yarn.get("type", "default")), yarn.get("factor", 0)
-        expect(kind in ("default", "yarn"), f"config: rope_scaling type is {kind!r}, expected 'yarn' or 'default'")
-        right = kind == "default" or (isinstance(factor, (int, float)) and 1 <= factor < 1e8)
-        expect(right, f"config: rope_scaling's factor is {factor!r}, expected a number, at least 1")
-        for key in ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
-            n = yarn.get(key)
-            right = kind == "default" or n is None or (isinstance(n, (int, float)) and 0 < n < 1e8)
-            expect(right, f"config: rope_scaling's {key} is {n!r}, expected a number above 0")
-        expect(
-            kind == "default" or self.rope_theta > 1, f"config: rope_theta is {self.rope_theta}, YaRN needs more than 1"
-        )
+        n = self.num_key_value_heads
+        check("num_attention_heads", self.num_attention_heads % n == 0, f"a multiple of num_key_value_heads ({n})")
+        check("hidden_act", self.hidden_act == "silu", "'silu'")
+        R, yarn, e = int(self.head_dim * self.partial_rotary_factor), self.rope_scaling, self.num_experts
+        check("partial_rotary_factor", R in range(2, self.head_dim + 1, 2), f"an even share of head_dim, not {R}")
+        kind = yarn.get("rope_type", yarn.get("type", "default"))
+        check("rope_scaling", kind in ("default", "yarn"), "type 'yarn' or 'default'")
+        if kind == "yarn":
+            for key in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
+                n = yarn.get(key)
+                right = n is None or (isinstance(n, (int, float)) and 0 < n < 1e8)
+                expect(right, f"config: rope_scaling's {key} is {n!r:.99}, expected a number above 0")
+            check("rope_scaling", (yarn.get("factor") or 0) >= 1, "a factor of at least 1")
+            check("rope_theta", self.rope_theta > 1, "more than 1 for YaRN")
         self.rope_scaling = yarn if kind == "yarn" else None
-
         layers, kinds = range(self.num_hidden_layers), ("linear_attention", "full_attention")
         if self.layer_types is None:
             self.layer_types = [kinds[(i + 1) % self.full_attention_interval == 0] for i in layers]
-        n, unknown = len(self.layer_types), [kind for kind in self.layer_types if kind not in kinds]
-        expect(n == len(layers), f"config: layer_types has {n} entries, num_hidden_layers is {len(layers)}")
-        expect(not unknown, f"config: layer_types has {unknown[:1]}, expected linear_attention or full_attention")
+        right = len(self.layer_types) == len(layers) and all(kind in kinds for kind in self.layer_types)
+        check("layer_types", right, f"{' or '.join(kinds)} for each of num_hidden_layers ({len(layers)})")
         if "linear_attention" in self.layer_types:
             need(" ".join(key for key in self.__annotations__ if key.startswith("linear_")))
-            divides("linear_num_key_heads", "linear_num_value_heads")
+            n, many = self.linear_num_key_heads, self.linear_num_value_heads
+            check("linear_num_value_heads", many % n == 0, f"a multiple of linear_num_key_heads ({n})")
         self.mlp_only_layers = self.mlp_only_layers or []
-        bad, e, mtp = [i for i in self.mlp_only_layers if i not in layers], self.num_experts, self.mtp_num_hidden_layers
-        expect(not bad, f"config: mlp_only_layers has {bad[:1]}, expected layers from 0 to {len(layers) - 1}")
-        expect(e is not None and e >= 0, f"config: num_experts is {e}, expected a number (0: dense layers only)")
-        expect(mtp in (0, 1), f"config: mtp_num_hidden_layers is {mtp}, expected 0 or 1")
-        moe = [self.is_moe(i) for i in layers] + [e > 0] * mtp
+        right = all(i in layers for i in self.mlp_only_layers)
+        check("mlp_only_layers", right, f"layers from 0 to {len(layers) - 1}")
+        check("num_experts", e is not None and e >= 0, "a number (0: dense layers only)")
+        check("mtp_num_hidden_layers", self.mtp_num_hidden_layers in (0, 1), "0 or 1")
+        moe = [self.is_moe(i) for i in layers] + [e > 0] * self.mtp_num_hidden_layers
         if any(moe):
             need("num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
-            expect((k := self.num_experts_per_tok) <= e, f"config: num_experts_per_tok ({k}) exceeds num_experts ({e})")
+            check("num_experts_per_tok", self.num_experts_per_tok <= e, f"at most num_experts ({e})")
         if not all(moe):
             need("intermediate_size")
 
@@ -235,20 +232,16 @@ def rms_normalise(x: Tensor, eps: float) -> Tensor:
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + w) over the last axis. w starts at 0, so that weight decay pulls the scale towards 1."""
 
-    start = 0.0
-
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float, start: float = 0.0):
         super().__init__()
-        self.eps, self.weight = eps, nn.Parameter(torch.full((dim,), self.start))
+        self.eps, self.weight = eps, nn.Parameter(torch.full((dim,), start))
 
     def forward(self, x: Tensor) -> Tensor:
         return (rms_normalise(x, self.eps) * (1 + upcast(self.weight))).to(x.dtype)  # bfloat16's 1 + w would round w
 
 
 class GatedRMSNorm(RMSNorm):
-    """x / rms(x) * w, then * silu(z): the norm behind the delta rule. Plain w from 1, one vector for all heads."""
-
-    start = 1.0
+    """x / rms(x) * w, then * silu(z): the norm behind the delta rule. Plain w, one vector for all heads."""
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return (rms_normalise(x, self.eps) * upcast(self.weight) * F.silu(upcast(z))).to(z.dtype)
@@ -291,18 +284,24 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ==== Gated attention =================================================================================================
 
 
-@dataclass
 class Step:
     """What the layers of one forward pass share. Sequences are left-aligned here: padding comes after the tokens."""
 
-    past: Tensor  # (B,) real tokens of each sequence in the cache
-    start: int | None  # the same as a number, when all sequences have as many
-    slots: int  # S: cache slots in use after this pass
-    lengths: Tensor | None  # (B,) real tokens among the T new ones; None: all T
-    reversible: bool  # whether the cache should be able to take tokens of this pass back
-    cos: Tensor  # (B, T, 1, R/2)
-    sin: Tensor
-    mask: Tensor | None  # (B or 1, 1, T, S), True where a query sees a key; None: every key up to the query's own
+    def __init__(self, x: Tensor, lengths: Tensor | None, positions: Tensor | None, cache: Any, rope: tuple):
+        """x (B, T, D) behind what the model's cache holds; positions (B, T), None to count on; rope_frequencies."""
+        (B, T, _), (inv_freq, factor) = x.shape, rope
+        self.lengths = lengths  # (B,) real tokens among the T new ones; None: all T
+        self.reversible = cache.reversible  # whether layers should be able to take tokens of this pass back
+        self.slots = cache.columns + T  # S: cache slots in use after this pass
+        self.mask = None  # (B or 1, 1, T, S), True where a query sees a key; None: every key up to the query's own
+        position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
+        self.index, rows = (slice(None), slice(cache.columns, self.slots)), position[:1]  # where tokens are stored
+        if cache.padded:  # then each sequence has a length of its own
+            self.index, rows = (torch.arange(B, device=x.device)[:, None], position), position
+        if self.slots > T > 1 or cache.padded:
+            self.mask = torch.arange(self.slots, device=x.device) <= rows[:, None, :, None]
+        angle = (position if positions is None else positions)[..., None, None] * inv_freq.to(upcast(x))
+        self.cos, self.sin = ((turn * factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))  # (B, T, 1, R/2)
 
 
 class KVCache:
@@ -317,22 +316,13 @@ class KVCache:
 
     def update(self, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, T, heads, head_dim) behind each past; returns the S slots so far, (B, heads, S, head_dim)."""
-        self.k, self.v = self._store(self.k, k, step), self._store(self.v, v, step)
+        if self.k is None:
+            self.k = self.v = k.transpose(1, 2)[:, :, :0]  # (B, heads, 0, head_dim)
+        if self.k.shape[2] < step.slots:
+            more = k.new_zeros(*self.k.shape[:2], step.slots + 64, self.k.shape[3])
+            self.k, self.v = torch.cat([self.k, more], dim=2), torch.cat([self.v, more], dim=2)
+        self.k.transpose(1, 2)[step.index], self.v.transpose(1, 2)[step.index] = k, v
         return self.k[:, :, : step.slots], self.v[:, :, : step.slots]
-
-    @staticmethod
-    def _store(buffer: Tensor | None, x: Tensor, step: Step) -> Tensor:
-        B, T, heads, dim = x.shape
-        if buffer is None:
-            buffer = x.new_zeros(B, heads, step.slots + 64, dim)
-        elif buffer.shape[2] < step.slots:
-            buffer = torch.cat([buffer, x.new_zeros(B, heads, step.slots, dim)], dim=2)
-        if step.start is not None:
-            buffer[:, :, step.start : step.slots] = x.transpose(1, 2)
-        else:
-            rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
-            buffer[rows, :, step.past[:, None] + torch.arange(T, device=x.device)] = x
-        return buffer
 
     def rollback(self, tokens: int):
         """Nothing to do: the next tokens overwrite the slots of those taken back."""
@@ -480,6 +470,7 @@ def causal_conv(x: Tensor, weight: Tensor, window: Tensor, lengths: Tensor | Non
     return y.transpose(1, 2), window
 
 
+@dataclass
 class DeltaNetCache:
     """What a Gated DeltaNet layer remembers, the same size at every position: convolution window and state.
 
@@ -488,17 +479,16 @@ class DeltaNetCache:
     That costs nothing while all drafts are accepted; a state kept per position would cost K V floats a head each time.
     """
 
-    def __init__(self, window: Tensor, state: Tensor):
-        self.window, self.state = window, state  # (B, channels, kernel - 1) before silu; (B, H, K, V), float32 or 64
-        self.last: tuple | None = None  # window, convolution's inputs, state, and (q, k, v, g, beta), of that pass
+    window: Tensor  # (B, channels, kernel - 1), before silu
+    state: Tensor  # (B, H, K, V), float32 or 64
+    last: tuple | None = None  # window, convolution's inputs, state, and (q, k, v, g, beta), of that pass
 
     def rollback(self, tokens: int):
         expect(self.last is not None, "the last pass can't be taken back: cache.reversible was not set")
-        expect(
-            tokens <= self.last[1].shape[1], f"the last pass had {self.last[1].shape[1]} tokens, not {tokens} tokens"
-        )
-        (window, x, state, inputs), self.last = self.last, None
+        window, x, state, inputs = self.last
         keep = x.shape[1] - tokens
+        expect(keep >= 0, f"the last pass had {x.shape[1]} tokens, not {tokens} tokens")
+        self.last = None
         self.window = torch.cat([window, x.transpose(1, 2)], -1)[..., keep : keep + window.shape[-1]].clone()
         q, k, v, g, beta = (y[:, :keep] for y in inputs)
         self.state = recurrent_gated_delta_rule(q, k, v, g=g, beta=beta, state=state)[1] if keep else state
@@ -517,13 +507,13 @@ class GatedDeltaNet(nn.Module):
         self.key_heads, self.K = config.linear_num_key_heads, config.linear_key_head_dim
         self.value_heads, self.V = config.linear_num_value_heads, config.linear_value_head_dim
         keys, values = self.key_heads * self.K, self.value_heads * self.V
-        self.in_proj_qkvz = nn.Linear(config.hidden_size, 2 * keys + 2 * values, bias=False)
+        self.widths, channels = [keys, keys, values], 2 * keys + values
+        self.in_proj_qkvz = nn.Linear(config.hidden_size, channels + values, bias=False)
         self.in_proj_ba = nn.Linear(config.hidden_size, 2 * self.value_heads, bias=False)
-        channels = 2 * keys + values
         self.conv1d = nn.Conv1d(channels, channels, config.linear_conv_kernel_dim, groups=channels, bias=False)
         self.A_log = nn.Parameter(torch.zeros(self.value_heads))
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
-        self.norm = GatedRMSNorm(self.V, config.rms_norm_eps)
+        self.norm = GatedRMSNorm(self.V, config.rms_norm_eps, start=1.0)
         self.out_proj = nn.Linear(values, config.hidden_size, bias=False)
 
     def make_cache(self, batch_size: int) -> DeltaNetCache:
@@ -532,40 +522,38 @@ class GatedDeltaNet(nn.Module):
         return DeltaNetCache(weight.new_zeros(batch_size, weight.shape[0], weight.shape[2] - 1), state)
 
     def unpack(self, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, ...]:
-        """The two projections' outputs as q, k (B, T, key heads, K), v, z (B, T, H, V), b, a (B, T, H).
+        """The two projections' outputs as qkv (B, T, channels): all q, all k, all v; z (B, T, H, V); b, a (B, T, H).
 
         Their rows are grouped by key head, each followed by the r = value heads / key heads that share it:
 
             in_proj_qkvz   q_0 | k_0 | v_0 .. v_{r-1} | z_0 .. z_{r-1}  ||  q_1 | k_1 | v_r .. v_{2r-1} | ...
             in_proj_ba     b_0 .. b_{r-1} | a_0 .. a_{r-1}              ||  b_r .. b_{2r-1} | ...
         """
-        B, T, _ = qkvz.shape
-        r = self.value_heads // self.key_heads
-        q, k, v, z = qkvz.view(B, T, self.key_heads, -1).split([self.K, self.K, r * self.V, r * self.V], dim=-1)
-        b, a = ba.view(B, T, self.key_heads, -1).split([r, r], dim=-1)
-        v, z = v.reshape(B, T, -1, self.V), z.reshape(B, T, -1, self.V)
-        return q, k, v, z, b.reshape(B, T, -1), a.reshape(B, T, -1)
+        r, groups = self.value_heads // self.key_heads, (self.key_heads, -1)
+        q, k, v, z = qkvz.unflatten(-1, groups).split([self.K, self.K, r * self.V, r * self.V], dim=-1)
+        b, a = ba.unflatten(-1, groups).split([r, r], dim=-1)
+        qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)
+        return qkv, z.reshape(*z.shape[:2], -1, self.V), b.flatten(2), a.flatten(2)
 
     def forward(self, x: Tensor, step: Step, cache: DeltaNetCache | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        B, T, _ = x.shape
-        cache = cache or self.make_cache(B)
-        q, k, v, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
-        qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)  # (B, T, channels): all q, all k, all v
+        cache = cache or self.make_cache(len(x))
+        qkv, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
         before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
-        q, k, v = upcast(F.silu(qkv)).split([q.shape[2] * self.K, k.shape[2] * self.K, v.shape[2] * self.V], dim=-1)
+        q, k, v = upcast(F.silu(qkv)).split(self.widths, dim=-1)
         q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
-        r = self.value_heads // self.key_heads  # value heads i r .. i r + r - 1 share key head i
+        r = self.value_heads // self.key_heads  # value heads i r to i r + r - 1 share key head i
         q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
         k = l2_normalise(k).repeat_interleave(r, dim=2)
         # float32: in half precision a decay close to 1 would round to 1
         g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))  # (B, T, H), log of the decay
         beta = upcast(b).sigmoid()
         if step.lengths is not None:  # padding neither forgets nor writes
-            real = torch.arange(T, device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
+            real = torch.arange(x.shape[1], device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
-        rule = recurrent_gated_delta_rule if T == 1 or self.delta_rule == "recurrent" else chunk_gated_delta_rule
+        one_by_one = x.shape[1] == 1 or self.delta_rule == "recurrent"
+        rule = recurrent_gated_delta_rule if one_by_one else chunk_gated_delta_rule
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
         cache.last = (*before, (q, k, v, g, beta)) if step.reversible else None
         return self.out_proj(self.norm(y, z).flatten(2))
@@ -736,19 +724,21 @@ class DecoderLayer(nn.Module):
         return x + y, router_logits
 
 
+@dataclass
 class Cache:
     """Everything a model remembers of B sequences. Made by `model.make_cache`; every forward pass brings it forward.
 
-    seq_len (B,) int64 counts each sequence's real tokens, `columns` the tokens fed to each, padding included. What it
-    stores is overwritten in place, so backward through more than one cached forward pass fails.
+    What it stores is overwritten in place, so backward through more than one cached forward pass fails.
     """
 
-    def __init__(self, layers: list, seq_len: Tensor, columns: int = 0, padded: bool = False):
-        self.layers, self.seq_len, self.columns, self.padded = layers, seq_len, columns, padded
-        self.reversible = False  # set before a short pass, lets some of its tokens be taken back
-        self.complete = True  # False inside a pass, and for good if that is interrupted
-        self.mtp: Cache | None = None  # the MTP layer's own, if it drafts for this one
-        self.mtp_columns = 0  # `columns` when that one was last brought up to this one
+    layers: list
+    seq_len: Tensor  # (B,) int64: each sequence's real tokens
+    columns: int = 0  # tokens fed to each, padding included
+    padded: bool = False  # whether there was any
+    reversible: bool = False  # set before a short pass, lets some of its tokens be taken back
+    complete: bool = True  # False inside a pass, and for good if that is interrupted
+    mtp: "Cache | None" = None  # the MTP layer's own, if it drafts for this one
+    mtp_start: int = 0  # `columns` when that one was empty
 
     def rollback(self, tokens: int):
         """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding."""
@@ -758,9 +748,8 @@ class Cache:
 
     def clone(self) -> "Cache":
         """An independent copy. The last pass can't be taken back in it."""
-        new = Cache([layer.clone() for layer in self.layers], self.seq_len.clone(), self.columns, self.padded)
-        new.complete, new.mtp, new.mtp_columns = self.complete, self.mtp and self.mtp.clone(), self.mtp_columns
-        return new
+        layers, mtp = [layer.clone() for layer in self.layers], self.mtp and self.mtp.clone()
+        return replace(self, layers=layers, seq_len=self.seq_len.clone(), mtp=mtp)
 
 
 # ==== Model ===========================================================================================================
@@ -802,6 +791,11 @@ class PreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
+    def make_cache(self, batch_size: int) -> Cache:
+        """An empty cache for `batch_size` sequences, to be passed as past_key_values."""
+        layers = [layer.mixer.make_cache(batch_size) for layer in self.get_submodule(self.backbone[:-1]).layers]
+        return Cache(layers, torch.zeros(batch_size, dtype=torch.long, device=self.device))
+
     @torch.no_grad()
     def init_weights(self, module: nn.Module):
         """New weights. The decays are spread as in the original Gated DeltaNet, from heads that keep nearly all of the
@@ -842,14 +836,9 @@ class Qwen3NextModel(PreTrainedModel):
         kinds = enumerate(config.layer_types)
         self.layers = nn.ModuleList(DecoderLayer(config, kind, config.is_moe(i)) for i, kind in kinds)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.inv_freq, self.rope_factor = rope_frequencies(config)  # no buffer: .to(bfloat16) would round it
+        self.rope = rope_frequencies(config)  # no buffer: .to(bfloat16) would round it
         self.warned = False
         self.init_weights(self)
-
-    def make_cache(self, batch_size: int) -> Cache:
-        """An empty cache for `batch_size` sequences, on the model's device."""
-        layers = [layer.mixer.make_cache(batch_size) for layer in self.layers]
-        return Cache(layers, torch.zeros(batch_size, dtype=torch.long, device=self.device))
 
     def forward(
         self,
@@ -868,70 +857,70 @@ class Qwen3NextModel(PreTrainedModel):
         fed so far: 0 at padding, on either side; position_ids (B, T), by default each sequence's own count.
         Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
         """
-        x = self.embed(input_ids, inputs_embeds)
+        x, collect = self.embed(input_ids, inputs_embeds), output_hidden_states or output_router_logits
         cache = self.make_cache(len(x)) if use_cache and past_key_values is None else past_key_values
-        collect = output_hidden_states or output_router_logits
-        out = self.run(x, self, attention_mask, position_ids, cache, collect)
-        out.hidden_states = out.hidden_states if output_hidden_states else None
-        out.router_logits = out.router_logits if output_router_logits else None
+        hidden_states, router_logits = self.run(x, self, attention_mask, position_ids, cache, collect)
+        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache)
+        out.hidden_states = hidden_states if output_hidden_states else None
+        out.router_logits = router_logits if output_router_logits else None
         return out
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         """Token ids (B, T), or embeddings (B, T, D) as they are -> (B, T, D)."""
         expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
-        x, axes = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
-        right = x.ndim == axes and 0 not in x.shape
-        expect(right, f"the input has shape {tuple(x.shape)}, expected {axes} axes (batch, tokens ...), none empty")
         try:
-            return self.embed_tokens(x) if inputs_embeds is None else x
+            x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         except IndexError:
-            span, limit = (x.min().item(), x.max().item()), self.config.vocab_size - 1
+            span, limit = (input_ids.min().item(), input_ids.max().item()), self.config.vocab_size - 1
             raise ValueError(f"input_ids span {span}, expected 0 to vocab_size - 1 = {limit}") from None
+        right = x.ndim == 3 and 0 not in x.shape
+        expect(right, f"the input, embedded, has shape {tuple(x.shape)}, expected (batch, tokens, D), none empty")
+        return x
 
     def run(
         self, x: Tensor, stack: nn.Module, mask: Any, position_ids: Any, cache: Cache | None, collect: bool = False
-    ) -> ModelOutput:
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module.
 
-        mask and position_ids as in `forward`; collect: also what comes out of each layer and router.
+        mask and position_ids as in `forward`. Returns hidden states, the last one normed, and router logits
+        (B * T, E): those of all layers if `collect`, else the last hidden states alone.
         """
-        (B, T, _), back = x.shape, None
+        (B, T, _), lengths, back = x.shape, None, None
+        cache = cache or Cache([None] * len(stack.layers), torch.zeros(B, dtype=torch.long, device=x.device))
         mask = self._new_mask(mask, B, T, cache)
-        if mask is not None and not mask[:, 0].all():  # bring every sequence to the left, padding to the right
+        if mask is not None:  # bring every sequence to the left, padding to the right
             order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
             back = order.argsort(dim=1)[..., None]  # and afterwards to where it was
-            x = x.take_along_dim(order[..., None], dim=1)
+            x, lengths = x.take_along_dim(order[..., None], dim=1), mask.sum(1)
             position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
-        step = self._step(x, None if mask is None else mask.sum(1), position_ids, cache)
-        if cache is not None:
-            cache.complete = cache.reversible = False
+        expect(lengths is None or not cache.reversible, "a reversible pass takes no padding")
+        step, limit = Step(x, lengths, position_ids, cache, self.rope), self.config.max_position_embeddings
+        if step.slots > limit and not self.warned:
+            self.warned = True
+            warnings.warn(f"{step.slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
+        cache.complete = cache.reversible = False
         hidden_states, router_logits = [], []
-        for i, layer in enumerate(stack.layers):
+        for layer, memory in zip(stack.layers, cache.layers):
             hidden_states += [x] if collect else []
-            x, logits = layer(x, step, None if cache is None else cache.layers[i])
+            x, logits = layer(x, step, memory)
             router_logits += [logits] if collect and logits is not None else []
         hidden_states.append(stack.norm(x))
-        if cache is not None:
-            cache.seq_len = cache.seq_len + (T if step.lengths is None else step.lengths)
-            cache.columns, cache.padded, cache.complete = step.slots, cache.padded or step.lengths is not None, True
+        cache.seq_len = cache.seq_len + (T if lengths is None else lengths)
+        cache.columns, cache.padded, cache.complete = step.slots, cache.padded or lengths is not None, True
         if back is not None:
             hidden_states = [x.take_along_dim(back, dim=1) for x in hidden_states]
             router_logits = [x.take_along_dim(back, dim=1) for x in router_logits]
-        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache)
-        out.hidden_states, out.router_logits = tuple(hidden_states), tuple(x.flatten(0, 1) for x in router_logits)
-        return out
+        return tuple(hidden_states), tuple(x.flatten(0, 1) for x in router_logits)
 
     @staticmethod
-    def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache | None) -> Tensor | None:
+    def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache) -> Tensor | None:
         """The attention mask of the T new tokens, (B, T) bool; None when all of them are real."""
-        size, columns = (B, 0) if cache is None else (len(cache.seq_len), cache.columns)
+        size, shapes = len(cache.seq_len), ((B, T), (B, cache.columns + T))
         expect(size == B, f"the cache holds {size} sequences, the input {B}")
-        expect(
-            cache is None or cache.complete, "the cache is of no use: a pass that should have filled it was interrupted"
-        )
+        expect(cache.complete, "the cache is of no use: a pass that should have filled it was interrupted")
         if mask is None:
             return None
-        found, shapes = tuple(mask.shape), ((B, T), (B, columns + T))
+        found = tuple(mask.shape)
         expect(found in shapes, f"attention_mask has shape {found}, expected {shapes[0]} or {shapes[1]}")
         same = found == (B, T) or torch.equal(mask[:, :-T].bool().sum(1), cache.seq_len)
         expect(same, "attention_mask differs from the one that the cache was filled with")
@@ -939,24 +928,6 @@ class Qwen3NextModel(PreTrainedModel):
         starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
         expect(bool((starts < 2).all()), "attention_mask has holes; padding may stand only at a sequence's ends")
         return None if mask.all() else mask
-
-    def _step(self, x: Tensor, lengths: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Step:
-        """Positions, rotations and causal mask of a pass; x (B, T, D) left-aligned, with `lengths` real tokens."""
-        B, T, _ = x.shape
-        cache = cache or Cache([], torch.zeros(B, dtype=torch.long, device=x.device))
-        expect(lengths is None or not cache.reversible, "a reversible pass takes no padding")
-        start, slots = None if cache.padded else cache.columns, cache.columns + T
-        limit, mask = self.config.max_position_embeddings, None
-        if slots > limit and not self.warned:
-            self.warned = True
-            warnings.warn(f"{slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
-        position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
-        if slots > T > 1 or start is None:
-            rows = position if start is None else position[:1]
-            mask = torch.arange(slots, device=x.device) <= rows[:, None, :, None]  # (B or 1, 1, T, S)
-        angle = (position if position_ids is None else position_ids)[..., None, None] * self.inv_freq.to(upcast(x))
-        cos, sin = ((turn * self.rope_factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))
-        return Step(cache.seq_len, start, slots, lengths, cache.reversible, cos, sin, mask)
 
 
 # ==== Multi-token prediction ==========================================================================================
@@ -1002,10 +973,6 @@ class Qwen3NextForCausalLM(PreTrainedModel):
     def tie_weights(self):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-
-    def make_cache(self, batch_size: int) -> Cache:
-        """An empty cache for `batch_size` sequences, to be passed as past_key_values."""
-        return self.model.make_cache(batch_size)
 
     def forward(
         self,
@@ -1062,7 +1029,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         lm_head makes logits of them; their own attention cache is not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
-        return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache).last_hidden_state
+        return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache)[0][-1]
 
 
 # ==== Other heads =====================================================================================================
@@ -1097,19 +1064,12 @@ class Qwen3NextForSequenceClassification(LinearHead):
     bias = False
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
+        self, input_ids: Any = None, attention_mask: Any = None, *inputs: Any, labels: Any = None, **options: Any
     ) -> ModelOutput:
         """logits (B, num_labels). labels (B,) int64: cross-entropy; (B,) or (B, num_labels) float: squared error if
         there is one label, else a yes or no for each; config.json's problem_type decides differently.
         """
-        out = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **options)
+        out = self.read(input_ids, attention_mask, *inputs, **options)
         (B, T, n), real, pad = out.logits.shape, attention_mask, getattr(self.config, "pad_token_id", None)
         if real is None:  # then padding is told by its token
             known = input_ids is not None and pad is not None
@@ -1815,63 +1775,107 @@ class Sampling:
         return accepted, self.draw(rest, generator)
 
 
-def tokens_in(ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
-    """Which tokens occur in ids (B, T), padding left out: (B, vocab_size) bool."""
-    counts = torch.zeros(len(ids), vocab_size, dtype=torch.long, device=ids.device)
-    return counts.scatter_add(1, ids.long(), mask.long()) > 0
+class Decoder:
+    """Reads a prompt and yields what follows it; MTP drafts up to n tokens for each pass of the model.
 
+    MTP's own keys and values lie in cache.mtp, one entry a token. Drafts take one sequence.
+    """
 
-def with_tokens(seen: Tensor, tokens: Tensor) -> Tensor:
-    """seen (B, vocab) bool, and what becomes of it token by token: (B, n + 1, vocab) for tokens (B, n)."""
-    rows = seen[:, None] | (F.one_hot(tokens, seen.shape[1]).cumsum(1) > 0)
-    return torch.cat([seen[:, None], rows], dim=1)
-
-
-class Drafter:
-    """Drafts up to n tokens with the MTP layer; its keys and values lie in cache.mtp, one entry a token. n may be 0."""
-
-    def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int):
+    def __init__(
+        self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int, generator: torch.Generator | None
+    ):
         expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
-        self.model, self.rule, self.drafted, self.accepted = model, rule, [0] * n, [0] * n  # counts by position
-        in_step = cache.mtp is not None and cache.mtp.complete and cache.mtp_columns == cache.columns
+        self.model, self.cache, self.rule, self.n, self.generator = model, cache, rule, n, generator
+        self.drafted, self.accepted = [0] * n, [0] * n  # counts by position
+        self.seen: Tensor | None = None  # (B, vocab) bool: tokens that occur, where a repetition penalty asks for them
+        mtp, columns = cache.mtp, cache.columns
+        in_step = mtp is not None and mtp.complete and mtp.columns == columns - cache.mtp_start
         if n and not in_step:  # new, or left behind by passes without drafts
-            cache.mtp = Cache([KVCache()], torch.zeros_like(cache.seq_len))
-        self.cache = cache.mtp
+            cache.mtp, cache.mtp_start = Cache([KVCache()], torch.zeros_like(cache.seq_len)), columns
+
+    def prefill(self, ids: Tensor, mask: Tensor) -> ModelOutput:
+        """Reads what the cache lacks of the prompt, a window at a time: logits and hidden state of its last token."""
+        T, layers = ids.shape[1], self.model.model.layers
+        expect(self.cache.columns < T, f"the cache holds {self.cache.columns} tokens, input_ids only {T}")
+        expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
+        order = mask.int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+        if self.rule.repetition_penalty != 1:  # counted, since a pad may be a token that also occurs
+            counts = torch.zeros(len(ids), self.model.config.vocab_size, dtype=torch.long, device=ids.device)
+            self.seen = counts.scatter_add(1, ids.long(), mask.long()) > 0
+        starts = range(self.cache.columns, T, PREFILL_WINDOW)
+        with progress(None, "reading", "layer", len(starts) * len(layers)) as bar, ExitStack() as hooks:
+
+            def count(*_: Any):
+                bar.update()
+
+            for layer in layers:
+                hooks.callback(layer.register_forward_hook(count).remove)
+            for start in starts:
+                new = slice(start, start + PREFILL_WINDOW)
+                out = self.model(ids[:, new], mask[:, new], past_key_values=self.cache, logits_to_keep=1)
+                self.read(out.last_hidden_state, ids[:, start + 1 : new.stop + 1], mask[:, new])
+        out.last_hidden_state = out.last_hidden_state[:, -1:]
+        return out
 
     def read(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
-        """Takes in hidden states (1, T, D) and the tokens (1, T) that follow each of them."""
-        if self.drafted and following.shape[1]:
-            hidden, embeds = hidden[:, : following.shape[1]], self.model.model.embed(following)
-            mask = None if mask is None else mask[:, : following.shape[1]]
-            self.hidden = self.model.look_ahead(hidden, embeds, mask, None, self.cache)[:, -1:]
+        """Shows MTP hidden states (1, T, D), of the model or its own, and the tokens (1, up to T) behind each."""
+        if self.n and (T := following.shape[1]):
+            embeds, mask = self.model.model.embed(following), None if mask is None else mask[:, :T]
+            self.hidden = self.model.look_ahead(hidden[:, :T], embeds, mask, None, self.cache.mtp)[:, -1:]
 
-    def draft(self, n: int, seen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """n tokens (1, n), and the distributions they were drawn from (1, n, vocab).
+    def probabilities(self, logits: Tensor, drafts: Tensor) -> Tensor:
+        """Distributions (B, n + 1, vocab) of the first draft, of those behind each of the drafts (B, n)."""
+        if self.seen is None:
+            return self.rule.probabilities(logits)
+        seen, drafted = self.seen[:, None], F.one_hot(drafts, self.seen.shape[1]).cumsum(1) > 0
+        return self.rule.probabilities(logits, torch.cat([seen, seen | drafted], dim=1))
+
+    def draft(self, n: int) -> tuple[Tensor, Tensor]:
+        """n > 0 tokens (1, n), and the distributions they were drawn from (1, n, vocab).
 
         A draft is read with MTP's own hidden state, for want of the model's; the entries that this leaves are taken
         back afterwards, since the model's hidden states come with the next `read`.
         """
-        tokens, q, columns = [], [], self.cache.columns
+        mtp, drafts, q = self.cache.mtp, torch.empty(1, 0, dtype=torch.long, device=self.hidden.device), []
+        columns = mtp.columns
         try:
             for i in range(n):
                 if i > 0:
-                    self.read(self.hidden, tokens[-1][:, None])
-                q.append(self.rule.probabilities(self.model.lm_head(self.hidden[:, 0]), seen))  # (1, vocab)
-                tokens.append(self.rule.draw(q[-1], generator))
-                seen = None if seen is None else seen.scatter(1, tokens[-1][:, None], True)
-                self.drafted[i] += 1
+                    self.read(self.hidden, drafts[:, -1:])
+                q.append(self.probabilities(self.model.lm_head(self.hidden), drafts)[:, -1:])  # (1, 1, vocab)
+                drafts = torch.cat([drafts, self.rule.draw(q[-1][:, 0], self.generator)[:, None]], dim=1)
         finally:
-            self.cache.rollback(self.cache.columns - columns)
-        return torch.stack(tokens, dim=1), torch.stack(q, dim=1)
+            mtp.rollback(mtp.columns - columns)
+        return drafts, torch.cat(q, dim=1)
 
-
-def ends_with(ids: Tensor, strings: list[str] | None, tokenizer: Any) -> Tensor:
-    """Whether one of the strings lies in the last tokens of ids (B, T): (B,) bool."""
-    if not strings:
-        return torch.zeros_like(ids[:, 0], dtype=torch.bool)
-    longest = max(len(string.encode()) for string in strings)  # a string of n bytes lies within n tokens
-    texts = tokenizer.batch_decode(ids[:, -longest:])
-    return torch.tensor([any(string in text for string in strings) for text in texts], device=ids.device)
+    def decode(self, out: ModelOutput, limit: int) -> Iterator[Tensor]:
+        """At most `limit` tokens (B,), one after the other, behind the pass `out`. What the caller has not taken from
+        the last pass is taken back when it closes the iterator, so that the cache then holds all tokens but the last.
+        """
+        cache, drafts, q = self.cache, out.logits.new_empty(len(out.logits), 0, dtype=torch.long), None
+        while limit > 0:
+            n, taken, tokens = drafts.shape[1], 0, drafts
+            try:
+                accepted, token = self.rule.verify(self.probabilities(out.logits, drafts), q, drafts, self.generator)
+                stand = int(accepted[0]) if n else 0
+                for i in range(n):
+                    self.drafted[i] += 1
+                    self.accepted[i] += i < stand
+                tokens = torch.cat([drafts[:, :stand], token[:, None]], dim=1)
+                for token in tokens.unbind(1):
+                    taken += 1
+                    yield token
+            finally:  # the caller may close us in the middle, and Ctrl-C may come at any time
+                cache.rollback(n + 1 - taken if n else 0)
+                tokens, limit = tokens[:, :taken], limit - taken
+                self.read(out.last_hidden_state, tokens)
+            if limit > 0:
+                self.seen = None if self.seen is None else self.seen.scatter(1, tokens, True)
+                n = min(self.n, limit - 1)
+                drafts, q = self.draft(n) if n else (drafts[:, :0], None)
+                cache.reversible = n > 0
+                out = self.model(torch.cat([token[:, None], drafts], dim=1), past_key_values=cache)
 
 
 def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int], int]:
@@ -1920,88 +1924,31 @@ def generate(
         expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     cache = self.make_cache(B) if past_key_values is None else past_key_values
-    drafter = Drafter(self, cache, rule, num_draft_tokens)
-    out = prefill(self, input_ids, attention_mask, cache, drafter)
-    prefilled, routed = time.perf_counter(), routed_bytes(self)
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.bool()
-    seen = tokens_in(input_ids, real, self.config.vocab_size) if rule.repetition_penalty != 1 else None
     generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+    decoder = Decoder(self, cache, rule, num_draft_tokens, generator)
+    out = decoder.prefill(input_ids, mask)
+    prefilled, routed = time.perf_counter(), routed_bytes(self)
     ids, done = input_ids, torch.zeros(B, dtype=torch.bool, device=input_ids.device)
-    with closing(decode(drafter, out, limit, seen, generator)) as tokens:
+    with closing(decoder.decode(out, limit)) as tokens:
         for token in tokens:
             ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
             if streamer is not None:
                 streamer(token.item())
-            done |= torch.isin(token, token.new_tensor(eos)) | ends_with(ids[:, T:], stop_strings, tokenizer)
+            done |= torch.isin(token, token.new_tensor(eos))
+            if stop_strings:  # a string of n bytes lies within n tokens
+                texts = tokenizer.batch_decode(ids[:, T:][:, -max(len(stop.encode()) for stop in stop_strings) :])
+                done |= torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=ids.device)
             if done.all():
                 break
     if stats is not None:
         stats.update(prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
-        stats.update(prompt_tokens=int(real.sum()), new_tokens=ids.shape[1] - T)
-        stats.update(drafted=sum(drafter.drafted), accepted=sum(drafter.accepted))
+        stats.update(prompt_tokens=int(mask.sum()), new_tokens=ids.shape[1] - T)
+        stats.update(drafted=sum(decoder.drafted), accepted=sum(decoder.accepted))
+        stats["acceptance_by_position"] = [a / d for a, d in zip(decoder.accepted, decoder.drafted) if d]
         stats["routed_bytes"] = routed_bytes(self) - routed
-        stats["acceptance_by_position"] = [a / d for a, d in zip(drafter.accepted, drafter.drafted) if d]
     return ids
-
-
-def prefill(
-    model: Qwen3NextForCausalLM, ids: Tensor, mask: Tensor | None, cache: Cache, drafter: Drafter
-) -> ModelOutput:
-    """Reads what the cache lacks of the prompt, a window at a time: logits and hidden state of its last token."""
-    if mask is not None and not mask.all():
-        expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
-        order = mask.bool().int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
-        ids, mask = ids.gather(1, order), mask.gather(1, order)
-    T, layers = ids.shape[1], model.model.layers
-    expect(cache.columns < T, f"the cache holds {cache.columns} tokens, input_ids only {T}")
-    starts = range(cache.columns, T, PREFILL_WINDOW)
-    with progress(None, "reading", "layer", len(starts) * len(layers)) as bar, ExitStack() as hooks:
-
-        def count(*_: Any):
-            bar.update()
-
-        for layer in layers:
-            hooks.callback(layer.register_forward_hook(count).remove)
-        for start in starts:
-            end = start + PREFILL_WINDOW
-            new_mask = None if mask is None else mask[:, start:end]
-            out = model(ids[:, start:end], new_mask, past_key_values=cache, logits_to_keep=1)
-            drafter.read(out.last_hidden_state, ids[:, start + 1 : end + 1], new_mask)
-    out.last_hidden_state = out.last_hidden_state[:, -1:]
-    return out
-
-
-def decode(
-    drafter: Drafter, out: ModelOutput, limit: int, seen: Tensor | None, generator: torch.Generator | None
-) -> Iterator[Tensor]:
-    """At most `limit` tokens (B,), one after the other, behind the pass `out`. What the caller has not taken from the
-    last pass is taken back when it closes the iterator, so that the cache then holds all tokens but the last.
-    """
-    model, rule, cache = drafter.model, drafter.rule, out.past_key_values
-    drafts, q = out.logits.new_empty(len(out.logits), 0, dtype=torch.long), None
-    while limit > 0:
-        n, taken, tokens = drafts.shape[1], 0, drafts
-        try:
-            before = None if seen is None else with_tokens(seen, drafts)  # (B, n + 1, vocab)
-            accepted, token = rule.verify(rule.probabilities(out.logits, before), q, drafts, generator)
-            stand = int(accepted[0]) if n else 0
-            tokens = torch.cat([drafts[:, :stand], token[:, None]], dim=1)
-            drafter.accepted = [a + (i < stand) for i, a in enumerate(drafter.accepted)]
-            for token in tokens.unbind(1):
-                taken += 1
-                yield token
-        finally:  # the caller may close us in the middle, and Ctrl-C may come at any time
-            cache.rollback(n + 1 - taken if n else 0)
-            tokens, limit = tokens[:, :taken], limit - taken
-            drafter.read(out.last_hidden_state, tokens)
-            cache.mtp_columns = cache.columns if drafter.drafted else cache.mtp_columns
-        if limit > 0:
-            seen = None if seen is None else with_tokens(seen, tokens)[:, -1]
-            n = min(len(drafter.drafted), limit - 1)
-            drafts, q = drafter.draft(n, seen, generator) if n else (drafts[:, :0], None)
-            cache.reversible = n > 0
-            out = model(torch.cat([token[:, None], drafts], dim=1), past_key_values=cache)
 
 
 @torch.no_grad()
@@ -2040,29 +1987,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="auto", help="bfloat16, float16, float32 or float64 (default: the checkpoint's)")
     add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than one token")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: %(default)s)")
-    add("--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated")
-    add("--greedy", action="store_true", help="take the likeliest token each time")
+    add("--stop", dest="stop_strings", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    add("--greedy", dest="do_sample", action="store_const", const=False, help="take the likeliest token each time")
     add("--temperature", type=float, metavar="X", help="0: the likeliest token each time")
     add("--top-k", type=int, metavar="N", help="choose among the N likeliest tokens")
     add("--top-p", type=float, metavar="X", help="choose among the likeliest tokens that together have probability X")
     add("--min-p", type=float, metavar="X", help="leave out tokens below X times the likeliest one's probability")
     add("--repetition-penalty", type=float, metavar="X", help="above 1: make tokens that occurred less likely")
     add("--seed", type=int, metavar="N", help="make sampling repeatable")
-    add("--draft-tokens", type=int, default=0, metavar="N", help="tokens that MTP drafts for each pass of the model")
+    drafts = "tokens that MTP drafts for each pass of the model"
+    add("--draft-tokens", dest="num_draft_tokens", type=int, default=0, metavar="N", help=drafts)
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
     return parser.parse_args(arguments)
-
-
-def peak_memory(device: torch.device) -> str:
-    """Peak memory of the process, and on the GPU if one is used."""
-    text = "not known on this system"
-    if sys.platform != "win32":
-        import resource  # Unix only
-
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
-        text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
-    gpu = f", {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}" if device.type == "cuda" else ""
-    return text + gpu
 
 
 def warn_of_slow_disk(model: Qwen3NextForCausalLM):
@@ -2098,46 +2034,57 @@ class Printer:
         print("" if self.stopped else self.held, flush=True)
 
 
-def answer(model: Qwen3NextForCausalLM, tokenizer: Any, ids: list[int], cache: Cache, args: Any, show: Printer):
-    """Generates and prints one answer to the prompt `ids`; the cache may hold the first of them."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_new_tokens")
-    options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    options |= {"stop_strings": args.stop, "tokenizer": tokenizer, "num_draft_tokens": args.draft_tokens}
-    options |= {"do_sample": False} if args.greedy else {}
-    prompt, stats = torch.tensor([ids], dtype=torch.long, device=model.device), {}
-    model.generate(prompt, past_key_values=cache, streamer=show, stats=stats, **options)
-    show.finish()
-    if args.stats:
-        new, count, decode = stats["new_tokens"], stats["prompt_tokens"], stats["decode_seconds"]
-        lines = [f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s"]
-        lines += [f"answer: {new} tokens, {max(new - 1, 0) / decode:,.1f} tokens/s"]
-        lines += [f"routed experts: {stats['routed_bytes'] / max(new - 1, 1) / 1e6:,.1f} MB read per token"]
-        if stats["drafted"]:
-            shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
-            lines += [f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}"]
-        print(*lines, f"peak memory: {peak_memory(model.device)}", sep="\n", file=sys.stderr)
+def report(stats: dict, device: torch.device):
+    """Prints an answer's statistics, and the peak memory of the process and on the GPU if one is used."""
+    new, count, memory = stats["new_tokens"], stats["prompt_tokens"], "not known on this system"
+    lines = [f"prompt: {count} tokens, {count / stats['prefill_seconds']:,.1f} tokens/s"]
+    lines += [f"answer: {new} tokens, {max(new - 1, 0) / stats['decode_seconds']:,.1f} tokens/s"]
+    lines += [f"routed experts: {stats['routed_bytes'] / max(new - 1, 1) / 1e6:,.1f} MB read per token"]
+    if stats["drafted"]:
+        shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
+        lines += [f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}"]
+    if sys.platform != "win32":
+        import resource  # Unix only
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
+    if device.type == "cuda":
+        memory += f", {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}"
+    print(*lines, f"peak memory: {memory}", sep="\n", file=sys.stderr)
 
 
-def chat(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, render: Callable, args: argparse.Namespace):
-    """A conversation. The cache goes on from turn to turn while the template leaves the earlier turns as they were."""
-    messages, ids, cache = [], [], model.make_cache(1)
+def ask() -> Iterator[str]:
+    """The messages that are typed, a line each."""
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         if not (line := sys.stdin.readline()):
             return
-        if not line.strip():
-            continue
-        messages.append({"role": "user", "content": line.strip()})
-        text, old = render(messages), tokenizer.decode(ids)
-        if not text.startswith(old):
+        if line.strip():
+            yield line.strip()
+
+
+def converse(model: Qwen3NextForCausalLM, tokenizer: Any, render: Callable, texts: Iterable[str], args: Any):
+    """Answers each text. The cache goes on from turn to turn while the template leaves earlier turns as they were."""
+    names = (*Sampling.__annotations__, "seed", "max_new_tokens", "stop_strings", "num_draft_tokens")
+    options = {name: getattr(args, name) for name in names}
+    messages, ids, cache = [], [], model.make_cache(1)
+    for text in texts:
+        messages.append({"role": "user", "content": text})
+        whole, old = render(messages), tokenizer.decode(ids)
+        if not whole.startswith(old):
             old, ids, cache = "", [], model.make_cache(1)
-        ids = ids + tokenizer.encode(text[len(old) :])
-        show = Printer(tokenizer, args.stop)
+        ids = ids + tokenizer.encode(whole[len(old) :])
+        expect(len(ids) > 0, "the prompt is empty: nothing to continue")
+        prompt, show, stats = torch.tensor([ids], device=model.device), Printer(tokenizer, args.stop_strings), {}
         try:
-            answer(model, tokenizer, ids, cache, args, show)
+            model.generate(prompt, past_key_values=cache, tokenizer=tokenizer, streamer=show, stats=stats, **options)
         except KeyboardInterrupt:  # perhaps in the middle of a pass: the cache is no longer of use
-            show.finish()
+            if not args.chat:
+                raise
             cache = model.make_cache(1)
+        show.finish()
+        if args.stats and stats:
+            report(stats, model.device)
         ids = ids + show.ids
         messages.append({"role": "assistant", "content": tokenizer.decode(show.ids, skip_special_tokens=True)})
 
@@ -2151,6 +2098,8 @@ def run(args: argparse.Namespace):
         variables[key] = parse_json(value, f"--template-arg {key}")
 
     def render(messages: list[dict]) -> str:
+        if not args.chat and (args.raw or not tokenizer.chat_template):
+            return messages[-1]["content"]
         system = [{"role": "system", "content": args.system}] if args.system else []
         return tokenizer.apply_chat_template(system + messages, **variables)
 
@@ -2160,9 +2109,7 @@ def run(args: argparse.Namespace):
     rows = model.config.vocab_size
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
     warn_of_slow_disk(model)
-    if args.chat:
-        chat(model, tokenizer, render, args)
-    elif args.score:
+    if args.score:
         ids, size = tokenizer.encode(text), len(text.encode())
         expect(len(ids) > 1, f"{args.score}: {len(ids)} tokens, expected at least 2")
         nats = score(model, torch.tensor([ids], device=model.device))
@@ -2170,10 +2117,7 @@ def run(args: argparse.Namespace):
         print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
         print(f"{bits:.4f} bits per byte (first token given)")
     else:
-        chatty = tokenizer.chat_template and not args.raw
-        ids = tokenizer.encode(render([{"role": "user", "content": text}]) if chatty else text)
-        expect(len(ids) > 0, "the prompt is empty: nothing to continue")
-        answer(model, tokenizer, ids, model.make_cache(1), args, Printer(tokenizer, args.stop))
+        converse(model, tokenizer, render, ask() if args.chat else [text], args)
 
 
 def main(arguments: list[str] | None = None) -> int:
