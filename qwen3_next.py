@@ -51,8 +51,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+# ==== Tracing =========================================================================================================
+
+tracer: Callable[[str, Any], None] | None = None  # records the pass under way, if it is traced
+
+
+def tap(name: str, x: Any):
+    """Offers an intermediate value, or what computes it, to the trace under way; without one it costs nothing."""
+    if tracer is not None:
+        tracer(name, x)
+
+
+class Trace(dict):
+    """Values of one forward pass by key, for `model(..., trace=Trace("model.layers.3.*"))`: those that a glob fits.
+
+    `trace={}` takes all, but for the chunked form's own, "*.chunk.*". A key is the checkpoint's path of a module and
+    "out", for its output, or the name of a `tap` in its code. Values are copies on the CPU, float32 or 64 (or int64),
+    without a batch axis for a single sequence; of a batch, padding has to stand on the right.
+    """
+
+    def __init__(self, *globs: str):
+        super().__init__()
+        self.globs = globs or ("*",)
+        self.lines: dict[str, str] = {}  # key -> the line of this file that computes it
+
+
+@contextmanager
+def tracing(model: nn.Module, trace: dict) -> Iterator[None]:
+    """Within it, `trace` records what the model computes."""
+    global tracer
+    names, path, globs = {module: name for name, module in model.named_modules()}, [""], getattr(trace, "globs", ("*",))
+    expect(not trace, "trace: holds a pass already, expected an empty dict")
+    last, lines = None, getattr(trace, "lines", {})
+
+    def record(name: str, x: Any):
+        key = f"{path[-1]}.{name}".lstrip(".")
+        if key not in trace and any(fnmatchcase(key, g) and ("chunk" in g or ".chunk." not in key) for g in globs):
+            x = (x() if callable(x) else x).detach()
+            x = (upcast(x) if x.is_floating_point() else x).cpu().clone()
+            trace[key] = x[0] if len(x) == 1 else x
+            frame = sys._getframe(1)
+            while frame and (frame.f_code.co_filename != __file__ or frame.f_code.co_name in ("tap", "leave")):
+                frame = frame.f_back
+            lines[key] = f"{Path(__file__).name}:{frame.f_lineno}" if frame else "called from outside"
+
+    def enter(module: nn.Module, _: Any):
+        path.append(names[module])
+
+    def leave(module: nn.Module, _: Any, out: Any):
+        nonlocal last
+        out = out[0] if isinstance(out, tuple) else out
+        if isinstance(out, Tensor) and out is not last and not isinstance(module, Experts):  # a module may end in one
+            record("out", last := out)
+        path.pop()
+
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        tracer = record
+        try:
+            yield
+        finally:
+            tracer = None
+
 
 # ==== Config ==========================================================================================================
 
@@ -357,13 +423,15 @@ class GatedAttention(nn.Module):
         q, gate = self.q_proj(x).view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1)  # (B, T, heads, head_dim) each
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, kv heads, head_dim)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
-        q = apply_rope(self.q_norm(q), step.cos, step.sin)
-        k = apply_rope(self.k_norm(k), step.cos, step.sin)
+        tap("q", q), tap("gate", gate)
+        tap("q_rope", q := apply_rope(self.q_norm(q), step.cos, step.sin))
+        tap("k_rope", k := apply_rope(self.k_norm(k), step.cos, step.sin))
         k, v = cache.update(k, v, step) if cache else (k.transpose(1, 2), v.transpose(1, 2))  # (B, kv heads, S, dim)
         dropout, causal = self.dropout if self.training else 0.0, step.mask is None and T > 1
         q = q.transpose(1, 2)  # (B, heads, T, head_dim); the products are scaled by head_dim^-0.5
-        y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True)
-        return self.o_proj((y.transpose(1, 2) * torch.sigmoid(gate)).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True).transpose(1, 2)
+        tap("attn_out", y)  # (B, T, heads, head_dim)
+        return self.o_proj((y * torch.sigmoid(gate)).flatten(2))
 
 
 # ==== The gated delta rule ============================================================================================
@@ -438,11 +506,14 @@ def chunk_gated_delta_rule(
     kT = k.transpose(-1, -2)
     A = beta * decay * (k @ kT)  # the solve reads only what is below the diagonal
     M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)
+    tap("chunk.A", lambda: A.tril(-1)), tap("chunk.M", M)
+    tap("chunk.u", lambda: M @ v), tap("chunk.w", lambda: M @ (gamma * k))  # delta is also u - w S
     # 3. Reads of what the chunk itself writes
     inner = decay * (q @ kT)  # (B, H, N, C, C)
     # 4. Chunk after chunk: recall, delta, read, write
     outputs, chunks = [], (x.unbind(2) for x in (q, k, v, M, inner, gamma, to_end))
-    for q_n, k_n, v_n, M_n, inner_n, gamma_n, to_end_n in zip(*chunks):
+    for n, (q_n, k_n, v_n, M_n, inner_n, gamma_n, to_end_n) in enumerate(zip(*chunks)):
+        tap(f"chunk.{n}.state", S)
         delta = M_n @ (v_n - gamma_n * (k_n @ S))  # (B, H, C, V)
         outputs.append(gamma_n * (q_n @ S) + inner_n @ delta)
         S = gamma_n[..., -1:, :] * S + k_n.transpose(-1, -2) @ (to_end_n * delta)
@@ -532,8 +603,10 @@ class GatedDeltaNet(nn.Module):
         r, groups = self.value_heads // self.key_heads, (self.key_heads, -1)
         q, k, v, z = qkvz.unflatten(-1, groups).split([self.K, self.K, r * self.V, r * self.V], dim=-1)
         b, a = ba.unflatten(-1, groups).split([r, r], dim=-1)
-        qkv = torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1)
-        return qkv, z.reshape(*z.shape[:2], -1, self.V), b.flatten(2), a.flatten(2)
+        v, z = (x.reshape(*x.shape[:2], -1, self.V) for x in (v, z))  # (B, T, H, V)
+        for name, x in zip("qkvzba", (q, k, v, z, b.flatten(2), a.flatten(2))):
+            tap(name, x)
+        return torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1), z, b.flatten(2), a.flatten(2)
 
     def forward(self, x: Tensor, step: Step, cache: DeltaNetCache | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
@@ -541,7 +614,8 @@ class GatedDeltaNet(nn.Module):
         qkv, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
         before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
-        q, k, v = upcast(F.silu(qkv)).split(self.widths, dim=-1)
+        tap("conv_out", qkv := F.silu(qkv))
+        q, k, v = upcast(qkv).split(self.widths, dim=-1)
         q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
         r = self.value_heads // self.key_heads  # value heads i r to i r + r - 1 share key head i
         q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
@@ -552,9 +626,12 @@ class GatedDeltaNet(nn.Module):
         if step.lengths is not None:  # padding neither forgets nor writes
             real = torch.arange(x.shape[1], device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
+        for name, x in {"q_l2norm": q, "k_l2norm": k, "g": g, "beta": beta}.items():
+            tap(name, x)
         one_by_one = x.shape[1] == 1 or self.delta_rule == "recurrent"
         rule = recurrent_gated_delta_rule if one_by_one else chunk_gated_delta_rule
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
+        tap("delta_out", y), tap("state", cache.state), tap("conv_state", cache.window)
         cache.last = (*before, (q, k, v, g, beta)) if step.reversible else None
         return self.out_proj(self.norm(y, z).flatten(2))
 
@@ -676,10 +753,14 @@ class SparseMoeBlock(nn.Module):
         """x (B, T, D) -> (B, T, D), and the router's logits (B, T, E)."""
         logits = self.gate(x)
         # softmax over all experts first, then the choice; in float32, since close probabilities decide it
-        weights, experts = upcast(logits).softmax(-1).topk(self.k, dim=-1)  # (B, T, k)
+        p = upcast(logits).softmax(-1)
+        weights, experts = p.topk(self.k, dim=-1)  # (B, T, k)
+        tap("margin", lambda: weights[..., -1] - p.scatter(-1, experts, 0).amax(-1))  # before the next one is chosen
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
+        tap("router_probs", p), tap("topk_ids", experts), tap("topk_weights", weights)
         y = self.experts(x.flatten(0, 1), weights.flatten(0, 1).to(x.dtype), experts.flatten(0, 1)).view_as(x)
+        tap("experts.out", y)
         return y + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x), logits
 
 
@@ -782,6 +863,11 @@ class PreTrainedModel(nn.Module):
         super().__init__()
         self.config = config
         self.generation_config: dict[str, Any] = {}  # defaults of `generate`, from generation_config.json
+
+    def __call__(self, *args: Any, trace: dict | None = None, **kwargs: Any) -> ModelOutput:
+        """`forward`, as any module's; trace: an empty dict, or `Trace`, to fill with what is computed on the way."""
+        with nullcontext() if trace is None else tracing(self, trace):
+            return super().__call__(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -1012,6 +1098,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
             pairs = None if mask is None else mask[:, 1:] * mask[:, :-1]  # where both tokens of a pair are real
             positions = None if position_ids is None else position_ids[:, :-1]
             out.mtp_logits = self.lm_head(self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions))
+            tap("mtp.logits", out.mtp_logits)
             if labels is not None:
                 labels = labels[:, 2:]
                 if mask is not None:  # both ends of the step have to be real
@@ -1997,6 +2084,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, metavar="N", help="make sampling repeatable")
     drafts = "tokens that MTP drafts for each pass of the model"
     add("--draft-tokens", dest="num_draft_tokens", type=int, default=0, metavar="N", help=drafts)
+    add(
+        "--trace",
+        metavar="FILE",
+        help="write the prompt's intermediate values to a safetensors file (verify/README.md)",
+    )
+    add("--trace-keys", nargs="+", default=["*"], metavar="GLOB", help="of these only, such as 'model.layers.3.*'")
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
     return parser.parse_args(arguments)
 
@@ -2116,8 +2209,14 @@ def run(args: argparse.Namespace):
         bits = nats / math.log(2) / (size - len(tokenizer.decode(ids[:1]).encode()))
         print(f"{len(ids)} tokens, {size} bytes: perplexity {math.exp(nats / (len(ids) - 1)):.4f}", end=", ")
         print(f"{bits:.4f} bits per byte (first token given)")
-    else:
-        converse(model, tokenizer, render, ask() if args.chat else [text], args)
+        return
+    if args.trace:
+        expect(not args.chat, "--trace goes with a prompt, not with --chat")
+        from verify.trace import trace_prompt  # beside this file
+
+        ids = tokenizer.encode(render([{"role": "user", "content": text}]))
+        trace_prompt(args.trace, model, ids, args.trace_keys, args.model)
+    converse(model, tokenizer, render, ask() if args.chat else [text], args)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ convolution, a matrix per head for the delta rule. No batch, no padding, no chun
 read one layer at a time, an expert's only when a token is routed to it, and widened to float64.
 
     python reference_recurrent.py --model DIR --tokens 5,17,3 --top 5
+    python reference_recurrent.py --model DIR --like mine.safetensors --trace ref.safetensors     see verify/README.md
 
 Glossary (name here, symbol, source)
     T, H, D           tokens; heads; width of an attention head. Arrays are (T, H, width)
@@ -132,10 +133,25 @@ def find_tensors(folder: Path) -> Tensors:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return read_header(folder / "model.safetensors")
-    tensors = {}
-    for shard in sorted(set(read_json(index)["weight_map"].values())):
-        tensors |= read_header(folder / shard)
-    return tensors
+    return Shards(folder, read_json(index)["weight_map"])
+
+
+class Shards(dict):
+    """The tensors of several files, by the index's names; a file's header is read when a tensor of it is asked for, so
+    that of a large checkpoint only the files with the layers in question have to be there.
+    """
+
+    def __init__(self, folder: Path, shard_of: dict[str, str]):
+        super().__init__(dict.fromkeys(shard_of))
+        self.folder, self.shard_of = folder, shard_of
+
+    def __getitem__(self, name: str) -> tuple:
+        if super().__getitem__(name) is None:
+            found = read_header(self.folder / self.shard_of[name])
+            if name not in found:
+                raise ValueError(f"{self.folder / self.shard_of[name]}: has no tensor {name}, as its index says")
+            self.update(found)
+        return super().__getitem__(name)
 
 
 # ---- Components -----------------------------------------------------------------------------------------------------
@@ -262,15 +278,15 @@ def gated_delta_rule(
     return out, S
 
 
-def router(x: Array, weight: Array, top_k: int, normalise: bool) -> tuple[Array, Array]:
-    """The experts of each token and their weights. x (T, hidden), weight (E, hidden) -> (T, top_k), (T, top_k).
+def router(p: Array, top_k: int) -> Array:
+    """The likeliest experts of each token. p (T, E), softmax over all E experts before the choice -> (T, top_k)."""
+    return np.argsort(-p, axis=1, kind="stable")[:, :top_k]
 
-    The softmax runs over all E experts, before the choice; normalise (norm_topk_prob) makes the chosen sum to 1.
-    """
-    p = softmax(x @ weight.T)  # (T, E)
-    chosen = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
-    p = np.take_along_axis(p, chosen, axis=1)
-    return chosen, p / p.sum(1, keepdims=True) if normalise else p
+
+def expert_weights(p: Array, chosen: Array, normalise: bool) -> Array:
+    """The weights (T, top_k) of the chosen experts; normalise (norm_topk_prob) makes them sum to 1."""
+    weight = np.take_along_axis(p, chosen, axis=1)
+    return weight / weight.sum(1, keepdims=True) if normalise else weight
 
 
 def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
@@ -286,6 +302,7 @@ class Reference:
 
     def __init__(self, config: Config, tensors: Tensors):
         self.config, self.tensors = config, tensors
+        self.found, self.forced, self.ends = {}, {}, []  # see `trace`
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Reference:
@@ -310,7 +327,7 @@ class Reference:
 
     def logits(self, token_ids: list[int] | Array) -> Array:
         """Next-token logits after each token: (T,) ids -> (T, vocab) float64. ValueError for bad ids."""
-        return self.head(self.hidden(token_ids))
+        return self.head("lm_head.out", self.hidden(token_ids))
 
     def mtp_logits(self, token_ids: list[int] | Array) -> Array:
         """Multi-token prediction (arXiv 2412.19437, Section 2.2): (T,) ids -> (T - 1, vocab) float64.
@@ -320,65 +337,119 @@ class Reference:
         """
         if np.size(token_ids) < 2:
             raise ValueError(f"multi-token prediction needs at least 2 tokens, found {token_ids!r}")
-        c, h = self.config, self.hidden(token_ids)[:-1]
-        e = self.read("model.embed_tokens.weight", np.asarray(token_ids)[1:])
-        e = rms_norm(e, self.read("mtp.pre_fc_norm_embedding.weight"), c.rms_norm_eps)
-        h = rms_norm(h, self.read("mtp.pre_fc_norm_hidden.weight"), c.rms_norm_eps)
-        x = self.linear("mtp.fc", np.concatenate([e, h], axis=1))
-        x = self.layer("mtp.layers.0.", x, full_attention=True, moe=c.num_experts > 0)
-        return self.head(rms_norm(x, self.read("mtp.norm.weight"), c.rms_norm_eps))
+        return self.head("mtp.logits", self.mtp_hidden(self.hidden(token_ids)[:-1], token_ids[1:]))
 
-    def head(self, x: Array) -> Array:
+    def trace(
+        self,
+        token_ids: list[int] | Array,
+        ends: list[int] = (),
+        forced: dict[str, Array] | None = None,
+        layers: range | None = None,
+        drafts: int = 0,
+    ) -> dict[str, Array]:
+        """Every intermediate value of a pass over (T,) ids by key, as `model(ids, trace={})` of qwen3_next.py has them.
+
+        ends: after how many tokens states are recorded, stacked (default: after all). forced: what to go on with in
+        place of the value computed, by key: with all of another implementation's values, each is computed from that
+        one's own inputs. layers: only these; the first one's input is forced["model.layers.N.out"] of the layer before,
+        or the embedding. drafts: how many of the last tokens are MTP's own, so that it sees its own hidden state at the
+        one before each. Raises as `logits`, and ValueError where an input is missing.
+        """
+        self.found, self.forced, self.ends = {}, forced or {}, [*ends] or [len(token_ids)]
+        all_layers, T = range(len(self.config.is_moe)), len(token_ids)
+        layers = all_layers if layers is None else layers
+        try:
+            h = self.hidden(token_ids, layers)
+            if layers == all_layers:
+                self.head("lm_head.out", h)
+                if "mtp.fc.weight" in self.tensors and T > 1:
+                    m = self.mtp_hidden(h[: T - drafts - 1], token_ids[1 : T - drafts])
+                    for i in range(T - drafts, T):
+                        h = np.concatenate([h[: T - drafts - 1], m[T - drafts - 2 :]])
+                        m = self.mtp_hidden(h, token_ids[1 : i + 1])
+                    self.head("mtp.logits", m)
+            return self.found
+        finally:
+            self.found, self.forced, self.ends = {}, {}, []
+
+    def tap(self, key: str, x: Array) -> Array:
+        """Records a value; what is computed from it goes on with it, or with the one that is forced."""
+        self.found[key] = x
+        return self.forced.get(key, x)
+
+    def mtp_hidden(self, h: Array, next_ids: list[int] | Array) -> Array:
+        """MTP's hidden states (T, hidden), from the model's (T, hidden) and the (T,) tokens behind each."""
+        x = self.read("model.embed_tokens.weight", np.asarray(next_ids))
+        e, h = self.norm("mtp.pre_fc_norm_embedding", x), self.norm("mtp.pre_fc_norm_hidden", h)
+        x = self.linear("mtp.fc", np.concatenate([e, h], axis=1))
+        x = self.layer("mtp.layers.0.", x, full_attention=True, moe=self.config.num_experts > 0)
+        return self.norm("mtp.norm", x)
+
+    def head(self, key: str, x: Array) -> Array:
         """The output projection. x (T, hidden) -> (T, vocab)."""
         tied = self.config.tie_word_embeddings
         out = np.empty((len(x), self.config.vocab_size))
         for start in range(0, self.config.vocab_size, 4096):  # in parts: the whole head is larger than a layer
             rows = slice(start, start + 4096)
             out[:, rows] = x @ self.read("model.embed_tokens.weight" if tied else "lm_head.weight", rows).T
-        return out
+        return self.tap(key, out)
 
-    def hidden(self, token_ids: list[int] | Array) -> Array:
-        """The hidden states after the final norm: (T,) ids -> (T, hidden)."""
+    def hidden(self, token_ids: list[int] | Array, layers: range | None = None) -> Array:
+        """The hidden states after the final norm: (T,) ids -> (T, hidden); or those after the last of `layers`."""
         ids, c = np.asarray(token_ids), self.config
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise ValueError(f"token ids should be a non-empty list of integers, found {token_ids!r}")
         if ids.min() < 0 or ids.max() >= c.vocab_size:
             found = f"{ids.min()} to {ids.max()}"
             raise ValueError(f"token ids should be from 0 to vocab_size - 1 ({c.vocab_size - 1}), found {found}")
-        x = self.read("model.embed_tokens.weight", ids)  # (T, hidden)
-        for i, kind in enumerate(zip(c.is_full_attention, c.is_moe)):
-            x = self.layer(f"model.layers.{i}.", x, *kind)
-        return rms_norm(x, self.read("model.norm.weight"), c.rms_norm_eps)
+        layers = range(len(c.is_moe)) if layers is None else layers
+        if layers.start == 0:
+            x = self.tap("model.embed_tokens.out", self.read("model.embed_tokens.weight", ids))  # (T, hidden)
+        else:
+            before = f"model.layers.{layers.start - 1}.out"
+            if before not in self.forced:
+                raise ValueError(f"layers from {layers.start} on need {before}, which is not there")
+            x = self.forced[before]
+        for i in layers:
+            x = self.layer(f"model.layers.{i}.", x, c.is_full_attention[i], c.is_moe[i])
+        return self.norm("model.norm", x) if layers.stop == len(c.is_moe) else x
 
     def layer(self, prefix: str, x: Array, full_attention: bool, moe: bool) -> Array:
         """One layer: the token mixer, then the MLP, each after a norm and added to its input. x (T, hidden)."""
-        y = rms_norm(x, self.read(prefix + "input_layernorm.weight"), self.config.rms_norm_eps)
+        y = self.norm(prefix + "input_layernorm", x)
         if full_attention:
             x = x + self.gated_attention(prefix + "self_attn.", y)
         else:
             x = x + self.gated_delta_net(prefix + "linear_attn.", y)
-        y = rms_norm(x, self.read(prefix + "post_attention_layernorm.weight"), self.config.rms_norm_eps)
-        return x + (self.moe(prefix + "mlp.", y) if moe else self.mlp(prefix + "mlp.", y))
+        y = self.norm(prefix + "post_attention_layernorm", x)
+        return self.tap(prefix + "out", x + (self.moe(prefix + "mlp.", y) if moe else self.mlp(prefix + "mlp.", y)))
 
     def linear(self, name: str, x: Array) -> Array:
         """x W^T, plus the bias where the checkpoint has one. x (T, in) -> (T, out)."""
         y = x @ self.read(name + ".weight").T
-        return y + self.read(name + ".bias") if name + ".bias" in self.tensors else y
+        return self.tap(name + ".out", y + self.read(name + ".bias") if name + ".bias" in self.tensors else y)
+
+    def norm(self, name: str, x: Array) -> Array:
+        """`rms_norm` with the weight of this name. x (..., D)."""
+        return self.tap(name + ".out", rms_norm(x, self.read(name + ".weight"), self.config.rms_norm_eps))
 
     def gated_attention(self, prefix: str, x: Array) -> Array:
         """Softmax attention with a sigmoid gate on its output (arXiv 2505.06708). x (T, hidden) -> (T, hidden)."""
         c, T, D = self.config, len(x), self.config.head_dim
         query_and_gate = self.linear(prefix + "q_proj", x).reshape(T, c.num_heads, 2 * D)
-        q, gate = query_and_gate[..., :D], query_and_gate[..., D:]  # (T, H, D): split inside each head
         k = self.linear(prefix + "k_proj", x).reshape(T, c.num_kv_heads, D)
         v = self.linear(prefix + "v_proj", x).reshape(T, c.num_kv_heads, D)
-        q = rms_norm(q, self.read(prefix + "q_norm.weight"), c.rms_norm_eps)
-        k = rms_norm(k, self.read(prefix + "k_norm.weight"), c.rms_norm_eps)
+        q = self.tap(prefix + "q", query_and_gate[..., :D])  # (T, H, D): split inside each head
+        gate = self.tap(prefix + "gate", query_and_gate[..., D:])
+        q, k = self.norm(prefix + "q_norm", q), self.norm(prefix + "k_norm", k)
+        q = self.tap(prefix + "q_rope", np.stack([rope(q[t], t, c.inv_freq, c.rope_scale) for t in range(T)]))
+        k = self.tap(prefix + "k_rope", np.stack([rope(k[t], t, c.inv_freq, c.rope_scale) for t in range(T)]))
         keys, values, out = [], [], np.empty_like(q)
         for t in range(T):
-            keys.append(rope(k[t], t, c.inv_freq, c.rope_scale))
+            keys.append(k[t])
             values.append(v[t])
-            out[t] = attend(rope(q[t], t, c.inv_freq, c.rope_scale), keys, values)
+            out[t] = attend(q[t], keys, values)
+        out = self.tap(prefix + "attn_out", out)
         return self.linear(prefix + "o_proj", (out * sigmoid(gate)).reshape(T, -1))
 
     def gated_delta_net(self, prefix: str, x: Array) -> Array:
@@ -388,41 +459,65 @@ class Reference:
         r = heads // key_heads
         qkvz, ba = self.linear(prefix + "in_proj_qkvz", x), self.linear(prefix + "in_proj_ba", x)
         q, k, v, z = split_by_key_head(qkvz, key_heads, [K, K, r * V, r * V])
+        v, z = v.reshape(T, heads, V), z.reshape(T, heads, V)
         b, a = (part.reshape(T, heads) for part in split_by_key_head(ba, key_heads, [r, r]))
+        q, k, v, z, b, a = (self.tap(prefix + name, part) for name, part in zip("qkvzba", (q, k, v, z, b, a)))
 
         qkv = np.concatenate([part.reshape(T, -1) for part in (q, k, v)], axis=1)  # [all q | all k | all v]
-        qkv, _ = causal_conv(qkv, self.read(prefix + "conv1d.weight")[:, 0])
+        conv = self.read(prefix + "conv1d.weight")[:, 0]  # (C, W)
+        history = np.concatenate([np.zeros((conv.shape[1] - 1, len(conv))), qkv])  # (W - 1 + T, C)
+        qkv = self.tap(prefix + "conv_out", causal_conv(qkv, conv)[0])
         q, k, v = np.split(qkv, [key_heads * K, 2 * key_heads * K], axis=1)
         q = l2_norm(q.reshape(T, key_heads, K)) * K**-0.5
         k = l2_norm(k.reshape(T, key_heads, K))
-        q, k = q.repeat(r, axis=1), k.repeat(r, axis=1)  # (T, H, K): value heads g r .. g r + r - 1 share key head g
+        q = self.tap(prefix + "q_l2norm", q.repeat(r, axis=1))  # (T, H, K): value heads g r .. g r + r - 1 share
+        k = self.tap(prefix + "k_l2norm", k.repeat(r, axis=1))  # key head g
 
         A = np.exp(self.read(prefix + "A_log"))  # (H,)
         g = -A * np.logaddexp(0, a + self.read(prefix + "dt_bias"))  # logaddexp(0, x) is softplus(x)
-        out, _ = gated_delta_rule(q, k, v.reshape(T, heads, V), g, sigmoid(b))  # (T, H, V)
-        out = gated_rms_norm(out, z.reshape(T, heads, V), self.read(prefix + "norm.weight"), c.rms_norm_eps)
-        return self.linear(prefix + "out_proj", out.reshape(T, -1))
+        g, beta = self.tap(prefix + "g", g), self.tap(prefix + "beta", sigmoid(b))
+        out, v, start, state, states = np.empty((T, heads, V)), v.reshape(T, heads, V), 0, None, []
+        for end in self.ends or [T]:
+            rows = slice(start, end)
+            out[rows], state = gated_delta_rule(q[rows], k[rows], v[rows], g[rows], beta[rows], state)
+            states.append(state)
+            state, start = self.forced.get(prefix + "state", states)[len(states) - 1], end
+        out = self.tap(prefix + "delta_out", out)  # (T, H, V)
+        self.tap(prefix + "state", np.stack(states))  # (ends, H, K, V)
+        self.tap(
+            prefix + "conv_state", np.stack([history[end : end + conv.shape[1] - 1].T for end in self.ends or [T]])
+        )
+        out = gated_rms_norm(out, z, self.read(prefix + "norm.weight"), c.rms_norm_eps)
+        return self.linear(prefix + "out_proj", self.tap(prefix + "norm.out", out).reshape(T, -1))
 
     def mlp(self, prefix: str, x: Array) -> Array:
-        """A dense SwiGLU. x (T, hidden) -> (T, hidden)."""
-        return swiglu(x, *(self.read(f"{prefix}{part}_proj.weight") for part in ("gate", "up", "down")))
+        """A dense SwiGLU, or the shared expert. x (T, hidden) -> (T, hidden)."""
+        gate, up = self.linear(prefix + "gate_proj", x), self.linear(prefix + "up_proj", x)
+        return self.linear(prefix + "down_proj", silu(gate) * up)
 
     def expert(self, prefix: str, e: int, x: Array) -> Array:
         """Expert e, stored alone or as slice e of the fused tensors. x (T, hidden) -> (T, hidden)."""
-        if prefix + "experts.gate_up_proj" not in self.tensors:
-            return self.mlp(f"{prefix}experts.{e}.", x)
-        gate, up = np.split(self.read(prefix + "experts.gate_up_proj", e), 2)  # (inner, hidden), gate first
-        return swiglu(x, gate, up, self.read(prefix + "experts.down_proj", e))
+        if prefix + "gate_up_proj" not in self.tensors:
+            return swiglu(x, *(self.read(f"{prefix}{e}.{part}_proj.weight") for part in ("gate", "up", "down")))
+        gate, up = np.split(self.read(prefix + "gate_up_proj", e), 2)  # (inner, hidden), gate first
+        return swiglu(x, gate, up, self.read(prefix + "down_proj", e))
 
     def moe(self, prefix: str, x: Array) -> Array:
         """The chosen experts by their weights, and the shared expert by a sigmoid of its own. x (T, hidden)."""
         c = self.config
-        chosen, weight = router(x, self.read(prefix + "gate.weight"), c.top_k, c.norm_topk_prob)
-        out = sigmoid(self.linear(prefix + "shared_expert_gate", x)) * self.mlp(prefix + "shared_expert.", x)
+        p = self.tap(prefix + "router_probs", softmax(self.linear(prefix + "gate", x)))  # (T, E)
+        chosen = router(p, c.top_k)
+        rest = np.sort(p, axis=1)[:, ::-1]
+        self.tap(prefix + "margin", rest[:, c.top_k - 1] - (rest[:, c.top_k] if c.top_k < p.shape[1] else 0))
+        chosen = self.tap(prefix + "topk_ids", chosen)
+        weight = self.tap(prefix + "topk_weights", expert_weights(p, chosen, c.norm_topk_prob))
+        out = np.zeros_like(x)
         for e in np.unique(chosen):
             tokens, slot = np.nonzero(chosen == e)
-            out[tokens] += weight[tokens, slot, None] * self.expert(prefix, e, x[tokens])
-        return out
+            out[tokens] += weight[tokens, slot, None] * self.expert(prefix + "experts.", e, x[tokens])
+        out = self.tap(prefix + "experts.out", out)
+        out = out + sigmoid(self.linear(prefix + "shared_expert_gate", x)) * self.mlp(prefix + "shared_expert.", x)
+        return self.tap(prefix + "out", out)
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
@@ -433,17 +528,60 @@ def token_list(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def layer_range(text: str) -> range:
+    """Layers from their text, "0:4" for the first four."""
+    start, stop = text.split(":")
+    if not 0 <= int(start) < int(stop):
+        raise ValueError(text)
+    return range(int(start), int(stop))
+
+
+def write_trace(args: argparse.Namespace, reference: Reference):
+    """Writes a trace file (verify/trace.py) of --tokens, or of the steps and keys of the file --like."""
+    from verify import compare, trace  # beside this file
+
+    like = compare.read_trace(args.like) if args.like else None
+    if args.tokens is None and not (like and like.tokens):
+        raise ValueError(f"{args.like}: does not tell its tokens: --tokens has to")
+    tokens = {"": {"tokens": args.tokens, "before": []}} if args.tokens is not None else like.tokens
+    steps = {}
+    if args.layers is not None:
+        if list(tokens) != [""]:
+            raise ValueError(f"{args.like}: --layers takes a trace of one step, found {', '.join(tokens)}")
+        before = f"model.layers.{args.layers.start - 1}.out"
+        forced = {before: like.steps[""][before]} if like and before in like.steps[""] else {}
+        found = reference.trace(tokens[""]["tokens"], forced=forced, layers=args.layers)
+        steps[""] = {key: x[-1] if key.endswith("state") else x for key, x in found.items()}
+    else:
+        steps = compare.join_batches(compare.rerun(reference, compare.split_tokens(tokens), {}), tokens)
+    if like:
+        steps = {s: {k: x for k, x in found.items() if k in like.steps.get(s, {})} for s, found in steps.items()}
+    producer = "reference_recurrent.py"
+    trace.write_trace(args.trace, steps, tokens, producer=producer, dtype="float64", folder=args.model)
+
+
 def main() -> int:
     """Print the most likely next tokens. Returns 0, or 1 after one line on stderr; argparse exits 2 for bad usage."""
     parser = argparse.ArgumentParser(description="The most likely next tokens: id and log-probability, one per line.")
     parser.add_argument("--model", required=True, help="folder with config.json and *.safetensors")
-    parser.add_argument("--tokens", required=True, type=token_list, help="token ids, such as 5,17,3")
+    parser.add_argument("--tokens", type=token_list, help="token ids, such as 5,17,3")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many to print (default 5)")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write all intermediate values instead")
+    parser.add_argument("--like", type=Path, metavar="FILE", help="with the tokens, steps and keys of this trace")
+    parser.add_argument(
+        "--layers", type=layer_range, metavar="A:B", help="layers A to B - 1 only (from A > 0: of --like)"
+    )
     args = parser.parse_args()
     if args.top < 1:
         parser.error(f"--top should be at least 1, found {args.top}")
+    if args.tokens is None and not (args.trace and args.like):
+        parser.error("--tokens is needed, or --trace with --like")
     try:
-        last = Reference.from_pretrained(args.model).logits(args.tokens)[-1]  # (vocab,)
+        reference = Reference.from_pretrained(args.model)
+        if args.trace:
+            write_trace(args, reference)
+            return 0
+        last = reference.logits(args.tokens)[-1]  # (vocab,)
     except (OSError, ValueError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print("error:", " ".join(str(message).split()), file=sys.stderr)

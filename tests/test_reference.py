@@ -153,7 +153,9 @@ def test_router(normalise):
     block, x = q.SparseMoeBlock(config).double(), normal(1, 30, 48)
     for p in block.parameters():
         p.data = normal(*p.shape) / 7
-    chosen, weights = reference.router(x[0].numpy(), block.gate.weight.detach().numpy(), 3, normalise)
+    p = reference.softmax(x[0].numpy() @ block.gate.weight.detach().numpy().T)
+    chosen = reference.router(p, 3)
+    weights = reference.expert_weights(p, chosen, normalise)
     expected = np.zeros((30, 48))
     for e in range(8):
         gate, up, down = (block.experts._parameters[f"{e}.{kind}_proj.weight"] for kind in ("gate", "up", "down"))
