@@ -2196,6 +2196,10 @@ def run(args: argparse.Namespace):
         system = [{"role": "system", "content": args.system}] if args.system else []
         return tokenizer.apply_chat_template(system + messages, **variables)
 
+    if args.trace:
+        expect(not args.chat and not args.score, "--trace goes with a prompt, not with --chat or --score")
+        beside = Path(__file__).resolve().parent / "verify" / "trace.py"
+        expect(beside.is_file(), f"--trace needs {beside}, which comes with this file's repository")
     file = args.prompt_file or args.score or ("-" if args.prompt == "-" else None)
     text = read_text(file) if file else args.prompt
     model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule)
@@ -2211,8 +2215,7 @@ def run(args: argparse.Namespace):
         print(f"{bits:.4f} bits per byte (first token given)")
         return
     if args.trace:
-        expect(not args.chat, "--trace goes with a prompt, not with --chat")
-        from verify.trace import trace_prompt  # beside this file
+        from verify.trace import trace_prompt
 
         ids = tokenizer.encode(render([{"role": "user", "content": text}]))
         trace_prompt(args.trace, model, ids, args.trace_keys, args.model)

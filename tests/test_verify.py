@@ -261,6 +261,12 @@ def test_command_lines(tmp_path, tiny):
     assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
     none = run("qwen3_next.py", "--prompt", "Hello!", "--trace", mine, "--trace-keys", "nothing.*")
     assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
+    none = run("qwen3_next.py", "--score", ROOT / "README.md", "--trace", tmp_path / "none")
+    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
+    (tmp_path / "alone.py").write_bytes((ROOT / "qwen3_next.py").read_bytes())
+    none = run(tmp_path / "alone.py", "--model", tiny, "--prompt", "Hello!", "--trace", tmp_path / "none")
+    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
+    assert not (tmp_path / "none").exists()
     part = run("reference_recurrent.py", "--model", tiny, "--like", mine, "--layers", "2:4", "--trace", ref)
     assert part.returncode == 0, part.stderr
     keys = set(compare.read_trace(ref).steps[""])
