@@ -358,6 +358,8 @@ class Reference:
         self.found, self.forced, self.ends = {}, forced or {}, [*ends] or [len(token_ids)]
         all_layers, T = range(len(self.config.is_moe)), len(token_ids)
         layers = all_layers if layers is None else layers
+        if layers.stop > len(all_layers):
+            raise ValueError(f"layers {layers.start}:{layers.stop}: the model has {len(all_layers)}")
         try:
             h = self.hidden(token_ids, layers)
             if layers == all_layers:
@@ -538,7 +540,7 @@ def layer_range(text: str) -> range:
 
 def write_trace(args: argparse.Namespace, reference: Reference):
     """Writes a trace file (verify/trace.py) of --tokens, or of the steps and keys of the file --like."""
-    from verify import compare, trace  # beside this file
+    from verify import compare, scenarios, trace  # beside this file
 
     like = compare.read_trace(args.like) if args.like else None
     if args.tokens is None and not (like and like.tokens):
@@ -553,7 +555,7 @@ def write_trace(args: argparse.Namespace, reference: Reference):
         found = reference.trace(tokens[""]["tokens"], forced=forced, layers=args.layers)
         steps[""] = {key: x[-1] if key.endswith("state") else x for key, x in found.items()}
     else:
-        steps = compare.join_batches(compare.rerun(reference, compare.split_tokens(tokens), {}), tokens)
+        steps = scenarios.run_reference(reference, tokens)
     if like:
         steps = {s: {k: x for k, x in found.items() if k in like.steps.get(s, {})} for s, found in steps.items()}
     producer = "reference_recurrent.py"
@@ -582,7 +584,7 @@ def main() -> int:
             write_trace(args, reference)
             return 0
         last = reference.logits(args.tokens)[-1]  # (vocab,)
-    except (OSError, ValueError, KeyError, MemoryError) as error:
+    except (ImportError, OSError, ValueError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print("error:", " ".join(str(message).split()), file=sys.stderr)
         return 1

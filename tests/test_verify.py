@@ -17,25 +17,14 @@ import reference_recurrent as reference
 sys.path.insert(0, str(ROOT))
 from verify import compare, golden, mutations, scenarios, trace  # noqa: E402
 
-FOUR = ["decode", "pieces", "padded", "speculation"]
-
-
-def as_float(steps):
-    return {
-        s: {k: x if x.dtype.kind == "i" else x.astype(float) for k, x in found.items()} for s, found in steps.items()
-    }
-
 
 @pytest.fixture(scope="module", params=[*golden.MODELS, "tiny"])
 def checkpoint(request, tmp_path_factory):
     """A folder: one of the awkward random models, or tiny/."""
-    if request.param == "tiny":
-        return ROOT / "tiny"
-    golden.write_model(request.param, folder := tmp_path_factory.mktemp("models") / request.param)
-    return folder
+    return golden.checkpoint(request.param, tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("scenario", FOUR)
+@pytest.mark.parametrize("scenario", scenarios.PASSES)
 def test_both_implementations_have_the_same_values(checkpoint, scenario):
     """Catches a tap on the wrong tensor, in either: every key of every step, float64."""
     arbiter = reference.Reference.from_pretrained(checkpoint)
@@ -149,8 +138,8 @@ def test_a_bug_in_bfloat16_is_found_in_isolation(bench, tmp_path):
     ref = bench.refs["decode"]
     model = module.Qwen3NextForCausalLM.from_pretrained(bench.model, "bfloat16")
     module.LAST = model.model.layers[7].linear_attn.out_proj.weight
-    steps = as_float(scenarios.run(model, ref.tokens, module=module)[0])
-    mine = compare.Trace(steps, ref.tokens, {})
+    steps, _ = scenarios.run(model, ref.tokens, module=module)
+    mine = compare.split_batches(compare.Trace(steps, ref.tokens, {}), ref.tokens, "right")
     done = compare.compare(ref, mine, dtype="bfloat16", isolated=True, reference=bench.reference)
     assert done.first.name == "prefill/model.layers.7.linear_attn.g"
 
@@ -216,6 +205,21 @@ def test_a_choice_within_noise_is_a_tie(bench):
         assert wrong.first.name == f"prefill/{key}"
 
 
+def test_what_follows_a_tie_is_compared(bench):
+    """Catches later values that are left out after a tie, where the reference could go on with the other choice.
+
+    A draft's own pass is the exception: it is not run again, so after a tie in it the rest of that draft is left out.
+    """
+    for _, ref, mine in bench.traces(q, "bfloat16"):
+        done = compare.compare(ref, mine, dtype="bfloat16", reference=bench.reference)
+        assert done.first is None
+        assert any(row.verdict == "tie" for row in done.rows)
+        assert not any("compared up to" in row.note for row in done.rows)
+        shared = {(step, key) for step in ref.steps for key in ref.steps[step].keys() & mine.steps[step].keys()}
+        left_out = shared - {(row.step, row.key) for row in done.rows}
+        assert all(key.endswith("margin") or step.startswith("draft ") for step, key in left_out)
+
+
 def test_command_lines(tmp_path, tiny):
     """Catches a trace that the command line writes and the kit can't read, other exit codes, and half-written files."""
 
@@ -267,6 +271,15 @@ def test_command_lines(tmp_path, tiny):
     none = run(tmp_path / "alone.py", "--model", tiny, "--prompt", "Hello!", "--trace", tmp_path / "none")
     assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
     assert not (tmp_path / "none").exists()
+    none = run(
+        "reference_recurrent.py", "--model", tiny, "--like", mine, "--layers", "2:99", "--trace", tmp_path / "none"
+    )
+    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
+    run("verify/scenarios.py", "--out", tmp_path, "--scenario", "speculation", "--dtype", "float32")
+    drafts = tmp_path / "speculation.safetensors"
+    made = run("reference_recurrent.py", "--model", tiny, "--like", drafts, "--trace", tmp_path / "drafts.safetensors")
+    assert made.returncode == 0, made.stderr
+    assert "mtp.logits" in compare.read_trace(tmp_path / "drafts.safetensors").steps["draft 2"]
     part = run("reference_recurrent.py", "--model", tiny, "--like", mine, "--layers", "2:4", "--trace", ref)
     assert part.returncode == 0, part.stderr
     keys = set(compare.read_trace(ref).steps[""])

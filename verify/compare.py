@@ -138,6 +138,20 @@ def forward_order(key: str) -> tuple:
     return section, int(match[2]) if match else 0, rank, key
 
 
+def rms(x: Array) -> float:
+    """Root of the mean square, 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+
+
+def usual_sizes(steps: dict[str, dict[str, Array]]) -> dict[str, float]:
+    """A key's largest RMS over all steps: one token's value may by chance be near 0."""
+    found: dict[str, float] = {}
+    for arrays in steps.values():
+        for key, x in arrays.items():
+            found[key] = max(found.get(key, 0.0), rms(x))
+    return found
+
+
 # ---- Files ----------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +202,11 @@ def rename(name: str, aliases: list[dict]) -> list[tuple[str, dict]]:
     return [(name, {})]
 
 
+def widened(x: Array) -> Array:
+    """Numbers with a fraction in float64."""
+    return x if x.dtype.kind in "iub" else x.astype(np.float64)
+
+
 def read_trace(path: str | Path, aliases: list[dict] = ()) -> Trace:
     """A trace file. Batches become a step for each sequence, "padded[0]". Raises CannotCompare."""
     arrays, metadata = read_arrays(path := Path(path))
@@ -202,19 +221,19 @@ def read_trace(path: str | Path, aliases: list[dict] = ()) -> Trace:
         step, _, key = name.rpartition("/")
         for ours, entry in rename(key, aliases):
             x = x.transpose(entry["transpose"]) if "transpose" in entry else x
-            steps.setdefault(step, {})[ours] = x if x.dtype.kind in "iub" else x.astype(np.float64)
+            steps.setdefault(step, {})[ours] = widened(x)
     told = manifest.get("steps", {})
     ordered = {step: steps[step] for step in [*told, *steps] if step in steps}  # a file's own order is by name
     return Trace(ordered, told, manifest)
 
 
 def split_batches(trace: Trace, tokens: dict[str, dict], padding: str) -> Trace:
-    """The same with a step for each sequence of a batch, without its padding. tokens: those of the reference."""
+    """The same, widened, with a step for each sequence of a batch, without its padding. tokens: the reference's."""
     steps = {}
     for step, arrays in trace.steps.items():
         batch = tokens.get(step, {"tokens": []})["tokens"]
         if not batch or not isinstance(batch[0], list):
-            steps[step] = arrays
+            steps[step] = {key: widened(x) for key, x in arrays.items()}
             continue
         width = max(map(len, batch))
         for b, ids in enumerate(batch):
@@ -222,7 +241,7 @@ def split_batches(trace: Trace, tokens: dict[str, dict], padding: str) -> Trace:
             for key, x in arrays.items():
                 if x.ndim and len(x) == len(batch):
                     start, rows = 0 if padding == "right" else width - len(ids), len(ids) - key.startswith("mtp.")
-                    part[key] = x[b, start : start + rows] if is_per_token(key) else x[b]
+                    part[key] = widened(x[b, start : start + rows] if is_per_token(key) else x[b])
     return Trace(steps, split_tokens(tokens), trace.manifest)
 
 
@@ -262,9 +281,8 @@ def relative_error(r: Array, m: Array, scale: float = 0.0) -> float:
     """RMS of the difference over the RMS of the reference, or over `scale` if that is more: the square root of NMSE."""
     if not r.size:
         return 0.0
-    scale = max(np.sqrt(np.mean(np.square(r))), scale)
-    error = np.sqrt(np.mean(np.square(m - r)))
-    return float(error / scale) if scale > 0 else (0.0 if error == 0 else math.inf)
+    scale, error = max(rms(r), scale), rms(m - r)
+    return error / scale if scale > 0 else (0.0 if error == 0 else math.inf)
 
 
 def kl_divergence(r: Array, m: Array) -> float:
@@ -302,7 +320,7 @@ def measure(row: Row, r: Array, m: Array, scale: float):
     if not r.size:
         row.relative, row.nmse_db = 0.0, -math.inf
         return
-    rms_r, rms_m = (float(np.sqrt(np.mean(np.square(x)))) for x in (r, m))
+    rms_r, rms_m = rms(r), rms(m)
     row.relative = relative_error(r, m, scale) if np.isfinite(m).all() else math.inf
     row.nmse_db = (
         20 * math.log10(row.relative) if 0 < row.relative < math.inf else math.copysign(math.inf, row.relative - 1)
@@ -444,7 +462,11 @@ def turned(x: Array, config: dict, variant: str) -> Array:
         return x
     if variant == "last dims":
         return np.concatenate(
-            [x[..., :-width], turned(x[..., ::1][..., -width:], {**rope, "partial_rotary_factor": 1}, "")], -1
+            [
+                x[..., :-width],
+                turned(x[..., -width:], {**rope, "rope_parameters": None, "partial_rotary_factor": 1}, ""),
+            ],
+            -1,
         )
     a, b = (
         (x[..., :width:2], x[..., 1:width:2])
@@ -508,7 +530,8 @@ def candidates(stage: str, at: Callable[[str], Array], config: dict, first: bool
             "the scale K^-0.5 is missing, or on the other of q and k",
             x * x.shape[-1] ** (0.5 if name[0] == "q" else -0.5),
         )
-        yield "divided by |x| twice, or scaled by K^-1", x * x.shape[-1] ** -0.5
+        if name[0] == "q":
+            yield "scaled by K^-1, not by K^-0.5", x * x.shape[-1] ** -0.5
         conv, keys = at("linear_attn.conv_out"), math.prod(at("linear_attn.k").shape[1:])
         raw = conv[:, keys * (name[0] == "k") :][:, :keys].reshape(len(x), -1, x.shape[-1]).repeat(r, axis=1)
         yield "not normalised to length 1", raw * (x.shape[-1] ** -0.5 if name[0] == "q" else 1.0)
@@ -541,7 +564,7 @@ def candidates(stage: str, at: Callable[[str], Array], config: dict, first: bool
         for variant, cause in TURNS.items():
             yield cause, turned(x, config, variant)
         yield (
-            "RoPE is not applied twice, but the norm before it is missing or after it",
+            "neither normalised nor turned by RoPE",
             at("self_attn.q") if (stage[10] == "q") else at("self_attn.k_proj.out").reshape(x.shape),
         )
     if stage in ("self_attn.q_norm.out", "self_attn.k_norm.out"):
@@ -658,7 +681,7 @@ def facts(stage: str, r: Array, m: Array, allowed: float) -> dict[str, str]:
     if axes[:1] == ["token"] and len(r) > 2:
         if relative_error(r[1:], m[:-1]) <= 10 * allowed or relative_error(r[:-1], m[1:]) <= 10 * allowed:
             found["shift"] = "each token has another token's values, one further"
-        rows = np.sqrt(np.mean(np.square(m - r), axis=tuple(range(1, r.ndim)))) / np.sqrt(np.mean(np.square(r)))
+        rows = np.sqrt(np.mean(np.square(m - r), axis=tuple(range(1, r.ndim)))) / rms(r)
         bad = np.flatnonzero(rows > allowed)
         if len(bad) and bad[0] > 0:
             found["start"] = f"right up to token {bad[0] - 1}, wrong from token {bad[0]} on"
@@ -705,14 +728,9 @@ class Comparison:
     def __init__(self, ref: Trace, mine: Trace, noise: Noise, config: dict):
         self.rows: list[Row] = []
         self.ties: dict[tuple[str, str], list[int]] = {}
-        self.noise, self.config, self.mine = noise, config, mine
+        self.noise, self.config, self.scale = noise, config, usual_sizes(ref.steps)
         self.tainted: int | None = None  # since a tie: tokens from this one on have seen the other choice
         self.layouts: dict[tuple[str, str], Array] = {}
-        self.scale: dict[str, float] = {}  # a key's usual size: one token's value may by chance be near 0
-        for arrays in ref.steps.values():
-            for key, x in arrays.items():
-                if x.size:
-                    self.scale[key] = max(self.scale.get(key, 0.0), float(np.sqrt(np.mean(np.square(x)))))
         for step in ref.steps:
             if step in mine.steps:
                 self.compare_step(
@@ -762,19 +780,19 @@ class Comparison:
                 self.tainted, self.tie_key = before + min(tied[prefix]), forward_order(key)
 
     def compare_values(self, row: Row, stage: str, r: Array, m: Array, heads: Array | None):
-        scale = self.scale.get(row.key, 0.0)
-        if r.shape != m.shape or relative_error(r, m, scale) > row.allowed or not np.isfinite(m).all():
-            found = match_layout(stage, r, m, row.allowed, heads)
-            if found:
-                row.verdict, m = "layout", found[0]
-                row.note = found[1]
-                self.layouts[row.step, row.key] = m
-            elif r.shape != m.shape:
-                row.verdict, row.note = "shape", f"has shape {m.shape}, expected {r.shape}"
+        scale, same = self.scale.get(row.key, 0.0), r.shape == m.shape
+        if same:
+            measure(row, r, m, scale)
+            if row.relative <= row.allowed:
                 return
-        measure(row, r, m, scale)
-        if row.verdict == "ok" and row.relative > row.allowed:
+        if found := match_layout(stage, r, m, row.allowed, heads):
+            self.layouts[row.step, row.key], row.note = found
+            row.verdict = "layout"
+            measure(row, r, found[0], scale)
+        elif same:
             row.verdict = "differs"
+        else:
+            row.verdict, row.note = "shape", f"has shape {m.shape}, expected {r.shape}"
 
     def compare_choices(self, row: Row, r: Array, m: Array, ref: dict, mine: dict, prefix: str):
         """Chosen experts: where they differ, a tie if the probabilities are so close that noise may decide."""
@@ -786,19 +804,13 @@ class Comparison:
         row.note = f"{len(different)} of {len(r)} tokens choose other experts" if len(different) else row.note
         if not len(different):
             return
-        p = ref.get(prefix + PROBS)
-        noise = self.noise.allowed(prefix + PROBS)
-        wrong = []
-        for t in different:
-            if p is None:
-                wrong.append(t)
-                continue
-            scale = math.sqrt(np.mean(np.square(p[t])))
-            q = mine.get(prefix + PROBS)
-            if q is not None and q.shape == p.shape and self.accepted(row.step, prefix + PROBS):
-                error = np.abs(q[t] - p[t]).max()  # what noise has done to this token's probabilities
-            else:
-                error = noise * scale * 3
+        p, q, noise = ref.get(prefix + PROBS), mine.get(prefix + PROBS), self.noise.allowed(prefix + PROBS)
+        seen = any(one.name == row.name.replace(IDS, PROBS) and one.verdict in ("ok", "layout") for one in self.rows)
+        seen = seen and q.shape == p.shape
+        wrong = list(different) if p is None else []
+        for t in different if p is not None else ():
+            # what noise has done to this token's probabilities
+            error = np.abs(q[t] - p[t]).max() if seen else 3 * noise * rms(p[t])
             lost, won = set(r[t].tolist()) - set(m[t].tolist()), set(m[t].tolist()) - set(r[t].tolist())
             gap = max(p[t, list(lost)]) - min(p[t, list(won)]) if lost and len(lost) == len(won) else math.inf
             if gap > 2 * error:
@@ -809,9 +821,6 @@ class Comparison:
         else:
             row.verdict = "tie"
             self.ties[row.step, row.key] = different.tolist()
-
-    def accepted(self, step: str, key: str) -> bool:
-        return any(row.step == step and row.key == key and row.verdict in ("ok", "layout") for row in self.rows)
 
     def find_first(self) -> Row | None:
         """The first that is wrong. Another layout is legal if what follows in its layer agrees."""
@@ -844,18 +853,15 @@ def rerun(reference, tokens: dict[str, dict], have: dict[str, dict[str, Array]])
         for name, _ in rows:
             keys &= set(have.get(name, {}))
         forced, ends = {}, [i + 1 for i in range(len(rows)) if i + 1 == len(rows) or rows[i][0] != rows[i + 1][0]]
+        at = {len(tokens[name]["before"]) + len(tokens[name]["tokens"]): name for name in have if name in tokens}
         for key in keys:
             if is_per_token(key):
                 if key.startswith("mtp."):
                     forced[key] = have[step][key]
                 elif all(i < len(have[name][key]) for name, i in rows):
                     forced[key] = np.stack([have[name][key][i] for name, i in rows])
-            elif stage_of(key) == "linear_attn.state":
-                at = {
-                    len(tokens[name]["before"]) + len(tokens[name]["tokens"]): name for name in have if name in tokens
-                }
-                if all(end in at and key in have[at[end]] for end in ends):
-                    forced[key] = np.stack([have[at[end]][key] for end in ends])
+            elif stage_of(key) == "linear_attn.state" and all(end in at and key in have[at[end]] for end in ends):
+                forced[key] = np.stack([have[at[end]][key] for end in ends])
         found = reference.trace(known, ends, forced)
         for key in [key for key in forced if stage_of(key) == IDS]:  # the weights are those of the forced choice
             weights, order = key.replace("topk_ids", "topk_weights"), np.argsort(forced[key], axis=-1, kind="stable")
@@ -866,8 +872,7 @@ def rerun(reference, tokens: dict[str, dict], have: dict[str, dict[str, Array]])
         for key, x in found.items():
             if key.startswith("mtp.") and before:
                 continue
-            per_token = is_per_token(key)
-            if not per_token:
+            if not is_per_token(key):
                 results[step][key] = x[-1]
             elif n:
                 results[step][key] = x if key.startswith("mtp.") else x[-n:]
@@ -918,27 +923,24 @@ def compare(
         }
         own = rerun(reference, tokens, fits)
         return Comparison(Trace(own, ref.tokens, ref.manifest), mine, noise, config)
-    forced: dict[str, dict[str, Array]] = {}
-    for _ in range(16):
-        if not done.ties:
-            break
-        for (step, key), rows in done.ties.items():
-            ids = forced.setdefault(step, {}).setdefault(key, ref.steps[step][key].copy())
-            ids[rows] = mine.steps[step][key][rows]
-        for step in tokens:  # a step without a tie keeps the reference's choice
-            for key in {key for arrays in forced.values() for key in arrays}:
-                forced.setdefault(step, {}).setdefault(key, ref.steps[step].get(key))
-        own = rerun(reference, tokens, {s: {k: x for k, x in v.items() if x is not None} for s, v in forced.items()})
-        old, before = done, ref
-        ref = Trace({**before.steps, **own}, before.tokens, before.manifest)
+    choices = {s: {k: x for k, x in ref.steps[s].items() if stage_of(k) == IDS} for s in tokens}
+    choices = {step: {key: x.copy() for key, x in found.items()} for step, found in choices.items()}
+    tied: dict[tuple[str, str], list[int]] = {}
+    # Mine's choice there, and what the reference makes of it; that may tie anew, further on
+    while fresh := {place: rows for place, rows in done.ties.items() if rows != tied.get(place)}:
+        tied |= fresh
+        for (step, key), rows in fresh.items():
+            choices[step][key][rows] = mine.steps[step][key][rows]
+        keys = {key for _, key in tied}
+        forced = {step: {key: x for key, x in found.items() if key in keys} for step, found in choices.items()}
+        own = rerun(reference, tokens, forced)
+        for step, found in own.items():
+            found |= {key: np.sort(x, axis=-1) for key, x in forced[step].items()}
+        ref = Trace({**ref.steps, **own}, ref.tokens, ref.manifest)
         done = Comparison(ref, mine, noise, config)
-        for row in done.rows:
-            if (row.step, row.key) in old.ties and row.verdict == "ok":
-                row.verdict, row.note = (
-                    "tie",
-                    f"{len(old.ties[row.step, row.key])} tokens choose otherwise, as noise may",
-                )
-                done.ties.pop((row.step, row.key), None)
+    for row in done.rows:
+        if (row.step, row.key) in tied and row.verdict == "ok":
+            row.verdict, row.note = "tie", f"{len(tied[row.step, row.key])} tokens choose otherwise, as noise may"
     return done
 
 

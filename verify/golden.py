@@ -186,6 +186,14 @@ def write_model(name: str, folder: Path):
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
+def checkpoint(name: str, folder: Path) -> Path:
+    """Where a model is: tiny/, or one of MODELS, written into the folder."""
+    if name == "tiny":
+        return HERE.parent / "tiny"
+    write_model(name, folder / name)
+    return folder / name
+
+
 def vectors(name: str, folder: Path) -> dict[str, tuple[dict, dict]]:
     """scenario -> its steps, thinned and in float32, and what each was fed."""
     reference, found = Reference.from_pretrained(folder), {}
@@ -223,9 +231,7 @@ def main() -> int:
     golden, sums, wrong = HERE / "golden", {}, []
     with tempfile.TemporaryDirectory() as folder:
         for name in (*MODELS, "tiny"):
-            place = HERE.parent / "tiny" if name == "tiny" else Path(folder) / name
-            if name != "tiny":
-                write_model(name, place)
+            place = checkpoint(name, Path(folder))
             sums[f"{name}/model.safetensors"] = sha256(place / "model.safetensors")
             for scenario, (steps, tokens) in vectors(name, place).items():
                 path = golden / f"v{VERSION}" / f"{name}-{scenario}.safetensors"

@@ -262,7 +262,7 @@ class Bench:
         self.ids = scenarios.random_tokens(self.reference.config.vocab_size, seed)
         self.config = json.loads((model / "config.json").read_bytes())
         self.refs = {}
-        for name in ("decode", "pieces", "padded", "speculation"):
+        for name in scenarios.PASSES:
             tokens = scenarios.steps_of(name, self.ids, True)
             steps = scenarios.run_reference(self.reference, tokens)
             self.refs[name] = compare.Trace(steps, tokens, {"config": self.config})
@@ -279,10 +279,6 @@ class Bench:
         model = module.Qwen3NextForCausalLM.from_pretrained(self.model, dtype, delta_rule=delta_rule)
         for name, ref in self.refs.items():
             steps, _ = scenarios.run(model, ref.tokens, module=module)
-            steps = {
-                s: {k: x if x.dtype.kind == "i" else x.astype(float) for k, x in found.items()}
-                for s, found in steps.items()
-            }
             split = compare.split_batches(compare.Trace(steps, ref.tokens, {}), ref.tokens, "right")
             yield name, compare.split_batches(ref, ref.tokens, "right"), split
 

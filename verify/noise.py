@@ -5,7 +5,7 @@
 For each dtype: this project's model, in that dtype, against reference_recurrent.py in float64 on the same weights (all
 of them bfloat16's), with the same experts chosen. Over tiny/ and the models of golden.py, two inputs each, and all
 scenarios. A floor is the largest relative RMS error that a stage had; "chained" ones, where errors of the layers before
-add up, are divided by the root of the layer's number. float64's are those that float32 has, scaled, where larger.
+add up, are divided by the root of the layer's number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ sys.path[:0] = [str(HERE.parent)]
 from qwen3_next import Qwen3NextForCausalLM  # noqa: E402
 from reference_recurrent import Reference  # noqa: E402
 from verify import golden, scenarios  # noqa: E402
-from verify.compare import IDS, LAYER, Trace, relative_error, rerun, sort_choices, split_batches, split_tokens, stage_of  # noqa: E402
+from verify.compare import (  # noqa: E402  # noqa: E402
+    IDS,
+    LAYER,
+    Trace,
+    relative_error,
+    rerun,
+    sort_choices,
+    split_batches,
+    split_tokens,
+    stage_of,
+    usual_sizes,
+)
 
 DTYPES, SEEDS = ("float64", "float32", "bfloat16", "float16"), (0, 1)
 
@@ -30,20 +41,14 @@ DTYPES, SEEDS = ("float64", "float32", "bfloat16", "float16"), (0, 1)
 def errors(model, reference: Reference, seed: int, isolated: bool):
     """(stage, depth, relative error) of every value of every scenario."""
     ids = scenarios.random_tokens(model.config.vocab_size, seed)
-    for scenario in ("decode", "pieces", "padded", "speculation"):
+    for scenario in scenarios.PASSES:
         tokens = scenarios.steps_of(scenario, ids, model.mtp is not None)
         tokens = {step: told for step, told in tokens.items() if "drafts" not in told}
         steps, _ = scenarios.run(model, tokens)
         mine = split_batches(Trace(steps, tokens, {}), tokens, "right").steps
-        mine = {
-            s: {k: x if x.dtype.kind == "i" else x.astype(float) for k, x in found.items()} for s, found in mine.items()
-        }
         have = {s: {k: x for k, x in found.items() if isolated or stage_of(k) == IDS} for s, found in mine.items()}
         ref = rerun(reference, split_tokens(tokens), have)
-        scale = defaultdict(float)
-        for found in ref.values():
-            for key, x in found.items():
-                scale[key] = max(scale[key], float((x.astype(float) ** 2).mean() ** 0.5))
+        scale = usual_sizes(ref)
         for step, found in ref.items():
             found, own = sort_choices(found), sort_choices(mine[step])
             for key in found.keys() & own.keys():
@@ -56,9 +61,7 @@ def main():
     floors = {dtype: {mode: defaultdict(float) for mode in ("chained", "isolated")} for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as folder:
         for name in (*golden.MODELS, "tiny"):
-            place = HERE.parent / "tiny" if name == "tiny" else Path(folder) / name
-            if name != "tiny":
-                golden.write_model(name, place)
+            place = golden.checkpoint(name, Path(folder))
             reference = Reference.from_pretrained(place)
             for dtype in DTYPES:
                 model = Qwen3NextForCausalLM.from_pretrained(place, dtype)

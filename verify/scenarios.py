@@ -28,7 +28,8 @@ from verify.compare import join_batches, rerun, split_tokens  # noqa: E402
 from verify.trace import write_trace  # noqa: E402
 
 Steps, Tokens = dict[str, dict[str, np.ndarray]], dict[str, dict]
-SCENARIOS = ["decode", "pieces", "padded", "speculation", "gradients"]
+PASSES = ["decode", "pieces", "padded", "speculation"]
+SCENARIOS = [*PASSES, "gradients"]
 
 
 def random_tokens(vocab_size: int, seed: int, count: int = 100) -> list[int]:
