@@ -286,7 +286,7 @@ class Qwen3NextConfig:
 
 def upcast(x: Tensor) -> Tensor:
     """float32 for sums and exponentials that bfloat16's 8 bits can't hold; float64 stays float64."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def rms_normalise(x: Tensor, eps: float) -> Tensor:
@@ -450,7 +450,8 @@ def _delta_rule_inputs(q, k, v, g, beta, state) -> tuple[Tensor, ...]:
     state = v.new_zeros(B, H, K, V) if state is None else upcast(state)
     shapes = {"q": (B, T, H, K), "v": (B, T, H, V), "g": (B, T, H), "beta": (B, T, H), "state": (B, H, K, V)}
     for (name, shape), x in zip(shapes.items(), (q, v, g, beta, state)):
-        expect(x.shape == shape, f"delta rule: {name} has shape {tuple(x.shape)}, expected {shape} beside {k.shape=}")
+        if x.shape != shape:
+            raise ValueError(f"delta rule: {name} has shape {tuple(x.shape)}, expected {shape} beside {k.shape=}")
     return *(x.transpose(1, 2) for x in (q, k, v, g, beta)), state
 
 
@@ -531,8 +532,11 @@ def causal_conv(x: Tensor, weight: Tensor, window: Tensor, lengths: Tensor | Non
     Returns: y (B, T, channels), and the window after each sequence's last real token.
     """
     kernel = weight.shape[-1]
-    x = torch.cat([window, x.transpose(1, 2)], dim=-1)  # (B, channels, kernel - 1 + T)
-    y = F.conv1d(x, weight, groups=x.shape[1])
+    one, x = x.shape[1] == 1, torch.cat([window, x.transpose(1, 2)], dim=-1)  # (B, channels, kernel - 1 + T)
+    if one:  # the same without the cost of setting up a convolution
+        y = (upcast(x) * upcast(weight[:, 0])).sum(-1, keepdim=True).to(x.dtype)
+    else:
+        y = F.conv1d(x, weight, groups=x.shape[1])
     if lengths is None:
         window = x[..., x.shape[-1] - (kernel - 1) :].clone()  # a slice alone would keep all of x in memory
     else:
@@ -572,6 +576,7 @@ class GatedDeltaNet(nn.Module):
     """Project, convolve, run the gated delta rule, normalise, gate ([GDN] section 3.4)."""
 
     delta_rule = "chunk"  # or "recurrent", for more than one token
+    chunked = functools.partial(chunk_gated_delta_rule, chunk_size=32)  # on CPUs faster than 64
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -604,9 +609,10 @@ class GatedDeltaNet(nn.Module):
         q, k, v, z = qkvz.unflatten(-1, groups).split([self.K, self.K, r * self.V, r * self.V], dim=-1)
         b, a = ba.unflatten(-1, groups).split([r, r], dim=-1)
         v, z = (x.reshape(*x.shape[:2], -1, self.V) for x in (v, z))  # (B, T, H, V)
-        for name, x in zip("qkvzba", (q, k, v, z, b.flatten(2), a.flatten(2))):
+        b, a = b.flatten(2), a.flatten(2)
+        for name, x in zip("qkvzba", (q, k, v, z, b, a)):
             tap(name, x)
-        return torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1), z, b.flatten(2), a.flatten(2)
+        return torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1), z, b, a
 
     def forward(self, x: Tensor, step: Step, cache: DeltaNetCache | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
@@ -629,7 +635,7 @@ class GatedDeltaNet(nn.Module):
         for name, x in {"q_l2norm": q, "k_l2norm": k, "g": g, "beta": beta}.items():
             tap(name, x)
         one_by_one = x.shape[1] == 1 or self.delta_rule == "recurrent"
-        rule = recurrent_gated_delta_rule if one_by_one else chunk_gated_delta_rule
+        rule = recurrent_gated_delta_rule if one_by_one else self.chunked
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
         tap("delta_out", y), tap("state", cache.state), tap("conv_state", cache.window)
         cache.last = (*before, (q, k, v, g, beta)) if step.reversible else None
@@ -719,9 +725,12 @@ class Experts(nn.Module):
         """
         k, device = experts.shape[1], x.device
         x, weights, experts = (t.to(self._parameters["0.up_proj.weight"].device) for t in (x, weights, experts))
-        order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
-        counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
-        groups = [(e, rows) for e, rows in enumerate(x.index_select(0, order // k).split(counts)) if len(rows)]
+        if one := len(x) == 1:  # nothing to sort
+            groups = [(e, x) for e in experts[0].tolist()]
+        else:
+            order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
+            counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
+            groups = [(e, rows) for e, rows in enumerate(x.index_select(0, order // k).split(counts)) if len(rows)]
         self.used += len(groups)
         coming, outputs = iter([e for e, _ in groups] if self.prefetch else []), []
         self.read_ahead(islice(coming, 16))  # the disk is busy with what comes while an expert is computed
@@ -729,8 +738,8 @@ class Experts(nn.Module):
             self.read_ahead(islice(coming, 1))
             gate, up, down = (self.weight(e, name, x.dtype) for name in self.names)
             outputs.append(F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down))
-        y = torch.cat(outputs).index_select(0, order.argsort()).view(*experts.shape, -1)  # (tokens, k, D)
-        return (weights.unsqueeze(1) @ y).squeeze(1).to(device)
+        y = torch.cat(outputs) if one else torch.cat(outputs).index_select(0, order.argsort())
+        return (weights.unsqueeze(1) @ y.view(*experts.shape, -1)).squeeze(1).to(device)  # over (tokens, k, D)
 
 
 def routed_bytes(model: nn.Module) -> int:
@@ -789,13 +798,14 @@ class DecoderLayer(nn.Module):
             self.self_attn = GatedAttention(config)
         else:
             self.linear_attn = GatedDeltaNet(config)
+        self.layer_type = layer_type
         self.mlp = SparseMoeBlock(config) if moe else MLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     @property
     def mixer(self) -> GatedAttention | GatedDeltaNet:
-        return self.self_attn if hasattr(self, "self_attn") else self.linear_attn
+        return self.self_attn if self.layer_type == "full_attention" else self.linear_attn
 
     def forward(self, x: Tensor, step: Step, cache: KVCache | DeltaNetCache | None) -> tuple[Tensor, Tensor | None]:
         """x (B, T, D) -> (B, T, D), and the router's logits (B, T, E) of an MoE layer."""
@@ -1216,6 +1226,7 @@ class Qwen3NextForQuestionAnswering(LinearHead):
 FP8 = torch.float8_e4m3fn
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
 madvise = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_WILLNEED") else None  # not on Windows
+ADVISED = 2**18  # bytes of a matrix from which the system is told how it will be read: that takes microseconds, too
 HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
 
 
@@ -1503,7 +1514,7 @@ def assign_weights(
             module._parameters[name] = nn.Parameter(new, requires_grad=not eight)
             if eight:
                 module._buffers[f"{name}_scale_inv"] = tensors[f"{key}_scale_inv"].to(device)
-            if routed and new is tensor and madvise:
+            if routed and new is tensor and madvise and new.nbytes >= ADVISED:
                 advise(tensor, mmap.MADV_RANDOM)  # of a page that is touched, read no more than that page,
                 module.prefetch = functools.partial(advise, advice=mmap.MADV_WILLNEED)  # but a chosen expert as a whole
 
