@@ -175,7 +175,7 @@ def test_what_is_told_after_each_move_is_true():
     source, facts = corpus.Corpus("train", {"moves": 1.0}, bare=True), 0
     for number in range(100):
         text = corpus.text_of(source.document(f"told:{number}")).removesuffix("<|endoftext|>")
-        assert len(follow_account(text.split("\n")[1])) == corpus.MOVED
+        assert 2 <= len(follow_account(text.split("\n")[1])) <= corpus.MOVED
         facts += text.count("The ")
     assert facts > 500
 

@@ -184,7 +184,10 @@ def main():
     args = parser.parse_args()
     begun, card = time.perf_counter(), Card(args.model, args.documents)
     excess, drafts, load = card.by_role()
-    moves = [[n, f"{card.questions(40, moves=n):.0%}"] for n in (1, 2, 3, 4, 6, 8, 12, 16)]
+    moves = [
+        [n, *(f"{card.questions(40, moves=n, things=things):.0%}" for things in (2, 3))]
+        for n in (1, 2, 3, 4, 6, 8, 12, 16)
+    ]
     books = [[n, f"{card.questions(24, entries=n):.0%}"] for n in (2, 4, 8, 16, 24, 32, 48, 64, 96)]
     far = [[n, *(f"{card.far(n, length):.0%}" for length in (512, 1024, 2048, 4096))] for n in (4, 16)]
     stories = card.questions(150)
@@ -199,7 +202,8 @@ def main():
     ]
     sections = {
         "excess": excess,
-        "questions": f"Questions about stories: {stories:.1%} right.\n\n" + table(["moves", "right"], moves),
+        "questions": f"Questions about stories: {stories:.1%} right.\n\n"
+        + table(["moves", "two things", "three"], moves),
         "books": table(["entries", "right"], books),
         "far": table(["entries", "512", "1K", "2K", "4K"], far),
         "load": load,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import random
 import re
@@ -537,7 +538,8 @@ GREETING = any_of(
     )
 )
 SMALL = any_of(*(exchange(line(said), line(answer)) for said, answer in SMALL_TALK.items()))
-READ = Choice(((2, ()), (1, (*line("[Read this story.|Here is a story.|Listen to this.]"), Mark("\n\n")))))
+# Said before every story that a user tells: where a story ends, it says whether a question may follow in the message.
+READ = (*line("[Read this story.|Here is a story.|Listen to this.]"), Mark("\n\n"))
 
 
 def read_and_asked(env: Env) -> tuple:
@@ -554,21 +556,24 @@ CHAT = Choice(
     (
         (0.6, (REQUEST, questions(ASKED, 0.5, 0.2, 0.2, 0.1), Choice(((0.1, (THANKING,)), (0.9, ()))))),
         (0.05, (GREETING, questions(ASKED, 0.7, 0.3))),
-        (0.35, (*turn("user", READ, *STORY)[:-2], Call(read_and_asked), questions(ASKED, 0.1, 0.3, 0.3, 0.3))),
+        (0.35, (*turn("user", *READ, *STORY)[:-2], Call(read_and_asked), questions(ASKED, 0.1, 0.3, 0.3, 0.3))),
     )
 )
 
 
 # Who moves what where.
 
-MOVERS, MOVED, MOVES = 3, 2, 12  # characters and things in an account, and how often something is moved at most
+MOVED, MOVES = 3, 12  # things in an account at most, and how often something is moved at most
 
 
 def account(env: Env) -> tuple:
-    """Some characters and things, then env["moves"] moves, or 1 to MOVES of them, and questions where everything is."""
+    """env["things"] things, or 2 to MOVED of them, and one more characters; then env["moves"] moves, or 1 to MOVES of
+    them, and questions where everything is.
+    """
     count = env.get("moves")
     counts = range(1, env.get("most moves", MOVES) + 1) if count is None else (count,)
-    return (perhaps_bare(env), any_of(*((Bind("left", n), *LINE_OF_CAST, Call(move)) for n in counts)))
+    things = any_of(*((Bind("things", n),) for n in ((env["things"],) if "things" in env else range(2, MOVED + 1))))
+    return (perhaps_bare(env), things, any_of(*((Bind("left", n), *LINE_OF_CAST, Call(move)) for n in counts)))
 
 
 def perhaps_bare(env: Env) -> Choice:
@@ -579,18 +584,18 @@ def perhaps_bare(env: Env) -> Choice:
 
 def cast(env: Env) -> tuple:
     """Names one more character, until there are enough."""
-    people = env.get("people", ())
-    if len(people) == MOVERS:
+    people, last = env.get("people", ()), env["things"]
+    if len(people) > last:
         return ()
     ways = ((Word(name, "name (new)"), Bind("people", (*people, name))) for name in NAMES if name not in people)
-    between = (), (Mark(","), Mark(" ")), (Mark(" "), Word("and"), Mark(" "))
-    return (*between[len(people)], any_of(*ways), Call(cast))
+    between = parse(" and ") if len(people) == last else parse(", ") if people else ()
+    return (*between, any_of(*ways), Call(cast))
 
 
 def set_out(env: Env) -> tuple:
     """Says who has one more thing, until there are enough."""
     held = env.get("held", {})
-    if len(held) == MOVED:
+    if len(held) == env["things"]:
         return ()
     nouns = [noun for noun in THING_ROWS if noun not in held and " " not in noun]
     ways = []
@@ -610,14 +615,17 @@ def place_words(noun: str) -> tuple:
 
 
 def move(env: Env) -> tuple:
-    """One move and then the next, at last the questions; if there are none, all their answers at the end, and after
-    each move with probability env["tell"], 1 unless given.
+    """One move and then the next, at last the questions; if there are none, all their answers at the end, and one
+    answer after each move with probability env["tell"], 1 unless given. With env["news"], what has been told is told
+    again only when it has changed: it could be copied from there.
     """
     left, held, people = env["left"], env["held"], env["people"]
     if not env["questions"] and env.get("told") != left:
-        facts, tell = [(*fact(env, noun), Mark(".")) for noun in held], env.get("tell", 1.0) if left else 1.0
-        both = (any_of((*facts[0], *facts[1]), (*facts[1], *facts[0])),)
-        return (Choice(tuple((p, x) for p, x in ((tell, both), (1 - tell, ())) if p)), Bind("told", left), Call(move))
+        known = env.get("known", {}) if env.get("news") else {}
+        nouns, tell = [noun for noun in held if known.get(noun) != held[noun]], env.get("tell", 1.0) if left else 1.0
+        orders = itertools.permutations(nouns, min(len(nouns), 1) if left else len(nouns))
+        some = (any_of(*(facts_told(env, order) for order in orders)),)
+        return (Choice(tuple((p, x) for p, x in ((tell, some), (1 - tell, ())) if p)), Bind("told", left), Call(move))
     if not left:
         return few_questions(env, whereabouts, lambda one: (few(one, 0.2, 0.8),)) if env["questions"] else ()
     ways = []
@@ -654,6 +662,12 @@ def move(env: Env) -> tuple:
         for weight, nodes, noun, to in ways
     ]
     return (Choice(tuple(made)), Bind("left", left - 1), Call(move))
+
+
+def facts_told(env: Env, nouns: tuple[str, ...]) -> tuple:
+    """Sentences that say where things are, and that this is known now."""
+    known = env.get("known", {}) | {noun: env["held"][noun] for noun in nouns}
+    return (*itertools.chain(*((*fact(env, noun), Mark(".")) for noun in nouns)), Bind("known", known))
 
 
 def fact(env: Env, noun: str) -> tuple:
@@ -702,12 +716,12 @@ GUESTS = 6
 
 
 def meeting(env: Env) -> tuple:
-    """A day, env["guests"] characters with a thing each, or 1 to GUESTS of them, and questions about all of that.
+    """A day, env["guests"] characters with a thing each, or 2 to GUESTS of them, and questions about all of that.
 
     If there are no questions, their answers alone, env["rounds"] times, in another order each time.
     """
     count = env.get("guests")
-    counts = range(1, env.get("most guests", GUESTS) + 1) if count is None else (count,)
+    counts = range(2, env.get("most guests", GUESTS) + 1) if count is None else (count,)
     day = ("It was a {sky}.", "One {sky}, some friends met.", "On a {sky}, some friends met.")
     begin = (Word("<|im_start|>"), Word("user"), Mark("\n"), *line(*day))
     return (*begin, perhaps_bare(env), any_of(*((Bind("guests left", n),) for n in counts)), Call(guest))
@@ -758,16 +772,14 @@ def answers_alone(env: Env) -> tuple:
 
 def particulars(env: Env) -> list[tuple]:
     """Questions about who is who and what the day and the things were like; none twice."""
-    done, pairs = env.get("asked", ()), [(line("What was the weather like at the start?"), line("It was a {sky}."))]
+    weather = (Bind("role", "answer"), *line("It was a {sky}."), Bind("role", None))
+    done, pairs = env.get("asked", ()), [(line("What was the weather like at the start?"), weather)]
     for one in env["present"]:
         name, noun, like, kind = (Word(one[key], "answer") for key in ("name", "noun", "like", "kind"))
+        the = (*line("The "), noun)
         pairs.append((line(f"Who is {name.text}?"), (LINE, name, *parse(" is a "), kind, Mark("."))))
-        who_has = line(f"Who has the {noun.text} now?")
-        pairs.append((who_has, (*line("The "), noun, *parse(" is with "), name, Mark("."))))
-        if env["questions"]:  # without its question, the answer would not tell which thing it is about
-            pairs.append(
-                (line(f"What was the {noun.text} like?"), (*line("It was a "), like, Mark(" "), noun, Mark(".")))
-            )
+        pairs.append((line(f"Who has the {noun.text} now?"), (*the, *parse(" is with "), name, Mark("."))))
+        pairs.append((line(f"What was the {noun.text} like?"), (*the, *parse(" was a "), like, *parse(" one."))))
     return [(q, a, Bind("asked", (*done, number))) for number, (q, a) in enumerate(pairs) if number not in done]
 
 

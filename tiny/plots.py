@@ -170,7 +170,7 @@ class Shape:
         if "told day" in env:
             asked.append(("What was the weather like at the start?", "It was a {sky}."))
         if "told t.adjective" in env:
-            asked.append(("What was {t} like?", "It was a {t.adjective} {t.noun}."))
+            asked.append(("What was {t} like?", "{t} was a {t.adjective} one."))
         return asked
 
 

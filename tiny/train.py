@@ -5,7 +5,7 @@
     python tiny/train.py --out DIR           put the finished model elsewhere
 
 The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own: cross-entropy, the
-load-balancing loss, and after 70 % of the steps that of the MTP layer. Muon for the matrices, AdamW for the rest;
+load-balancing loss, and after 55 % of the steps that of the MTP layer. Muon for the matrices, AdamW for the rest;
 warm-up, then a cosine. CPU, in two processes that average their gradients, or CUDA when there is one.
 """
 
@@ -56,7 +56,7 @@ TINY = {
     "num_experts_per_tok": 4,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
-    "router_aux_loss_coef": 0.03,
+    "router_aux_loss_coef": 0.05,
     "mtp_num_hidden_layers": 1,
     "mtp_loss_scaling_factor": 0.3,
 }
@@ -74,7 +74,7 @@ MICRO = TINY | {
     "shared_expert_intermediate_size": 24,
 }
 # Config, folder, steps, and the share of them after which the MTP layer's loss joins in
-SIZES = {"tiny": (TINY, HERE, 3000, 0.7), "micro": (MICRO, HERE / "micro", 1000, 0.4)}
+SIZES = {"tiny": (TINY, HERE, 2800, 0.55), "micro": (MICRO, HERE / "micro", 1000, 0.25)}
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # How Qwen's tokenizer cuts text before BPE: contractions, words with their leading space, digits, punctuation.
 PRETOKENISE = (
@@ -108,7 +108,7 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
-    source = corpus.Corpus("train", WITHOUT_GUESTS)
+    source = corpus.Corpus("train")
     texts = (corpus.text_of(source.document(f"{seed} tokenizer:{number}")) for number in range(documents))
     marks = re.compile(r"<\|\w+\|>")
     backend.train_from_iterator(itertools.chain.from_iterable(map(marks.split, texts)), trainer)
@@ -118,14 +118,29 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-# The shares of documents towards which the first third of training goes, and in the text the tokenizer is made from.
-WITHOUT_GUESTS = {"story": 0.1, "chat": 0.55, "moves": 0.2, "book": 0.13, "small talk": 0.02}
 # Roles of words that nobody can know, and of those that can always be known by looking back. Of the others, those that
 # are not of the template have been told before, and are often known.
 UNKNOWABLE, COPIED, TEMPLATE = (" (new)", " (asked)"), ("answer", "name (copied)"), "template"
 # What --without can leave out: the documents without questions, the mask on the loss, the short rows, the order of the
 # layers with attention first, Muon, and the quiet start.
 PARTS = ["bare", "mask", "short", "order", "muon", "quiet"]
+
+
+# The phases of the training: how much of it is done when each ends, and the shares of the corpus' kinds of documents.
+# None: from EARLY at a fifth of the training towards LATER at three fifths.
+EARLY = {"chat": 0.35, "moves": 0.3, "book": 0.2, "who": 0.15}
+LATER = {"story": 0.05, "chat": 0.41, "moves": 0.3, "book": 0.08, "small talk": 0.02, "who": 0.14}
+PHASES = {
+    "look back": (0.08, {"moves": 0.45, "book": 0.55}),
+    "who is who": (0.2, {"moves": 0.25, "book": 0.1, "who": 0.65}),
+    "questions": (0.357, None),
+    "accounts": (0.6, {"chat": 0.3, "moves": 0.42, "book": 0.08, "who": 0.18, "small talk": 0.02}),
+    "between": (0.607, None),
+    "few moves": (0.69, {"moves": 0.8, "who": 0.2}),
+    "mixed": (0.8, None),
+    "all": (math.inf, corpus.SHARES),
+}
+NARROW = ("look back", "who is who", "few moves")  # short rows, and little in the loss but what has been told before
 
 
 class Stage(NamedTuple):
@@ -146,41 +161,34 @@ def curriculum(progress: float, length: int, without: frozenset[str] = frozenset
     What must be taught above all is to look back, and little of the loss is about that: most of it is about what nobody
     can know, as a new name or the digits of a phone book, and learning from that is noise. So nine in ten of these
     tokens are left out of the loss, in the beginning most others, too. The first documents can only be predicted by
-    looking back: phone books with few entries, told again and again, and accounts that say after each move where
-    everything is; then the same with questions; then all kinds. The first rows are short, so that nothing else is in
-    sight. What kind of animal someone is, and what the day and the things were like, is told once in a story, and was
-    not learned by the way: two more such phases, of documents that tell nothing else, are about these.
+    looking back: phone books with few entries, told again and again, and accounts that say after moves where things
+    are; then meetings, which tell over and over what animal someone is, and what the day and the things were like. The
+    rows of these two phases are short, so that nothing else is in sight. Then come questions; then accounts above all,
+    for a while with few moves and alone; at last all kinds, as the corpus has them.
     """
-    first, told, asked = progress < 0.08, 0.57 <= progress < 0.66, 0.735 <= progress < 0.775  # the narrow phases
-    masked, narrow = "mask" not in without, first or told or asked
-    if progress < 0.4:
-        early = {"moves": 0.4, "book": 0.6} if first else {"chat": 0.4, "moves": 0.3, "book": 0.3}
-        rest = min(1.0, max(0.0, 1.2 - 3 * progress))
-        shares = {kind: rest * early.get(kind, 0.0) + (1 - rest) * share for kind, share in WITHOUT_GUESTS.items()}
-    elif told or asked:
-        shares = {"who": 1.0}
-    elif progress < 0.8:
-        shares = {"story": 0.03, "chat": 0.35, "moves": 0.32, "book": 0.08, "small talk": 0.02, "who": 0.2}
-    else:
-        shares = corpus.SHARES
-    bare = 0.6 - progress if progress < 0.4 else 0.5 if progress < 0.8 and not asked else 0.0
+    phase, shares = next((name, shares) for name, (end, shares) in PHASES.items() if progress < end)
+    masked, narrow, few = "mask" not in without, phase in NARROW, phase == "few moves"
+    rest = max(0.0, 1.0 - 2.5 * (progress - 0.2))
+    blend = {kind: rest * EARLY.get(kind, 0.0) + (1 - rest) * share for kind, share in LATER.items()}
+    bare = {"accounts": 0.6, "between": 0.2, "mixed": 0.4, "all": 0.0}.get(phase, 1.0 if narrow else 0.7 - progress)
     settings = {
-        "bare": 0.0 if "bare" in without else 1.0 if first or told else bare,
-        "tell": 1.0 if progress < 0.4 else 0.35,
-        "rounds": 4 if progress < 0.2 or 0.57 <= progress < 0.6 else 1,
+        "bare": 0.0 if "bare" in without else bare,
+        "tell": 0.8 if phase == "look back" else 0.5,
+        "news": progress >= 0.357,
+        "rounds": {"look back": 4, "who is who": 2}.get(phase, 1),
         "most entries": min(corpus.ENTRIES, 3 + int(progress * 60)),
-        "most guests": 2 if progress < 0.63 or asked else 4 if told else corpus.GUESTS,
-        "most moves": min(corpus.MOVES, 2 + int(progress * 30)),
+        "most guests": min(corpus.GUESTS, 2 + int(progress * 8)),
+        "most moves": 3 if few else min(corpus.MOVES, 2 + int(progress * 30)),
         "single questions": 0.1 + 0.4 * progress,
     }
-    if progress < 0.8:
-        settings["questions a story"] = 8 if progress < 0.4 else 16 if asked else 6
+    if phase != "all":
+        settings["questions a story"] = 8 if progress < 0.4 else 6
     return Stage(
-        length // 4 if narrow and "short" not in without else length // 2 if progress < 0.16 else length,
-        shares,
+        length // 4 if narrow and "short" not in without else length // 2 if progress < 0.3 else length,
+        shares or blend,
         settings,
-        unknowable=1.0 if not masked else 0.02 if told or asked else 0.1 if progress < 0.66 else 1.0,
-        template=1.0 if not masked else 0.05 if told or asked else min(1.0, 0.05 + 10 * progress**2),
+        unknowable=1.0 if not masked or phase == "all" else 0.02 if few else 0.1 if progress < 0.5 else 0.3,
+        template=1.0 if not masked else 0.05 if few else min(1.0, 0.05 + 4 * progress**2),
         told=0.05 if narrow and masked else 1.0,
     )
 
@@ -286,7 +294,8 @@ def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, ro
 @torch.no_grad()
 def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documents: int = 8, **settings) -> float:
     """The share of a document kind's answers of which every word is predicted right, one document a row."""
-    kind = "book" if "entries" in settings else "moves" if "moves" in settings else "chat"
+    kinds = {"entries": "book", "moves": "moves", "guests": "who"}
+    kind = next((kinds[name] for name in settings if name in kinds), "chat")
     source, right, total = corpus.Corpus("held out", {kind: 1.0}, **settings), 0, 0
     for number in range(documents):
         ids, spans = [], []
@@ -377,8 +386,9 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
             model.eval()
             books = [f"{n} {accuracy(model, tokenizer, entries=n):.0%}" for n in (2, 4, 8, 16, 32)]
             moves = [f"{n} {accuracy(model, tokenizer, 16, moves=n):.0%}" for n in (1, 2, 4, 8)]
+            who = accuracy(model, tokenizer, 16, guests=4)
             told = accuracy(model, tokenizer, 32, **{"questions a story": 4})
-            tqdm.write(f"  entries: {', '.join(books)}; moves: {', '.join(moves)}; stories: {told:.0%}")
+            tqdm.write(f"  entries: {', '.join(books)}; moves: {', '.join(moves)}; who: {who:.0%}; stories: {told:.0%}")
             model.train()
     if last < args.steps or rank > 0:
         return
@@ -403,7 +413,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--steps", type=int, help="of --batch rows each (default: 3000, for micro 1000)")
+    parser.add_argument("--steps", type=int, help="of --batch rows each (default: 2800, for micro 1000)")
     parser.add_argument("--batch", type=int, default=8, help="rows a step, over all processes")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
