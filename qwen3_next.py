@@ -287,12 +287,15 @@ class Qwen3NextConfig:
 def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, x (..., in), W (out, in) -> (..., out).
 
-    A single x on a CPU is multiplied as a vector, which reads W up to a third faster than F.linear does.
+    On a CPU, F.linear rearranges W before it multiplies. A single x is therefore multiplied as a vector, which reads W
+    up to a third faster, and a few rows of an expert's as (W x^T)^T, up to twice as fast.
     """
-    if x.numel() != W.shape[1] or not x.is_cpu:
-        return F.linear(x, W, bias)
-    one = x.reshape(-1)
-    return (W @ one if bias is None else torch.addmv(bias, W, one)).view(*x.shape[:-1], -1)
+    if x.is_cpu and x.numel() == W.shape[1]:
+        y = W @ x.reshape(-1) if bias is None else torch.addmv(bias, W, x.reshape(-1))
+        return y.view(*x.shape[:-1], -1)
+    if x.is_cpu and x.ndim == 2 and len(x) < 64 and bias is None:
+        return (W @ x.t()).t()
+    return F.linear(x, W, bias)
 
 
 class Linear(nn.Linear):
