@@ -51,6 +51,13 @@ def measure(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, stories:
     return rows
 
 
+def show(rows: list[dict]):
+    print(f"{'drafts':>6} {'tokens/s':>9} {'ratio':>6}  share that stood, by position")
+    for row in rows:
+        shares = ", ".join(f"{share:.0%}" for share in row["stood"])
+        print(f"{row['drafts']:>6} {row['tokens_per_s']:>9.1f} {row['ratio']:>6.2f}  {shares}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", type=int, default=len(WORDS), help="how many")
@@ -62,10 +69,7 @@ def main():
     torch.set_num_threads(args.threads)
     tokenizer, model = (kind.from_pretrained(args.model) for kind in (Qwen3NextTokenizer, Qwen3NextForCausalLM))
     rows = measure(model, tokenizer, args.stories, args.runs)
-    print(f"{'drafts':>6} {'tokens/s':>9} {'ratio':>6}  share that stood, by position")
-    for row in rows:
-        shares = ", ".join(f"{share:.0%}" for share in row["stood"])
-        print(f"{row['drafts']:>6} {row['tokens_per_s']:>9.1f} {row['ratio']:>6.2f}  {shares}")
+    show(rows)
     if args.out:
         machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": args.threads}
         report = {**machine, "stories": args.stories, "runs": args.runs, "rows": rows}
