@@ -449,9 +449,10 @@ class GatedAttention(nn.Module):
         tap("k_rope", k := apply_rope(self.k_norm(k), step.cos, step.sin))
         k, v = cache.update(k, v, step) if cache else (k.transpose(1, 2), v.transpose(1, 2))  # (B, kv heads, S, dim)
         dropout, causal = self.dropout if self.training else 0.0, step.mask is None and T > 1
-        q = q.transpose(1, 2)  # (B, heads, T, head_dim); the products are scaled by head_dim^-0.5
-        y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True).transpose(1, 2)
-        tap("attn_out", y)  # (B, T, heads, head_dim)
+        # (B, heads, T, head_dim); of one token, the queries that share a key head as its rows: no key is repeated then
+        q = q.transpose(1, 2) if T > 1 else q.view(B, k.shape[1], -1, self.head_dim)
+        y = F.scaled_dot_product_attention(q, k, v, step.mask, dropout, causal, enable_gqa=True)
+        tap("attn_out", y := y.transpose(1, 2) if T > 1 else y.view(B, 1, -1, self.head_dim))  # (B, T, heads, head_dim)
         return self.o_proj((y * torch.sigmoid(gate)).flatten(2))
 
 
