@@ -26,6 +26,7 @@ checkpoint with:
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -424,8 +425,11 @@ def plot(report: dict, path: Path):
 
     shown = [name for name in ("small", "slice", "tiny") if name in report]
     panels = len(shown) + 2 * ("contexts" in report) + ("forms" in report)
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.4 * panels, 3.6), squeeze=False, layout="constrained")
-    axes, colors = list(axes[0]), {"ours": "#0072B2", "transformers": "#E69F00", "llama.cpp": "#009E73"}
+    rows = math.ceil(panels / 3)
+    figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[panels:]:
+        axis.remove()
+    axes, colors = list(axes.flat), {"ours": "#0072B2", "transformers": "#E69F00", "llama.cpp": "#009E73"}
     for name in shown:
         axis, rows = axes.pop(0), report[name]["rows"]
         tasks, systems = list(dict.fromkeys(r["task"] for r in rows)), list(dict.fromkeys(r["system"] for r in rows))
@@ -439,6 +443,7 @@ def plot(report: dict, path: Path):
             [i + 0.4 * (1 - 1 / len(systems)) for i in range(len(tasks))], [t.replace(" ", "\n", 1) for t in tasks]
         )
         axis.set(title=f"{name}, {report[name]['dtype']}", ylabel="per cent of the machine's limit")
+        axis.margins(y=0.35)  # room for the legend
         axis.legend()
     if "contexts" in report:
         axis, found = axes.pop(0), report["contexts"]
