@@ -1,0 +1,800 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. A tour of Qwen3-Next
+#
+# Qwen3-Next is a language model of 80 billion parameters, of which a token uses about three. Most of its layers have no
+# attention: they keep a memory of constant size instead. After this notebook you know
+#
+# 1. what the model consists of, and in what order,
+# 2. where its parameters sit, and which of them a token uses,
+# 3. what each layer of a small trained Qwen3-Next adds to the answer to one prompt,
+# 4. what a token costs in memory, bytes read and arithmetic, beside a dense transformer, as the context grows.
+#
+# You need to know PyTorch and the attention of a transformer. How the parts work inside is for the notebooks that
+# follow; here they are boxes with a size and a cost. All code is this repository's `qwen3_next.py`; no GPU and no
+# download is needed.
+
+# %%
+# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = os.environ.get("REPOSITORY", "")
+root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
+if not root.is_dir():
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+
+# %%
+import json
+import random
+
+import figures
+import torch
+from matplotlib import pyplot
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer
+
+figures.setup()
+
+# %% [markdown]
+# ## The model in one picture
+#
+# A checkpoint's `config.json` says how large everything is. These are the fields of the released
+# Qwen3-Next-80B-A3B that decide shapes. The same numbers stand beside the fields of `Qwen3NextConfig` in
+# `qwen3_next.py`. The last line is ours: the released file does not mention that the checkpoint also has a
+# multi-token-prediction (MTP) layer, which drafts tokens and is not needed to run the model.
+
+# %%
+config = Qwen3NextConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    num_hidden_layers=48,
+    full_attention_interval=4,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    head_dim=256,
+    rope_theta=10_000_000,
+    linear_num_key_heads=16,
+    linear_num_value_heads=32,
+    linear_key_head_dim=128,
+    linear_value_head_dim=128,
+    linear_conv_kernel_dim=4,
+    num_experts=512,
+    num_experts_per_tok=10,
+    moe_intermediate_size=512,
+    shared_expert_intermediate_size=512,
+    mtp_num_hidden_layers=1,
+)
+print(*config.layer_types[:8], "...", sep="\n")
+
+# %% [markdown]
+# `full_attention_interval` means: layer $i$ is attention if $i + 1$ is a multiple of 4. Of the 48 layers 12 are **gated
+# attention**: softmax attention whose output is scaled by a sigmoid. 36 are **Gated DeltaNet**: each head keeps one
+# matrix, its *state*, from which every token removes a little and to which it adds a little.
+#
+# Each layer has two halves of one form. With the *residual stream* $x$, a vector of `hidden_size` numbers per token,
+#
+# $$x \leftarrow x + \mathrm{mixer}(\mathrm{norm}(x)), \qquad x \leftarrow x + \mathrm{MoE}(\mathrm{norm}(x)).$$
+#
+# The mixer (Gated DeltaNet or attention) moves information between tokens. The MoE, a *mixture of experts*, works on
+# each token by itself: a *router* chooses 10 of 512 small MLPs, the *experts*; one more, the *shared expert*, sees all
+# tokens.
+#
+# The next cells draw this from the config: first boxes and lines, then the row of all layers, the inside of one layer,
+# and the legend.
+
+# %%
+COLOR = {"linear_attention": figures.SKY, "full_attention": figures.ORANGE, "MoE": figures.GREEN, "other": "#BBBBBB"}
+LABEL = {"linear_attention": "Gated DeltaNet", "full_attention": "gated attention"}
+
+
+def box(axis, x, y, width, height, kind="other", text="", size=10, **options):
+    """A coloured rectangle with its lower left corner at (x, y), and a text in the middle."""
+    axis.add_patch(pyplot.Rectangle((x, y), width, height, facecolor=COLOR[kind], edgecolor="#444444", lw=0.8))
+    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", size=size, **options)
+
+
+def arrow(axis, *points):
+    """A line through points, behind all boxes, with an arrow head at its end."""
+    axis.plot(*zip(*points), color="#444444", lw=1.2, zorder=0)
+    style = {"arrowstyle": "-|>", "color": "#444444", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", points[-1], points[-2], arrowprops=style, zorder=0)
+
+
+# %%
+def draw_stack(axis):
+    """All layers, in a row."""
+    n, step = config.num_hidden_layers, 84 / config.num_hidden_layers
+    axis.text(55, 64, f"{n} layers, {config.vocab_size:,} tokens, {config.hidden_size:,} numbers a token", ha="center")
+    arrow(axis, (2, 58), (108, 58))  # the residual stream
+    box(axis, 4, 53, 5, 10, text="embedding", size=9, rotation=90)
+    box(axis, 97, 53, 3, 10, text="norm", size=9, rotation=90)
+    box(axis, 101.5, 53, 4, 10, text="lm_head", size=9, rotation=90)
+    axis.text(9.5, 52, "layer", ha="center", va="top", size=8)
+    for i, kind in enumerate(config.layer_types):
+        box(axis, 11 + i * step, 54, 0.75 * step, 8, kind)
+        if kind == "full_attention":
+            axis.text(11 + (i + 0.4) * step, 52, str(i), ha="center", va="top", size=8)
+    middle = 11 + (n // 2 - 0.6) * step  # one layer, enlarged below
+    axis.fill([middle - 1, middle + 1, 106, 4], [49, 49, 44, 44], color="#E4E4E4", lw=0, zorder=-2)
+
+
+# %%
+def draw_layer(axis):
+    """The inside of one layer."""
+    axis.add_patch(pyplot.Rectangle((4, 21), 102, 23, facecolor="#F4F4F4", edgecolor="#E4E4E4", zorder=-1))
+    arrow(axis, (2, 30), (108, 30))
+    for x in (12, 62):
+        box(axis, x, 27, 9, 6, text="norm")
+    box(axis, 26, 30, 19, 5.5, "linear_attention", "Gated DeltaNet")
+    box(axis, 26, 24.5, 19, 5.5, "full_attention", "gated attention")
+    axis.text(35.5, 22.7, "one of the two", ha="center", va="center", size=9)
+    box(axis, 76, 26, 16, 8, "MoE", "MoE")
+    for start, end in ((8, 50), (58, 97)):
+        arrow(axis, (start, 30), (start, 39), (end, 39), (end, 32))
+        axis.plot([end], [30], "o", ms=17, mfc="white", mec="#444444")
+        axis.text(end, 30, "+", ha="center", va="center", size=13)
+        axis.text((start + end) / 2, 40, "residual: the stream itself goes round", ha="center", size=9)
+
+
+# %%
+def draw_legend(axis):
+    """What the colours mean."""
+    c = config
+    texts = {
+        "linear_attention": f"Gated DeltaNet\n{c.linear_num_value_heads} states of {c.linear_key_head_dim} x "
+        f"{c.linear_value_head_dim}\nconvolution over {c.linear_conv_kernel_dim} tokens\nconstant memory",
+        "full_attention": f"gated attention\n{c.num_attention_heads} query heads on {c.num_key_value_heads} key heads\n"
+        f"of {c.head_dim} numbers\nmemory grows with each token",
+        "MoE": f"mixture of experts\nrouter: {c.num_experts_per_tok} of {c.num_experts} experts\n"
+        f"and one shared expert,\neach {c.moe_intermediate_size} wide inside",
+    }
+    for i, (kind, text) in enumerate(texts.items()):
+        box(axis, 4 + 35 * i, 2, 32, 14, kind, text)
+
+
+axis = figures.axes(width=11, height=6.6)
+axis.set(xlim=(0, 110), ylim=(0, 66))
+axis.axis("off")
+for draw in (draw_stack, draw_layer, draw_legend):
+    draw(axis)
+pyplot.show()
+
+# %% [markdown]
+# The stream runs from left to right, and every layer adds to it. Nothing else connects the layers. The three coloured
+# boxes below are also the legend.
+
+# %% [markdown]
+# ## Where 80 billion parameters sit
+#
+# We build the whole model on PyTorch's *meta* device: tensors there have a shape but no numbers, so that 80 billion
+# parameters take no memory. Names and shapes are the checkpoint's.
+
+# %%
+with torch.device("meta"):
+    big = Qwen3NextForCausalLM(config)
+
+total = sum(p.numel() for p in big.parameters())
+without_mtp = sum(p.numel() for name, p in big.named_parameters() if not name.startswith("mtp."))
+print(f"{total:>15,} parameters\n{without_mtp:>15,} without the MTP layer")
+assert total == 81_324_862_720  # the count of the released checkpoint's 75,944 tensors
+assert len(dict(big.named_parameters())) == 75_944
+
+# %% [markdown]
+# So the "80B" of the name is 79.7 billion, MTP not counted. Next, a part for each name. The order of the questions
+# matters: MTP has attention and experts of its own, and all of these go to MTP.
+
+# %%
+PARTS = {  # what a parameter's name contains -> the part it belongs to; the first that fits counts
+    "mtp.": "MTP",
+    "norm": "norms",
+    "embed_tokens": "embedding",
+    "lm_head": "lm_head",
+    "linear_attn": "Gated DeltaNet",
+    "self_attn": "gated attention",
+    ".experts.": "routed experts",
+    "shared_expert": "shared experts",
+    "mlp.gate.": "routers",
+}
+stored = dict.fromkeys(PARTS.values(), 0)
+for name, p in big.named_parameters():
+    stored[next(part for mark, part in PARTS.items() if mark in name)] += p.numel()
+assert sum(stored.values()) == total
+
+# %% [markdown]
+# Now what one token uses. Of the routed experts it uses $10 / 512$ in each layer, of the embedding one row of 2,048
+# numbers, of MTP nothing (when the model does not draft). Everything else it uses in full.
+
+# %%
+share = dict.fromkeys(stored, 1.0)
+share["routed experts"] = config.num_experts_per_tok / config.num_experts
+share["embedding"] = 1 / config.vocab_size
+share["MTP"] = 0.0
+used = {part: round(stored[part] * share[part]) for part in stored}
+
+print(f"{'':16}{'stored':>16}{'used by a token':>18}")
+for part in sorted(stored, key=stored.get, reverse=True):
+    print(f"{part:16}{stored[part]:16,}{used[part]:18,}")
+print(f"{'all':16}{total:16,}{sum(used.values()):18,}")
+
+# %%
+order = sorted(stored, key=stored.get)
+left, right = figures.axes(2, width=5.2, height=3.6, sharey=True)
+for axis, numbers, color in ((left, stored, figures.BLUE), (right, used, figures.ORANGE)):
+    bars = axis.barh(order, [numbers[part] / 1e9 for part in order], color=color)
+    small = {part: "0" if numbers[part] == 0 else "< 0.001" for part in order if numbers[part] < 1e6}
+    axis.bar_label(bars, [small.get(part, f"{numbers[part] / 1e9:.3f}") for part in order], padding=3, size=9)
+    axis.margins(x=0.15)
+left.set(xlabel="parameters stored, billions", title="in the checkpoint")
+right.set(xlabel="parameters used by a token, billions", title="used by a token")
+pyplot.show()
+
+# %% [markdown]
+# Left: nearly everything is routed experts. Right, on a scale fifty times finer: they are less than half of what a
+# token uses, and the Gated DeltaNet layers come next. The embedding is a look-up and disappears; `lm_head`, of the
+# same size, is multiplied in full.
+#
+# What does "A3B", three billion active, count? That depends on whether `lm_head` counts.
+
+# %%
+active = sum(used.values())
+active_without_head = active - used["lm_head"]
+print(f"with lm_head    {active:,}\nwithout lm_head {active_without_head:,}")
+print(f"of the stored parameters, MTP left out: {active / without_mtp:.1%}")
+assert 3.5e9 < active < 3.6e9 and 3.2e9 < active_without_head < 3.3e9
+assert stored["routed experts"] / total > 0.9 and used["routed experts"] / active < 0.5
+
+# %% [markdown]
+# ## One prompt, layer by layer
+#
+# The repository has a small trained Qwen3-Next in `tiny/`, with every part of the large one. It has learnt to tell
+# stories and to answer questions, among others about phone books. Its order differs in one thing: each attention layer
+# stands *before* its three Gated DeltaNet layers.
+
+# %%
+tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+kinds = [LABEL[kind] for kind in tiny.config.layer_types]
+print(f"{sum(p.numel() for p in tiny.parameters()):,} parameters", *enumerate(kinds), sep="\n")
+assert kinds[:4] == ["gated attention", *3 * ["Gated DeltaNet"]]
+
+# %% [markdown]
+# The prompt is a phone book and a question, and we give the right answer along with it. A causal model predicts every
+# token from those before it, so one pass shows how it predicts each token of the answer.
+
+# %%
+NAMES = "Tom Anna Ben Nora Sam Lily Max Clara".split()
+
+
+def phone_book(seed: int) -> tuple[str, str]:
+    """A phone book of eight entries with a question, and the answer."""
+    draw = random.Random(seed)
+    book = {name: f"{draw.randrange(10**4):04}" for name in draw.sample(NAMES, len(NAMES))}
+    entries, name = "\n".join(f"- {name}: {number}" for name, number in book.items()), draw.choice(NAMES)
+    question = f"Phone book:\n{entries}\n\nWhat is the number of {name}?"
+    return tokenizer.apply_chat_template([{"role": "user", "content": question}]), f"- {name}: {book[name]}"
+
+
+prompt, answer = phone_book(seed=0)
+ids = tokenizer(prompt + answer, return_tensors="pt").input_ids  # (1, T)
+print(prompt + answer)
+
+# %% [markdown]
+# `trace={}` asks the model for every intermediate value. A key is the checkpoint's name of a module and `.out`, or the
+# name that `qwen3_next.py` gives a value with `tap`. A single sequence has no batch axis in a trace.
+
+# %%
+trace = {}
+with torch.no_grad():
+    logits = tiny(ids, trace=trace).logits[0]  # (T, vocabulary)
+print(len(trace), "values, among them")
+for key in ("model.embed_tokens.out", "model.layers.0.self_attn.o_proj.out", "model.layers.0.mlp.out"):
+    print(f"    {key:40}{tuple(trace[key].shape)}")
+
+# %% [markdown]
+# ### The stream is a sum
+#
+# Because every layer only adds, the stream behind layer $l$ is the embedding plus all that mixers and MoEs have added:
+#
+# $$x_l = x_{\mathrm{emb}} + \sum_{i \le l} (\mathrm{mixer}_i + \mathrm{MoE}_i).$$
+#
+# A mixer's last step is a projection, `o_proj` or `out_proj`; that is what it adds. We check the sum, behind every
+# layer, against the layer's own output. The tolerance is float32's: adding the same numbers in another order.
+
+# %%
+stream, mixers, moes = [trace["model.embed_tokens.out"]], [], []  # each (T, D)
+for i, kind in enumerate(tiny.config.layer_types):
+    last = "self_attn.o_proj" if kind == "full_attention" else "linear_attn.out_proj"
+    mixers.append(trace[f"model.layers.{i}.{last}.out"])
+    moes.append(trace[f"model.layers.{i}.mlp.out"])
+    stream.append(trace[f"model.layers.{i}.out"])
+    torch.testing.assert_close(stream[0] + sum(mixers) + sum(moes), stream[-1], rtol=1e-4, atol=1e-4)
+    assert (stream[-1] - stream[-2]).norm() > 1e-2 * stream[-2].norm()  # no layer adds nothing
+
+# %% [markdown]
+# How much does each layer add? Below is the length of each update over the length of the stream it is added to: the
+# median over the tokens of the prompt. The scale is logarithmic.
+
+# %%
+middle = [x + y for x, y in zip(stream, mixers)]  # the stream between a layer's two halves
+ratio = {
+    "mixer": [(y.norm(dim=-1) / x.norm(dim=-1)).median().item() for x, y in zip(stream, mixers)],
+    "MoE": [(y.norm(dim=-1) / x.norm(dim=-1)).median().item() for x, y in zip(middle, moes)],
+}
+axis = figures.axes(width=8, height=3.2)
+axis.axhline(1, color="#BBBBBB", lw=1)
+for kind, label in LABEL.items():
+    chosen = [i for i, other in enumerate(tiny.config.layer_types) if other == kind]
+    axis.plot([i - 0.1 for i in chosen], [ratio["mixer"][i] for i in chosen], "s", ms=9, color=COLOR[kind], label=label)
+axis.plot([i + 0.1 for i in range(len(kinds))], ratio["MoE"], "o", ms=9, color=COLOR["MoE"], label="mixture of experts")
+axis.set(xlabel="layer", ylabel="length of update /\nlength of stream", yscale="log", xticks=range(len(kinds)))
+axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+
+# %% [markdown]
+# A mark above the line at 1 is an update longer than what was there: such a layer does not correct the stream but
+# writes it. In both colours look for layers that hardly change anything. (Short does not mean unimportant: the update
+# may point where nothing else does.)
+
+# %% [markdown]
+# ### What each layer would say next
+#
+# The model ends with a norm and `lm_head`, which turn the last stream into logits. The *logit lens* (nostalgebraist,
+# "interpreting GPT: the logit lens", 2020) applies both to the stream behind an earlier layer:
+#
+# $$p_l = \mathrm{softmax}(\mathrm{lm\_head}(\mathrm{norm}(x_l))).$$
+#
+# It is what the model would say if the remaining layers added nothing. Behind the last layer it must be the model's own
+# prediction; this we check.
+
+
+# %%
+@torch.no_grad()
+def lens(x: torch.Tensor) -> torch.Tensor:
+    """A stream (T, D) -> probabilities of the next token (T, vocabulary)."""
+    return tiny.lm_head(tiny.model.norm(x)).softmax(-1)
+
+
+torch.testing.assert_close(lens(stream[-1]), logits.softmax(-1), rtol=1e-4, atol=1e-5)
+assert (lens(stream[1]) - lens(stream[-1])).abs().max() > 0.1  # and an earlier layer says something else
+
+# %% [markdown]
+# Now the grid. A column is a token of the end of the prompt; what the model read there stands at the top. A row is a
+# layer. In a cell stands the likeliest next token, and its colour is the probability. A frame marks the token that
+# really comes next. Look at the four columns that lead to the digits: in which row does the right number appear?
+
+
+# %%
+def shown(token: int) -> str:
+    """A token as a short label: visible blanks and line breaks, special tokens without their brackets."""
+    return tokenizer.decode(token).replace(" ", "␣").replace("\n", "↵").replace("<|", "").replace("|>", "")[:9]
+
+
+first = ids.shape[1] - len(tokenizer.encode(answer)) - 3  # three tokens before the answer
+columns = range(first, ids.shape[1])
+best = [lens(x)[first:].max(-1) for x in stream]  # of each row: probabilities and tokens, (columns,) each
+axis = figures.axes(width=11, height=4.6)
+image = axis.imshow([row.values.tolist() for row in best], vmin=0, vmax=1, aspect="auto")
+for y, row in enumerate(best):
+    for x, (p, token) in enumerate(zip(row.values.tolist(), row.indices.tolist())):
+        axis.text(x, y, shown(token), ha="center", va="center", size=9, color="black" if p > 0.5 else "white")
+        if ids[0, first + x + 1 : first + x + 2].tolist() == [token]:
+            axis.add_patch(pyplot.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=figures.RED, lw=2))
+axis.set_xticks(range(len(columns)), [shown(ids[0, t].item()) for t in columns])
+axis.set_yticks(range(len(stream)), ["embedding", *(f"{i} {kind}" for i, kind in enumerate(kinds))])
+axis.xaxis.tick_top()
+axis.set(xlabel="token read", ylabel="stream behind layer")
+axis.xaxis.set_label_position("top")
+pyplot.colorbar(image, label="probability of the token shown", ax=axis)
+pyplot.show()
+
+# %% [markdown]
+# - The row "embedding" repeats what was read: `tiny/` uses one matrix for embedding and `lm_head`, so a token's own row
+#   fits best.
+# - Digits have to be looked up in the book. In the first rows they are wrong; they turn right where something has
+#   looked them up.
+# - The blank behind the colon can be told from the tokens just before it, and needs no look into the book.
+#
+# One prompt can mislead. So we repeat this for twenty random books, and follow the probability of the right token
+# through the layers: for the four digits, and for the blank before them. The band runs from the lower to the upper
+# quartile of the books.
+
+
+# %%
+def right_by_layer(seed: int) -> torch.Tensor:
+    """Probability of the right token, (layers + 1, 5): for the blank of the answer and its four digits."""
+    ids = tokenizer("".join(phone_book(seed)), return_tensors="pt").input_ids
+    trace = {}
+    with torch.no_grad():
+        tiny(ids, trace=trace)
+    keys = ["model.embed_tokens.out", *(f"model.layers.{i}.out" for i in range(len(kinds)))]
+    return torch.stack([lens(trace[key])[range(-6, -1), ids[0, -5:]] for key in keys])
+
+
+assert [tokenizer.decode(t) for t in ids[0, -5:].tolist()] == [" ", *answer[-4:]]  # five tokens, as assumed
+found = torch.stack([right_by_layer(seed) for seed in range(20)])  # (books, layers + 1, 5)
+
+# %%
+axis = figures.axes(width=8, height=3.4)
+rows = {"the blank before them": (found[..., 0], figures.BLUE), "digits": (found[..., 1:].mean(-1), figures.RED)}
+for label, (p, color) in rows.items():
+    low, mid, high = p.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0)
+    axis.plot(mid, "o-", color=color, label=label)
+    axis.fill_between(range(len(mid)), low, high, color=color, alpha=0.2, lw=0)
+ticks = ["emb.", *(f"{i}\n{'attn' if 'attention' in kind else 'GDN'}" for i, kind in enumerate(kinds))]
+axis.set_xticks(range(len(ticks)), ticks)
+axis.set(
+    xlabel="stream behind layer (GDN: Gated DeltaNet)", ylabel="probability of\nthe right token", ylim=(-0.03, 1.03)
+)
+axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+digits = found[..., 1:].mean(dim=(0, 2))  # (layers + 1,)
+rise = (digits[1:] - digits[:-1]).argmax().item()
+print(f"digits: {digits[0]:.0%} behind the embedding, {digits[-1]:.0%} behind the last layer")
+print(f"the largest step up is layer {rise}, {kinds[rise]}: {digits[rise]:.0%} to {digits[rise + 1]:.0%}")
+assert digits[0] < 0.2 and digits[-1] > 0.7  # it finds numbers that it can't guess
+pyplot.show()
+
+# %% [markdown]
+# Compare how the two rise: what can be told from nearby tokens, and what has to be looked up. The last printed line names
+# the layer with the largest step. An attention layer can do this: it still has every earlier token, and can look at
+# any one of them. A Gated DeltaNet layer has only what its state has kept. A lens shows where an answer becomes
+# *readable*, though, not where it is made: earlier layers may have prepared it in a form that `lm_head` can't read. The
+# third exercise asks the sharper question.
+
+# %% [markdown]
+# ## What a token costs
+#
+# Beside Qwen3-Next-80B-A3B we put Qwen3-32B, a dense transformer of the same family: every layer attention, one MLP
+# instead of experts. These are its sizes, from its config.json. Our classes can build it but for one thing: they give
+# attention an output gate, which it does not have. We subtract the gate.
+
+# %%
+dense = Qwen3NextConfig(
+    vocab_size=151936,
+    hidden_size=5120,
+    num_hidden_layers=64,
+    full_attention_interval=1,  # every layer is attention
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=128,
+    rope_theta=1_000_000,
+    num_experts=0,  # every MLP is dense
+    intermediate_size=25600,
+)
+with torch.device("meta"):
+    stored_dense = sum(p.numel() for p in Qwen3NextForCausalLM(dense).parameters())
+stored_dense -= dense.num_hidden_layers * dense.hidden_size * dense.num_attention_heads * dense.head_dim  # the gate
+used_dense = stored_dense - dense.vocab_size * dense.hidden_size  # all but the embedding
+print(f"Qwen3-32B: {stored_dense:,} parameters, {used_dense:,} used by a token")
+assert round(stored_dense / 1e9, 1) == 32.8  # its model card's figure
+
+# %% [markdown]
+# ### Memory: the cache
+#
+# To go on with a text, a layer needs something of the tokens before. An attention layer keeps a key and a value of each
+# token, in bfloat16 (2 bytes a number). With $H_{kv}$ key and value heads of $d$ numbers, a context of $n$ tokens takes
+#
+# $$\mathrm{bytes}_{\mathrm{attention}}(n) = 2 \cdot H_{kv} \cdot d \cdot 2 \cdot n .$$
+#
+# A Gated DeltaNet layer keeps a state of $K \times V$ numbers for each of its $H$ heads, in float32 (4 bytes), and the
+# last three inputs of its convolution over 4 tokens, all channels of them, in bfloat16. The context does not occur in
+# it:
+#
+# $$\mathrm{bytes}_{\mathrm{DeltaNet}} = H \cdot K \cdot V \cdot 4 + 3 \cdot \mathrm{channels} \cdot 2 .$$
+
+
+# %%
+def cache_bytes(c: Qwen3NextConfig, n: int) -> dict[str, int]:
+    """Bytes that a model in bfloat16 keeps of n tokens: what grows, and what does not."""
+    attention = c.layer_types.count("full_attention")
+    growing = attention * 2 * c.num_key_value_heads * c.head_dim * 2 * n
+    if attention == c.num_hidden_layers:
+        return {"growing": growing, "constant": 0}
+    state = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim * 4
+    channels = 2 * c.linear_num_key_heads * c.linear_key_head_dim + c.linear_num_value_heads * c.linear_value_head_dim
+    constant = (c.num_hidden_layers - attention) * (state + (c.linear_conv_kernel_dim - 1) * channels * 2)
+    return {"growing": growing, "constant": constant}
+
+
+# %% [markdown]
+# Is that what the code really keeps? `tiny/` has unequal numbers of heads ($K \ne V$, two value heads to a key head),
+# so a wrong factor would show. Attention's buffers have spare room for tokens to come, so we count the slots in use.
+
+# %%
+small = Qwen3NextForCausalLM.from_pretrained(root / "tiny")  # bfloat16
+torch.manual_seed(0)
+cache, fed = small.make_cache(batch_size=1), 0
+for n in (1, 50, 200, 800):
+    with torch.no_grad():
+        small(torch.randint(0, 2000, (1, n - fed)), past_key_values=cache)
+    fed = n
+    kept = {"growing": 0, "constant": 0}
+    for layer, kind in zip(cache.layers, small.config.layer_types):
+        if kind == "full_attention":
+            kept["growing"] += sum(x[:, :, : cache.columns].nbytes for x in (layer.k, layer.v))
+        else:
+            kept["constant"] += layer.state.nbytes + layer.window.nbytes
+    assert kept == cache_bytes(small.config, n)
+    print(f"{n:4} tokens: {kept['growing']:>9,} bytes growing, {kept['constant']:,} constant")
+
+# %% [markdown]
+# The same function for the two large models:
+
+# %%
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+per_token, per_token_dense = (cache_bytes(c, 1)["growing"] for c in (config, dense))
+constant = cache_bytes(config, 0)["constant"]
+print(f"Qwen3-Next  {per_token / KIB:.0f} KiB a token and {constant / MIB:.1f} MiB")
+print(f"Qwen3-32B   {per_token_dense / KIB:.0f} KiB a token")
+equal = constant / (per_token_dense - per_token)
+print(f"equal at {equal:.0f} tokens")
+for n in (1_024, 32_768, 262_144):
+    ours, theirs = (sum(cache_bytes(c, n).values()) for c in (config, dense))
+    print(f"{n:8,} tokens: {ours / GIB:6.2f} GiB against {theirs / GIB:6.2f} GiB, {theirs / ours:.1f} times")
+assert per_token == 24 * KIB and per_token_dense == 256 * KIB
+assert 36 * 32 * 128 * 128 * 4 == 72 * MIB < constant < 74 * MIB
+
+# %% [markdown]
+# The state is not small: it is worth some three hundred tokens of the dense model's cache. Below that Qwen3-Next needs
+# more. And its cache does grow: a quarter of the layers are attention. The other saving is not Gated DeltaNet's at all:
+# these attention layers have only two key and value heads.
+#
+# ### Bytes to be read for a token
+#
+# When one text is generated, a processor has to read every weight in use once per token, at 2 bytes each, and all of
+# the cache. It reads the state and writes it back. For one sequence this is what decides the speed.
+
+# %%
+WEIGHTS = {"ours": 2 * (active - used["embedding"]), "dense": 2 * used_dense}
+CONFIGS = {"ours": config, "dense": dense}
+
+
+def decode_bytes(model: str, n: int) -> float:
+    """Bytes read and written to make one token behind n others: weights, keys and values, state twice."""
+    cache = cache_bytes(CONFIGS[model], n)
+    return WEIGHTS[model] + cache["growing"] + 2 * cache["constant"]
+
+
+for n in (0, 32_768, 262_144):
+    ours, theirs = decode_bytes("ours", n) / 1e9, decode_bytes("dense", n) / 1e9
+    print(f"{n:8,} tokens: {ours:5.1f} GB against {theirs:5.1f} GB, {theirs / ours:.1f} times")
+assert 7.05e9 < WEIGHTS["ours"] < 7.15e9
+
+# %% [markdown]
+# ### Arithmetic
+#
+# A matrix of $M \times N$ weights takes $M N$ multiplications and as many additions for a token: 2 FLOPs a weight. Two
+# things come on top of the weights.
+#
+# - Attention compares a query with $n$ keys and sums $n$ values: $2 n d$ FLOPs each, for $H_q$ query heads, so
+#   $4\, n\, d\, H_q$ in a layer.
+# - The delta rule forgets, recalls, writes and reads, over a state of $K V$ numbers: $1 + 2 + 2 + 2 = 7$ FLOPs a
+#   number, so $7\, H K V$ in a layer, at any $n$.
+#
+# Left out is what takes a few FLOPs for each of a few thousand numbers, or for each of the $n$ scores: norms,
+# activations, softmax, the router's choice.
+
+
+# %%
+def attention_flops(c: Qwen3NextConfig, n: int) -> int:
+    """Of one token that sees n: all layers' products with keys and values."""
+    return c.layer_types.count("full_attention") * 4 * n * c.head_dim * c.num_attention_heads
+
+
+def delta_flops(c: Qwen3NextConfig, per_number: int = 7) -> int:
+    """Of one token: all layers' work on their states."""
+    layers = c.layer_types.count("linear_attention")
+    return layers and layers * per_number * c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
+
+
+# %% [markdown]
+# PyTorch can count the FLOPs of its matrix products while they run. It counts products only: of the delta rule the
+# recall and the read, 4 of the 7 FLOPs a number, and not the convolution. In exchange it counts the sum over a token's
+# chosen experts: a product of $k$ weights with $k$ vectors of $D$ numbers in each layer. With that, the count must be
+# ours exactly.
+
+# %%
+# matrix times vector is missing in PyTorch's list
+ALSO = {torch.ops.aten.mv: lambda matrix, vector, out_shape=None, **_: 2 * matrix[0] * matrix[1]}
+c = small.config
+matrices = {name: p.numel() for name, p in small.named_parameters() if p.ndim == 2 and not name.startswith("mtp.")}
+weights = sum(n * (c.num_experts_per_tok / c.num_experts if ".experts." in name else 1) for name, n in matrices.items())
+for n in (1, 100, 1000):
+    cache = small.make_cache(batch_size=1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the form of attention that is made of countable products
+        if n > 1:
+            small(torch.randint(0, 2000, (1, n - 1)), past_key_values=cache)
+        with FlopCounterMode(display=False, custom_mapping=ALSO) as counter:
+            small(torch.tensor([[5]]), past_key_values=cache)
+    experts = c.num_hidden_layers * 2 * c.num_experts_per_tok * c.hidden_size
+    derived = 2 * weights + attention_flops(c, n) + delta_flops(c, per_number=4) + experts
+    print(f"{n:5} tokens: counted {counter.get_total_flops():,}, derived {derived:,.0f}")
+    assert counter.get_total_flops() == derived
+
+# %% [markdown]
+# (One matrix is embedding and `lm_head` of `tiny/` at once, and it counts once: as `lm_head`.)
+#
+# With the formulas checked, the large models. At what context does attention take as many FLOPs as all the rest?
+
+# %%
+FLOPS = {model: WEIGHTS[model] + delta_flops(c) for model, c in CONFIGS.items()}  # 2 FLOPs a weight, as 2 bytes
+
+
+def flops(model: str, n: int) -> float:
+    """FLOPs to make one token that sees n."""
+    return FLOPS[model] + attention_flops(CONFIGS[model], n)
+
+
+crossing = {model: FLOPS[model] / attention_flops(c, 1) for model, c in CONFIGS.items()}
+for model in CONFIGS:
+    print(
+        f"{model:6} {FLOPS[model] / 1e9:5.1f} GFLOPs a token without attention; equal at {crossing[model]:,.0f} tokens"
+    )
+print(f"of ours the delta rule is {delta_flops(config) / FLOPS['ours']:.1%}")
+for n in (1, 2**15, 2**18):
+    print(f"{n:8,} tokens: {flops('dense', n) / flops('ours', n):.1f} times as many FLOPs in the dense model")
+assert 36_000 < crossing["ours"] < 38_000 and 30_000 < crossing["dense"] < 31_000
+
+# %%
+n = [2**i for i in range(8, 21)]
+one, two, three = figures.axes(3, width=3.9, height=3.6)
+for model, name, color in (("dense", "Qwen3-32B", figures.RED), ("ours", "Qwen3-Next-80B-A3B", figures.BLUE)):
+    one.plot(n, [sum(cache_bytes(CONFIGS[model], i).values()) / GIB for i in n], color=color, label=name)
+    two.plot(n, [decode_bytes(model, i) / 1e9 for i in n], color=color, label=name)
+    three.plot(n, [flops(model, i) / 1e9 for i in n], color=color, label=name)
+    three.plot(crossing[model], flops(model, crossing[model]) / 1e9, "o", color=color)
+one.set(ylabel="cache, GiB", title="memory of one text")
+two.set(ylabel="bytes for a token, GB", title="reading, one text")
+three.set(ylabel="GFLOPs for a token", title="arithmetic")
+for axis in (one, two, three):
+    axis.set(xscale="log", yscale="log", xlabel="context, tokens")
+    axis.set_xticks([2**8, 2**12, 2**16, 2**20], ["256", "4K", "64K", "1M"])
+    axis.minorticks_off()
+one.legend(fontsize=9)
+pyplot.show()
+
+# %% [markdown]
+# Both axes of all three pictures are logarithmic. A dot in the third marks where attention's FLOPs equal the rest.
+#
+# - Memory: the flat part of the blue line is the states. Beyond a few thousand tokens both lines rise alike, an order
+#   of magnitude apart.
+# - Reading and arithmetic: flat as long as the weights dominate, then rising. The two dots lie at about the same
+#   context: the hybrid does not put off the point where attention dominates, because everything else became cheaper as
+#   well.
+
+# %% [markdown]
+# ### Beside the clock
+#
+# Arithmetic is a model of speed, not speed. The Qwen team reports more than ten times the throughput of Qwen3-32B
+# beyond 32K tokens of context (Qwen3-Next blog post, 2025). `benchmarks/against_dense.py` times slices of both models
+# at full width on a CPU, one text at a time. If its result is there, the next cell shows it beside the computed ratios:
+# of a prompt of $n$ tokens, the ratio of the FLOPs,
+#
+# $$\sum_{i=1}^{n} \mathrm{flops}(i) = n\, \mathrm{flops}(0) + \tfrac{1}{2} n (n + 1)\, \mathrm{attention\_flops}(1)$$
+#
+# (less $n - 1$ uses of `lm_head`, which a prompt needs only once); of a decoded token, the ratio of the bytes.
+
+
+# %%
+def prompt_flops(model: str, n: int) -> float:
+    c = CONFIGS[model]
+    head = 2 * c.vocab_size * c.hidden_size
+    return n * flops(model, 0) + n * (n + 1) / 2 * attention_flops(c, 1) - (n - 1) * head
+
+
+file = root / "benchmarks" / "results" / "against_dense_cpu.json"
+measured = json.loads(file.read_text())["rows"] if file.is_file() else []
+contexts = [row["context"] for row in measured] or [4096, 16384, 32768]
+print(f"{'':>8}  {'prompt':^20}  {'decoding':^20}\n{'context':>8}  " + 2 * f"{'computed':>10}{'measured':>10}  ")
+for i, n in enumerate(contexts):
+    computed = [f("dense", n) / f("ours", n) for f in (prompt_flops, decode_bytes)]
+    clock = [f"{measured[i][key]:.1f}" if measured else "-" for key in ("prefill_ratio", "decode_ratio")]
+    print(f"{n:8,}  " + "  ".join(f"{x:10.1f}{y:>10}" for x, y in zip(computed, clock)))
+if not measured:
+    print("no measured figures here: python benchmarks/against_dense.py --folder DIR --out", file.relative_to(root))
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Another mixture of layers.** How many bytes does the cache of the 80B take at 262,144 tokens if every second
+# layer is attention, if every layer is, and if every twelfth is? Check first that `full_attention_interval=4` gives
+# what you know.
+#
+# <details><summary>Solution</summary>
+#
+# The config computes `layer_types` from the interval, so only that field changes. An interval of 1 leaves no state.
+#
+# ```python
+# fields = {key: x for key, x in config.to_dict().items() if key not in ("layer_types", "full_attention_interval")}
+# sizes = {}
+# for interval in (1, 2, 4, 12):
+#     c = Qwen3NextConfig(**fields, full_attention_interval=interval)
+#     sizes[interval] = sum(cache_bytes(c, 262_144).values()) / GIB
+#     print(f"every {interval}: {c.layer_types.count('full_attention')} attention layers, {sizes[interval]:.2f} GiB")
+# assert sizes[4] == sum(cache_bytes(config, 262_144).values()) / GIB
+# assert sizes[1] == 24.0  # 48 layers of 2 KiB a token
+# assert sizes[12] < sizes[4] < sizes[2] < sizes[1] < 64
+# ```
+#
+# Even with attention everywhere it is well below the dense model's 64 GiB: fewer layers, and fewer key and value heads.
+# </details>
+#
+# **2. Many texts at once.** A server makes one token for each of $B$ texts in one pass, and reads each weight once for
+# all of them. But different tokens choose different experts. If every token chose its 10 of 512 at random, how many
+# experts would a layer have to read for $B$ tokens? How many bytes *per text* do both models then read, with short
+# contexts, at $B$ = 1, 8, 64 and 512?
+#
+# <details><summary>Solution</summary>
+#
+# An expert stays unread if all $B$ tokens pass it by, with probability $(1 - 10/512)^B$. So $512\,(1 - (1 - 10/512)^B)$
+# are read. All other weights are shared.
+#
+# ```python
+# expert_bytes = 2 * used["routed experts"] / 10  # of one expert in each layer
+# def per_text(model, B):
+#     if model == "dense":
+#         return WEIGHTS["dense"] / B
+#     read = 512 * (1 - (1 - 10 / 512) ** B)
+#     return (WEIGHTS["ours"] + (read - 10) * expert_bytes) / B
+# for B in (1, 8, 64, 512):
+#     print(f"{B:4}: {per_text('ours', B) / 1e9:6.2f} GB against {per_text('dense', B) / 1e9:6.2f} GB")
+# assert per_text("dense", 1) > 8 * per_text("ours", 1)
+# assert per_text("dense", 64) < per_text("ours", 64)
+# ```
+#
+# For one text the sparse model reads nine times less; for many texts of short context it reads *more* than the dense
+# one, since it stores more. There its gain is arithmetic and, at long contexts, the cache, which no batch shares.
+# (Real routers choose less evenly, so they read somewhat less.)
+# </details>
+#
+# **3. Where is the number looked up?** The lens showed where the digits become readable. Now turn the mixer of one
+# layer off at a time (let it add zeros), and measure the probability of the right digits behind the last layer, over a
+# few phone books. Which layers does the answer depend on?
+#
+# <details><summary>Solution</summary>
+#
+# A forward hook that returns something replaces a module's output.
+#
+# ```python
+# def right(seeds=range(5)):
+#     return torch.stack([right_by_layer(seed)[-1, 1:] for seed in seeds]).mean().item()
+# whole, without = right(), []
+# for layer in tiny.model.layers:
+#     hook = layer.mixer.register_forward_hook(lambda module, args, out: torch.zeros_like(out))
+#     without.append(right())
+#     hook.remove()
+# print(f"whole model {whole:.0%}")
+# for i, p in enumerate(without):
+#     print(f"without mixer {i} ({kinds[i]}): {p:.0%}")
+# assert right() == whole > 0.7  # the hooks are gone
+# assert min(without) < whole / 2
+# ```
+#
+# More than one layer is needed: one that readies what is to be looked up, one that looks it up, and sometimes one that
+# only keeps the stream in the form that later layers expect. Turning a layer off also harms all that stands behind it,
+# so this too is evidence and not proof.
+# </details>
+#
+# ## Sources
+#
+# Gated Delta Networks, arXiv 2412.06464, and its section 3.4 for mixing with attention; Gated Attention for Large
+# Language Models, arXiv 2505.06708; Switch Transformers, arXiv 2101.03961, and DeepSeekMoE, arXiv 2401.06066, for the
+# mixture of experts; DeepSeek-V3, arXiv 2412.19437, section 2.2, for MTP. Sizes: config.json and model cards of
+# Qwen/Qwen3-Next-80B-A3B-Instruct and Qwen/Qwen3-32B.
