@@ -44,7 +44,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
         cell["id"] = f"{path.stem}-{number}"  # the same each time
     run, kept = copy.deepcopy(notebook), len(notebook.cells)
     run.cells += solutions(notebook)
-    NotebookClient(run, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(
+        run, timeout=900, startup_timeout=300, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    ).execute()
     run.cells = run.cells[:kept]
     for cell in run.cells:
         cell.metadata.pop("execution", None)  # times

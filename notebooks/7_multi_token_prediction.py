@@ -1,0 +1,856 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7. Multi-token prediction and speculative decoding
+#
+# Qwen3-Next has one layer more than it needs: trained to predict not the next token but the one after it. While the
+# model writes, that layer *drafts*; the model then checks several drafted tokens in one pass, and the text that comes
+# out is distributed exactly as without drafts.
+#
+# Afterwards you can say what the extra layer sees and how it is trained, prove and test the rule by which drafts are
+# accepted, undo tokens in a layer whose memory is a sum, and estimate when all this is worth its cost. You need an
+# autoregressive language model and its key-value cache; of Gated DeltaNet only that it has a state instead of one. All
+# is built beside [`qwen3_next.py`](../qwen3_next.py) and checked against it.
+#
+# | | |
+# |---|---|
+# | [MTP] | DeepSeek-V3, section 2.2, [arXiv 2412.19437](https://arxiv.org/abs/2412.19437) |
+# | [Spec] | Fast inference by speculative decoding, [arXiv 2211.17192](https://arxiv.org/abs/2211.17192) |
+# | [GDN] | Gated Delta Networks, [arXiv 2412.06464](https://arxiv.org/abs/2412.06464) |
+
+# %%
+# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = os.environ.get("REPOSITORY", "")
+root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
+if not root.is_dir():
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+
+# %%
+import collections
+import functools
+import itertools
+import statistics
+import time
+
+import corpus
+import figures
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot
+
+import reference_recurrent
+from qwen3_next import (
+    Cache,
+    Decoder,
+    Qwen3NextForCausalLM,
+    Qwen3NextTokenizer,
+    Sampling,
+    Step,
+    recurrent_gated_delta_rule,
+)
+
+figures.setup()
+torch.set_grad_enabled(False)  # nothing is trained here
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)  # where exactness is claimed
+fast = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)  # where much is counted
+
+# %%
+encode = functools.cache(tokenizer.encode)
+
+
+def ids_and_roles(document):
+    """Token ids of a document of tiny/corpus.py, and what each token is there: a list of pairs"""
+    parts = [part for unit in document for part in ((unit.marks, "template"), (unit.word, unit.role))]
+    return [(token, role) for text, role in parts for token in encode(text)]
+
+
+def same(ours, theirs, atol=1e-11):
+    """Fails unless both agree: in float64, sums of a few hundred numbers up to 100 differ by about 1e-13."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+# %% [markdown]
+# ## 1. What the extra layer sees
+#
+# Let $t_0 \dots t_{T-1}$ be the tokens, $e_i$ the embedding of $t_i$, and $h_i$ the model's hidden state at position
+# $i$, *after* its final norm. Through `lm_head`, $h_i$ predicts $t_{i+1}$. The MTP layer takes $h_i$, and the token
+# that did come next, and predicts the one behind it ([MTP] Eq. 21 to 23):
+#
+# $$x_i = M\,[\,\mathrm{norm}_e(e_{i+1});\; \mathrm{norm}_h(h_i)\,], \qquad
+# m_i = \mathrm{norm}\big(\mathrm{Layer}(x_0 \dots x_i)\big), \qquad
+# P(t_{i+2}) = \mathrm{softmax}(W_{lm}\, m_i)$$
+#
+# $M$ (`fc`) joins the two, embedding first (the paper writes the hidden state first): $2D \to D$. `Layer` is one layer
+# of gated attention and experts with weights of its own. Embedding and $W_{lm}$ are the model's.
+
+# %%
+words = ["Once", "upon", "a", "time", "there", "was"]
+axes = figures.axes(1, 1, width=9.0, height=3.3)
+
+
+def box(x, y, text, color):
+    axes.text(x, y, text, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": color, "edgecolor": "grey"})
+
+
+def arrow(start, end, color):
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 13, "shrinkB": 13})
+
+
+for i, word in enumerate(words):
+    box(i, 0, f"$t_{i}$ {word}", "white")
+    if i < 4:
+        box(i, 1, f"$h_{i}$ → $t_{i + 1}$", figures.SKY)
+        box(i + 0.5, 2, f"$m_{i}$ → $t_{i + 2}$ {words[i + 2]}", figures.ORANGE)
+        arrow((i, 0), (i, 1), figures.BLACK)
+        arrow((i, 1), (i + 0.5, 2), figures.BLUE)
+        arrow((i + 1, 0), (i + 0.5, 2), figures.RED)
+axes.set(xlim=(-0.6, 5.5), ylim=(-0.4, 2.4), xlabel="position", xticks=[], yticks=[0, 1, 2])
+axes.set_yticklabels(["tokens", "model", "MTP"])
+pyplot.show()
+
+# %% [markdown]
+# Black: the model reads the tokens. Blue: MTP reads the model's hidden state, and red, the embedding of the token one
+# further. (Each row also sees what stands to the left of it.) A held-out story, computed by hand for all positions at
+# once, against the model's own `mtp_logits`:
+
+
+# %%
+def norm(x, module):
+    """x / rms(x) * (1 + w)"""
+    return x * (x.square().mean(-1, keepdim=True) + module.eps) ** -0.5 * (1 + module.weight)
+
+
+def step(x):
+    """What a layer needs to know beside x: positions from 0, no cache"""
+    return Step(x, None, None, Cache([], torch.zeros(1, dtype=torch.long)), model.model.rope)
+
+
+def mtp_logits(hidden, embedded):
+    """hidden h_i, embedded e_{i+1}, (1, T - 1, D) each -> logits of t_{i+2}, (1, T - 1, vocabulary)"""
+    mtp = model.mtp
+    both = [norm(embedded, mtp.pre_fc_norm_embedding), norm(hidden, mtp.pre_fc_norm_hidden)]
+    x = torch.cat(both, dim=-1) @ mtp.fc.weight.T  # (1, T - 1, D)
+    x, _ = mtp.layers[0](x, step(x), None)
+    return norm(x, mtp.norm) @ model.lm_head.weight.T
+
+
+# %%
+story = ids_and_roles(corpus.Corpus("held out", {"chat": 1.0}).document("mtp:0"))
+ids = torch.tensor([[token for token, _ in story]])  # (1, T)
+out = model(ids, output_mtp_logits=True, trace=(trace := {}))
+h, e = out.last_hidden_state, model.model.embed_tokens(ids)  # (1, T, D) each
+same(mtp_logits(h[:, :-1], e[:, 1:]), out.mtp_logits)
+
+reference = reference_recurrent.Reference.from_pretrained(root / "tiny")  # NumPy, token by token, no shared code
+same(out.mtp_logits[0, :11], torch.from_numpy(reference.mtp_logits(ids[0, :12].numpy())))
+
+# %% [markdown]
+# What keeps all shapes and is wrong? The hidden state *before* the final norm; the two halves in the other order; the
+# embedding of $t_i$ in place of $t_{i+1}$. How much each costs, on this story: the cross-entropy of $t_{i+2}$, and how
+# often the likeliest token is right.
+
+# %%
+last = trace[f"model.layers.{model.config.num_hidden_layers - 1}.out"][None]  # (1, T, D), before the final norm
+fc = model.mtp.fc.weight
+ways = {
+    "right": (h[:, :-1], e[:, 1:], fc),
+    "before the final norm": (last[:, :-1], e[:, 1:], fc),
+    "[hidden, embedding]": (h[:, :-1], e[:, 1:], fc.roll(fc.shape[0], dims=1)),
+    "embedding of t_i": (h[:, :-1], e[:, :-1], fc),
+}
+losses = {}
+for name, (hidden, embedded, weight) in ways.items():
+    model.mtp.fc.weight = torch.nn.Parameter(weight)
+    logits = mtp_logits(hidden, embedded)[0, :-1]  # row i is about token i + 2
+    losses[name] = F.cross_entropy(logits, ids[0, 2:]).item()
+    print(f"{name:24} {losses[name]:6.2f} nats   right: {(logits.argmax(-1) == ids[0, 2:]).double().mean():.0%}")
+model.mtp.fc.weight = torch.nn.Parameter(fc)
+assert losses["right"] < min(losses["[hidden, embedding]"], losses["embedding of t_i"]) - 1
+
+# %% [markdown]
+# The first mistake is the quiet one. `pre_fc_norm_hidden` undoes the scale of what it gets, so only the final norm's
+# entries $1 + w$, which differ between dimensions, are missing. Drafts get a little worse, verification hides it, and
+# all that one notices is less speed.
+#
+# ## 2. The loss: shifted by two
+#
+# $$\mathcal L_{MTP} = -\frac{1}{T - 2} \sum_{i=0}^{T-3} \log P(t_{i+2} \mid h_i, t_{i+1}), \qquad
+# \mathcal L = \mathcal L_{main} + \lambda\,\mathcal L_{MTP}$$
+#
+# ([MTP] Eq. 24 and 25, for one extra token.) Labels of -100 do not count, nor do positions where $t_i$ or $t_{i+2}$ is
+# padding. A batch of two documents of unequal length, with some labels left out:
+
+# %%
+batch = [ids[0, :50], ids[0, 40:73]]
+padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)  # (2, 50), the second padded on the right
+mask = torch.tensor([[1] * 50, [1] * 33 + [0] * 17])
+labels = padded.masked_fill(mask == 0, -100)
+labels[0, 10:15] = -100
+two = model(padded, mask, labels=labels, output_mtp_logits=True)
+
+log_p = two.mtp_logits[:, :-1].log_softmax(-1)  # (2, T - 2, vocabulary)
+wanted = labels[:, 2:]  # row i of the logits, the label of token i + 2
+counts = (wanted != -100) & (mask[:, 2:] * mask[:, :-2] == 1)
+by_hand = -log_p.gather(-1, wanted.clamp(min=0)[..., None])[..., 0][counts].mean()
+same(by_hand, two.mtp_loss)
+
+main = F.cross_entropy(two.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+weight = model.config.mtp_loss_scaling_factor  # lambda
+same(main + weight * by_hand, two.loss)
+by_one = F.cross_entropy(two.mtp_logits[:, :-1].flatten(0, 1), labels[:, 1:-1].flatten())
+print(f"λ = {weight}; next token {main:.2f} nats, the one after it {by_hand:.2f}; shifted by one only: {by_one:.1f}")
+assert by_one > by_hand + 1
+
+# %% [markdown]
+# ## 3. Drafting and checking, token by token
+#
+# Where a pass has to wait for the weights to be read from memory, a pass over several tokens behind a cache costs
+# little more than over one: the weights are read once. So we let MTP guess $n$ tokens, run the model over all of them,
+# and keep those that it would have written itself:
+#
+# 1. MTP drafts: from $h$ of the last position the model has seen, and the newest token, one more. For the second draft
+#    the model's hidden state is missing; MTP takes its own, $m$, in its place.
+# 2. One pass of the model over the newest token and the $n$ drafts gives $n + 1$ predictions.
+# 3. Drafts stand as far as they agree with them. Behind the last that stands, the model's own prediction is the next
+#    token: even if all fall, the pass was worth one token.
+#
+# Here without any cache, so that nothing is hidden. Greedy: the likeliest token each time.
+
+
+# %%
+def draft(known, n):
+    """known (1, T) tokens, the last of which the model has not read -> n drafts (1, n)"""
+    hidden, drafts = model.model(known[:, :-1]).last_hidden_state, known[:, :0]  # (1, T - 1, D)
+    for _ in range(n):
+        following = torch.cat([known[:, 1:], drafts], dim=1)  # the token behind each hidden state
+        ahead = model.look_ahead(hidden, model.model.embed_tokens(following))[:, -1:]
+        drafts = torch.cat([drafts, model.lm_head(ahead).argmax(-1)], dim=1)
+        hidden = torch.cat([hidden, ahead], dim=1)  # MTP's own, for want of the model's
+    return drafts
+
+
+def check(known, drafts):
+    """How many drafts stand, and the token behind those"""
+    n = drafts.shape[1]
+    best = model(torch.cat([known, drafts], dim=1)).logits[0, -(n + 1) :].argmax(-1)  # (n + 1,)
+    stand = int((drafts[0] == best[:n]).long().cumprod(0).sum())
+    return stand, best[stand]
+
+
+# %%
+prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Tell me a story about a fox and a lantern."}])
+prompt = tokenizer([prompt], return_tensors="pt").input_ids
+known, left, passes = prompt, 40, []
+while left > 0:
+    drafts = draft(known, min(3, left - 1) if passes else 0)  # the first token comes with the prompt's pass
+    stand, token = check(known, drafts)
+    known = torch.cat([known, drafts[:, :stand], token.view(1, 1)], dim=1)
+    passes.append((drafts[0].tolist(), stand, token.item()))
+    left -= stand + 1
+
+# %% [markdown]
+# It must be the text of plain decoding, and the drafts those of `generate`, which does the same with caches.
+
+# %%
+options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None}
+assert torch.equal(known, model.generate(prompt, **options))
+assert torch.equal(known, model.generate(prompt, num_draft_tokens=3, stats=(stats := {}), **options))
+tried = [sum(len(drafts) > i for drafts, *_ in passes) for i in range(3)]
+stood = [sum(stand > i for _, stand, _ in passes) for i in range(3)]
+assert stats["acceptance_by_position"] == [s / t for s, t in zip(stood, tried)]
+assert stood[0] > 0.5 * tried[0] and stood[0] / tried[0] > stood[1] / tried[1]
+print(f"40 tokens in {len(passes)} passes; stood, by position:", ", ".join(f"{s} of {t}" for s, t in zip(stood, tried)))
+
+
+# %%
+LOOKS = {
+    "stood": ({"facecolor": figures.GREEN, "edgecolor": figures.GREEN}, "white"),
+    "fell": ({"facecolor": "white", "edgecolor": figures.RED, "linestyle": "--"}, figures.RED),
+    "model's own": ({"facecolor": figures.SKY, "edgecolor": figures.SKY}, "black"),
+}
+
+
+def show(passes):
+    """A row for each pass: drafts that stood, the model's own token, and the drafts that fell"""
+    axes = figures.axes(1, 1, width=7.5, height=0.28 * len(passes) + 0.6)
+    for row, (drafts, stand, token) in enumerate(passes):
+        cells = [(t, "stood" if i < stand else "fell") for i, t in enumerate(drafts)]
+        cells.insert(stand, (token, "model's own"))
+        x = 0
+        for token, kind in cells:
+            text, (look, color) = tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "·"), LOOKS[kind]
+            width = 0.9 * len(text) + 1
+            axes.add_patch(pyplot.Rectangle((x, row - 0.38), width, 0.76, linewidth=1.5, **look))
+            axes.text(x + width / 2, row, text, ha="center", va="center", family="monospace", fontsize=9, color=color)
+            x += width + 0.4
+    handles = [pyplot.Rectangle((0, 0), 1, 1, **look) for look, _ in LOOKS.values()]
+    axes.legend(handles, LOOKS, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(xlim=(0, 40), ylim=(len(passes) - 0.4, -0.6), xticks=[], xlabel="tokens of the pass ( · : a space)")
+    axes.set(ylabel="pass of the model", yticks=range(0, len(passes), 5), yticklabels=range(1, len(passes) + 1, 5))
+    pyplot.show()
+
+
+# %%
+show(passes)
+
+# %% [markdown]
+# Read along the coloured boxes, row by row, and leave out the dashed ones: that is the text. Each row took one pass of
+# the model. The model's own token stands where its prediction came: behind the drafts that stood, in place of the first
+# that fell. First drafts mostly stand. Second and third drafts hardly do: the layer was trained on the model's hidden
+# states, never on its own.
+#
+# ## 4. Sampling: the rule that changes nothing
+#
+# With a temperature there is no one right token. Let $p$ be the model's distribution of the next token and $q$ the one
+# that the draft $x$ was drawn from. [Spec] (Algorithm 1): the draft stands with probability $\min(1, p(x)/q(x))$; if it
+# falls, the token is drawn from what $p$ has more than $q$,
+#
+# $$r(x) = \frac{\max(p(x) - q(x),\, 0)}{\sum_y \max(p(y) - q(y),\, 0)}$$
+#
+# Then the token is distributed as $p$, whatever $q$ is. Both ways to get $x$, summed:
+#
+# $$\underbrace{q(x)\min\Big(1, \frac{p(x)}{q(x)}\Big)}_{\text{drafted, stands}} +
+# \underbrace{\Big(1 - \sum_y \min(p(y), q(y))\Big)\, r(x)}_{\text{fallen, drawn anew}}
+# = \min(p(x), q(x)) + \max(p(x) - q(x), 0) = p(x)$$
+#
+# since $1 - \sum_y \min(p, q) = \sum_y \max(p - q, 0)$. And a draft stands with probability $\alpha = \sum_y \min(p,
+# q)$.
+
+# %%
+VOCABULARY = 6
+source = torch.Generator().manual_seed(0)
+p, q = (torch.rand(2, VOCABULARY, generator=source, dtype=torch.float64) ** 2).unbind(0)
+p[0], q[1] = 0, 0  # token 0 is never right, token 1 is never drafted
+p, q = p / p.sum(), q / q.sum()
+overlap, rest = torch.minimum(p, q), (p - q).clamp(min=0)
+same(rest.sum(), 1 - overlap.sum())
+
+axes = figures.axes(1, 1, width=6.5, height=2.8)
+tokens = range(VOCABULARY)
+axes.bar(tokens, overlap, color=figures.GREEN, label="min(p, q): drafted, stands")
+axes.bar(tokens, rest, bottom=overlap, color=figures.SKY, label="p - q: drawn after a fall")
+outline = {"fill": False, "edgecolor": figures.RED, "linestyle": "--", "label": "q - p: drafted, falls"}
+falls = (q > p).nonzero()[:, 0]
+axes.bar(falls, (q - p)[falls], bottom=overlap[falls], **outline)
+axes.set(xlabel="token", ylabel="probability")
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+
+# %% [markdown]
+# Filled: $p$. Green and dashed together: $q$. The rule moves the dashed mass into the blue one.
+#
+# Now 200,000 rounds of `Sampling.verify`, and of two rules that look reasonable: "the draft stands if it is the model's
+# likeliest token, else draw from $p$", and the right acceptance, but with the new token drawn from $p$ and not from
+# $r$.
+
+# %%
+ROUNDS = 200_000
+drafts = torch.multinomial(q, ROUNDS, replacement=True, generator=source)  # (ROUNDS,)
+afresh = torch.multinomial(p, ROUNDS, replacement=True, generator=source)
+model_p = p.expand(ROUNDS, 2, -1)  # of the draft, and of the token behind it
+stand, token = Sampling(do_sample=True).verify(model_p, q.expand(ROUNDS, 1, -1), drafts[:, None], source)
+luck = torch.rand(ROUNDS, generator=source, dtype=torch.float64)
+rules = {
+    "Sampling.verify": torch.where(stand == 1, drafts, token),
+    "stands if likeliest": torch.where(drafts == p.argmax(), drafts, afresh),
+    "drawn from p, not r": torch.where(luck < p[drafts] / q[drafts], drafts, afresh),
+}
+
+# %%
+error = (p * (1 - p) / ROUNDS).sqrt()  # standard deviation of a frequency
+found = {name: result.bincount(minlength=VOCABULARY) / ROUNDS for name, result in rules.items()}
+for name, frequency in found.items():
+    print(f"{name:22} frequency - p:", "  ".join(f"{x:+.4f}" for x in frequency - p))
+print(f"{'one standard error':22}               ", "  ".join(f" {x:.4f}" for x in error))
+assert ((found["Sampling.verify"] - p).abs() <= 5 * error).all()  # 5: a false alarm in a million
+assert ((found["stands if likeliest"] - p).abs() > 20 * error).any()
+assert ((found["drawn from p, not r"] - p).abs() > 20 * error).any()
+rate = (stand == 1).double().mean()
+print(f"drafts that stood: {rate:.4f}, expected {overlap.sum():.4f}")
+assert (rate - overlap.sum()).abs() < 5 * (overlap.sum() * (1 - overlap.sum()) / ROUNDS).sqrt()
+
+# %%
+axes = figures.axes(1, 1, width=7.0, height=2.8)
+axes.fill_between(tokens, -3 * error, 3 * error, color="lightgrey", label="± 3 standard errors")
+for (name, frequency), marker, color in zip(found.items(), "o^s", (figures.BLUE, figures.ORANGE, figures.RED)):
+    axes.plot(tokens, frequency - p, marker, color=color, label=name)
+axes.set(xlabel="token", ylabel="frequency - p")
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+
+# %% [markdown]
+# The right rule stays within the band, which is hardly wider than its line; the two others are far outside, and no
+# number of rounds would bring them back.
+#
+# With several drafts the rule is applied from left to right, and everything behind the first fallen draft is dropped:
+# it was drafted behind a token that is not there. So the second token, in those rounds that come to it, must have *its*
+# own $p$. And greedy decoding is the same rule with all of $p$ and $q$ on one token.
+
+# %%
+n = 2
+p2, q2 = (torch.rand(2, n + 1, VOCABULARY, generator=source, dtype=torch.float64) ** 2).unbind(0)
+p2, q2 = p2 / p2.sum(-1, keepdim=True), (q2 / q2.sum(-1, keepdim=True))[:n]
+drafts = torch.multinomial(q2, ROUNDS, replacement=True, generator=source).T  # (ROUNDS, n)
+stand, token = Sampling(do_sample=True).verify(p2.expand(ROUNDS, -1, -1), q2.expand(ROUNDS, -1, -1), drafts, source)
+for i in range(n + 1):
+    reached = stand >= i
+    result = torch.where(stand == i, token, drafts[:, min(i, n - 1)])[reached]
+    frequency = result.bincount(minlength=VOCABULARY) / len(result)
+    apart = ((frequency - p2[i]) / (p2[i] * (1 - p2[i]) / len(result)).sqrt()).abs().max()
+    print(f"token {i + 1}: {len(result):7,} rounds, largest deviation {apart:.1f} standard errors")
+    assert apart <= 5
+
+sharp_p = F.one_hot(torch.tensor([[2, 4, 1]]), VOCABULARY).double()
+sharp_q = F.one_hot(torch.tensor([[2, 3]]), VOCABULARY).double()
+stand, token = Sampling(do_sample=False).verify(sharp_p, sharp_q, torch.tensor([[2, 3]]), None)
+assert (stand.item(), token.item()) == (1, 4)  # 2 is the likeliest and stands; 3 is not 4 and falls
+
+# %% [markdown]
+# ## 5. Taking tokens back
+#
+# The pass over the drafts has changed the caches. For attention, fallen drafts are no problem: keys and values lie in
+# slots, one for each position; the next tokens overwrite those of the drafts. A Gated DeltaNet layer keeps a state
+# $S$ instead, which every token decays, corrects and adds to ([GDN] Eq. 10; $\alpha_t$ decay, $\beta_t$ write strength,
+# $k_t$ a key of length 1):
+#
+# $$S_t = \alpha_t (I - \beta_t k_t k_t^\top)\, S_{t-1} + \beta_t k_t v_t^\top$$
+#
+# There is nothing to cut off. One could solve for $S_{t-1}$:
+#
+# $$S_{t-1} = \frac{1}{\alpha_t} \Big(I + \frac{\beta_t}{1 - \beta_t} k_t k_t^\top\Big) \big(S_t - \beta_t k_t v_t^\top\big)$$
+#
+# But a token with $\alpha_t$ near 0 has *forgotten* what was there, one with $\beta_t$ near 1 has *overwritten* what
+# stood under its key, and both divisions blow up what rounding left. We take $k, v, \alpha, \beta$ of all Gated
+# DeltaNet layers of `tiny/` on the story, write it in float32, undo its last tokens by the formula, and look at the
+# state.
+
+
+# %%
+def write(S, k, v, alpha, beta):
+    """S (H, K, V); k (H, K, 1), v (H, 1, V); alpha, beta (H, 1, 1)"""
+    S = alpha * S
+    return S + beta * k @ (v - k.mT @ S)
+
+
+def undo(S, k, v, alpha, beta):
+    S = S - beta * k @ v
+    return (S + beta / (1 - beta) * k @ (k.mT @ S)) / alpha
+
+
+def of_layer(i):
+    """What layer i writes, token by token, float32, from the trace of the story"""
+    get, heads = (lambda key: trace[f"model.layers.{i}.linear_attn.{key}"].float()), model.config.linear_num_value_heads
+    v = get("conv_out")[:, -heads * model.config.linear_value_head_dim :].unflatten(1, (heads, 1, -1))
+    return list(zip(get("k_l2norm")[..., None], v, get("g").exp()[..., None, None], get("beta")[..., None, None]))
+
+
+# %%
+linear, curves = [i for i, kind in enumerate(model.config.layer_types) if kind == "linear_attention"], []
+for i in linear:
+    rows, S = of_layer(i), torch.zeros(*trace[f"model.layers.{i}.linear_attn.state"].shape)
+    states = [S] + [S := write(S, *row) for row in rows]
+    torch.testing.assert_close(S, trace[f"model.layers.{i}.linear_attn.state"].float(), rtol=1e-4, atol=1e-4)
+    undone = [S := undo(S, *row) for row in rows[:-17:-1]]
+    true = states[-2:-18:-1]
+    curves += torch.stack([(a - b).norm(dim=(1, 2)) / b.norm(dim=(1, 2)) for a, b in zip(undone, true)], dim=1)
+curves = torch.stack(curves).nan_to_num(1e9)  # (layers * H, 16)
+
+# %%
+axes = figures.axes(1, 1, width=5.5, height=2.9)
+axes.semilogy(range(1, 17), curves.clamp(max=1e9).T, color=figures.BLUE, linewidth=0.5, antialiased=False)
+axes.axhline(1, color=figures.RED, linestyle="--")
+axes.set(xlabel="tokens undone", ylabel="relative error of the state")
+axes.set(ylim=(1e-8, 2e9))  # what is larger lies on the upper edge
+pyplot.show()
+lost = (curves[:, 3] > 1).double().mean()
+after_16 = (curves[:, -1] > 1).double().mean()
+print(f"{len(curves)} heads; after 4 tokens {lost:.0%} have lost their state, after 16 tokens {after_16:.0%}")
+assert (curves[:, -1] > 1).any()
+
+# %% [markdown]
+# One line for each head; on the dashed one the error is as large as the state. Some heads can be undone, others are
+# lost after a few tokens, within the length of a draft. So the state has to be *kept*, and there are two ways. Keep one
+# state for each drafted position: $KV$ numbers a head and token. Or keep the state before the pass and what its few
+# tokens wrote, $q, k, v, \alpha, \beta$: $2K + V + 2$ numbers a head and token, and write the tokens that stand again.
+# `DeltaNetCache.rollback` does the second. While all drafts stand, it has nothing to do.
+
+# %%
+layers, heads, K, V = 36, 32, 128, 128  # Gated DeltaNet in the 80B
+print(f"80B, float32: a state {4 * layers * heads * K * V / 2**20:.0f} MiB; "
+      f"what a token wrote {4 * layers * heads * (2 * K + V + 2) / 2**20:.1f} MiB")  # fmt: skip
+
+cache, past = model.make_cache(1), ids[:, :60]
+model(past, past_key_values=cache)
+before = cache.clone()
+cache.reversible = True
+model(ids[:, 60:65], past_key_values=cache)  # five drafts
+kept, layer = cache.layers[linear[0]], before.layers[linear[0]]
+window, inputs, state, (q_, k_, v_, g_, beta_) = kept.last
+assert torch.equal(state, layer.state) and v_.shape[1] == 5
+again = recurrent_gated_delta_rule(q_[:, :2], k_[:, :2], v_[:, :2], g=g_[:, :2], beta=beta_[:, :2], state=state)[1]
+cache.rollback(3)  # two of five stand
+assert torch.equal(kept.state, again)  # the same numbers by the same operations: bit for bit
+
+# %% [markdown]
+# The convolution in front of the delta rule remembers its last three inputs; they are cut from the inputs of the pass.
+#
+# The test that counts: after a rollback *every* layer's cache is what it would be had the fallen tokens never been
+# read, and so is all that follows. For any number of tokens that stand, in float64, with a state that is not zero. Not
+# bit for bit: the pass over five tokens adds up in another order than passes over one. If none stands, nothing is
+# computed, and it must be exact.
+
+
+# %%
+def contents(cache):
+    """All that a cache holds, as one list of tensors"""
+    n = cache.columns
+    of = [(x.window, x.state) if hasattr(x, "state") else (x.k[:, :, :n], x.v[:, :, :n]) for x in cache.layers]
+    return [tensor for pair in of for tensor in pair]
+
+
+def differ(one, other):
+    return max((a - b).abs().max().item() for a, b in zip(contents(one), contents(other)))
+
+
+# %%
+following = ids[:, 100:103]
+for stand in range(6):
+    never, rolled, wrong = before.clone(), before.clone(), before.clone()
+    for i in range(stand):
+        model(ids[:, 60 + i : 61 + i], past_key_values=never)
+    for cache in (rolled, wrong):
+        cache.reversible = True
+        model(ids[:, 60:65], past_key_values=cache)
+    rolled.rollback(5 - stand)
+    wrong.seq_len, wrong.columns = rolled.seq_len, rolled.columns  # slots taken back, states left as they are
+    gap = differ(rolled, never)
+    assert gap <= (0 if stand == 0 else 1e-11)
+    a, b, c = (model(following, past_key_values=cache).logits for cache in (never, rolled, wrong))
+    same(b, a)
+    assert stand == 5 or (c - a).abs().max() > 0.01
+    print(f"{stand} of 5 stand: caches differ by {gap:.0e}, the next logits by {(b - a).abs().max():.0e};", end=" ")
+    print(f"without rollback of the states by {(c - a).abs().max():.1f}")
+
+# %% [markdown]
+# The last column is the mistake: keys and values taken back, states left with the drafts in them. The text stays fluent
+# and goes elsewhere. Greedy decoding with drafts then no longer writes what it writes without, and that is the test to
+# run on any implementation.
+#
+# ## 6. Which drafts stand
+#
+# `tiny/`'s corpus knows each token's role. For held-out documents: how often MTP's likeliest draft is the token that
+# the model itself finds likeliest, and beside it the simplest draft there is: the most frequent successor of the token
+# before, counted on training documents. And the probability that a draft stands when both are sampled at temperature 1,
+# $\sum \min(p, q)$.
+
+# %%
+training, successors = corpus.Corpus(), collections.defaultdict(collections.Counter)
+for number in range(500):
+    tokens = [token for token, _ in ids_and_roles(training.document(f"bigrams:{number}"))]
+    for one, following in itertools.pairwise(tokens):
+        successors[one][following] += 1
+bigram = torch.full((model.config.vocab_size,), -1)
+for one, counts in successors.items():
+    bigram[one] = counts.most_common(1)[0][0]
+
+# %%
+held_out, rows = corpus.Corpus("held out"), collections.defaultdict(list)
+for number in range(50):
+    pairs = ids_and_roles(held_out.document(f"drafts:{number}"))
+    tokens = torch.tensor([[token for token, _ in pairs]])
+    result = fast(tokens, output_mtp_logits=True)
+    p, q = result.logits[0, 1:-1].softmax(-1), result.mtp_logits[0, :-1].softmax(-1)  # of tokens 2 to T - 1
+    best = p.argmax(-1)
+    hits = [q.argmax(-1) == best, bigram[tokens[0, 1:-1]] == best, torch.minimum(p, q).sum(-1)]
+    for (_, role), *values in zip(pairs[2:], *(x.tolist() for x in hits)):
+        rows[role].append(values)
+
+# %%
+kept = sorted((role for role in rows if len(rows[role]) >= 40), key=lambda role: (role != "template", role))
+shares = torch.tensor([torch.tensor(rows[role], dtype=torch.float64).mean(0).tolist() for role in kept])  # (roles, 3)
+everything = torch.tensor([values for role in rows.values() for values in role], dtype=torch.float64).mean(0)
+axes = figures.axes(1, 1, width=7.0, height=4.4)
+colors = {"MTP": figures.BLUE, "bigram": figures.ORANGE, "MTP, sampled": figures.GREEN}
+for i, (name, color) in enumerate(colors.items()):
+    places = torch.arange(len(kept)) + (i - 1) * 0.27
+    axes.barh(places, shares[:, i], height=0.25, color=color, label=f"{name}: {everything[i]:.0%} of all")
+axes.set(yticks=range(len(kept)), yticklabels=[f"{role} ({len(rows[role])})" for role in kept], xlim=(0, 1))
+axes.set(xlabel="share of drafts that stand", ylabel="role of the drafted token (count)")
+axes.invert_yaxis()
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+assert everything[0] > 0.7 and everything[0] > everything[1] + 0.2
+
+# %% [markdown]
+# Compare the blue bars with the orange ones. The template follows from the last few words, and so do its drafts. Names
+# and things that were told before are mostly drafted right, which a bigram can't do at all: MTP has the model's hidden
+# state, and attention of its own. But answers, which the model itself finds by looking far back, are hard for one
+# layer.
+#
+# New names and new digits show the difference between blue and green. Nobody can guess them, so the likeliest tokens of
+# two nearly even distributions rarely agree; but sampled drafts stand as often as the *distributions* agree.
+#
+# ## 7. When does it pay?
+#
+# Let a pass over one token cost 1, one over $n + 1$ tokens $c_n$, a draft $d$, and let draft $i$ stand with probability
+# $a$, the same for all, if those before it did. A pass yields the drafts that stand, and one token more:
+#
+# $$E_n = 1 + a + a^2 + \dots + a^n = \frac{1 - a^{n+1}}{1 - a}, \qquad \text{speed-up} = \frac{E_n}{c_n + n d}$$
+#
+# ([Spec] Theorem 3.8 has $c_n = 1$: verification for nothing.) With one draft it pays if $a > c_1 + d - 1$.
+#
+# We measure $c_n$ and $d$ on `tiny/` on a CPU: medians of passes that take turns, in processor time of one thread,
+# which other programs disturb less than the clock. **These figures differ between machines and runs.**
+
+# %%
+torch.set_num_threads(1)
+context, extra = ids[:, :100], [ids[:, 100 : 101 + n] for n in range(4)]
+cache, drafter, taken = fast.make_cache(1), fast.make_cache(1), collections.defaultdict(list)
+fast(context, past_key_values=cache)
+decoder = Decoder(fast, drafter, Sampling(), 1, None)
+decoder.prefill(context, torch.ones_like(context))
+
+for name in [*range(4), "draft"] * 42:
+    cache.reversible = True
+    started = time.process_time()
+    if name == "draft":
+        decoder.read(decoder.hidden, context[:, :1])
+        decoder.draft(1)
+    else:
+        fast(extra[name], past_key_values=cache)
+    taken[name].append(time.process_time() - started)
+    drafter.mtp.rollback(1) if name == "draft" else cache.rollback(name + 1)
+medians = {name: statistics.median(times[2:]) for name, times in taken.items()}  # the first two warm up
+c, d = [medians[n] / medians[0] for n in range(4)], medians["draft"] / medians[0]
+print(f"a pass over one token {1000 * medians[0]:.1f} ms; d = {d:.2f};", *(f"c_{n} = {c[n]:.2f}" for n in (1, 2, 3)))
+
+# %% [markdown]
+# And whole generations, with the checkpoint's own sampling settings: four stories, two rounds, and one story before
+# them, not counted, to warm up. 0 to 3 drafts take turns, and each time is compared with that without drafts in the
+# same turn; the median of these ratios counts, and their range tells how far to trust it.
+
+# %%
+asked = ["fox and a lantern", "hen and a kite", "bear and a boat", "owl and a map"]
+rates, stood = collections.defaultdict(list), {n: torch.zeros(2, 3) for n in range(4)}
+rule = Sampling.from_options(fast.generation_config, {})
+for turn, what in [(-1, asked[0]), *itertools.product(range(2), asked)]:
+    text = tokenizer.apply_chat_template([{"role": "user", "content": f"Tell me a story about a {what}."}])
+    start = tokenizer([text], return_tensors="pt").input_ids
+    for n in range(4) if turn % 2 else range(3, -1, -1):  # forwards and backwards
+        decoder = Decoder(fast, fast.make_cache(1), rule, n, torch.Generator().manual_seed(turn + 1))
+        first = decoder.prefill(start, torch.ones_like(start))
+        started = time.process_time()
+        length = sum(1 for _ in decoder.decode(first, 56))
+        if turn >= 0:
+            rates[n].append((length - 1) / (time.process_time() - started))
+            stood[n][:, :n] += torch.tensor([decoder.accepted, decoder.drafted])
+ratios = {n: sorted(rate / plain for rate, plain in zip(rates[n], rates[0])) for n in range(4)}
+for n, gains in ratios.items():
+    shares = ", ".join(f"{a / b:.0%}" for a, b in stood[n][:, :n].T)
+    print(f"{n} drafts: {statistics.median(rates[n]):4.0f} tokens/s, ratio {statistics.median(gains):.2f}", end=" ")
+    print(f"({gains[0]:.2f} to {gains[-1]:.2f}); stood, by position: {shares or '-'}")
+
+# %% [markdown]
+# Both on one picture. Lines: the formula with the measured $c_n$ and $d$, against $a$. Points: what was measured, with
+# its range, for each $n$ at that $a$ which gives the same number of tokens per pass.
+
+
+# %%
+def name(n):
+    return f"{n} draft{'s' * (n > 1)}"
+
+
+def tokens_per_pass(a, n):
+    return sum(a**i for i in range(n + 1))
+
+
+def common(n):
+    """The a with which n drafts would yield as many tokens per pass as were found"""
+    found, low, high = 1 + (stood[n][0] / stood[n][1, 0]).sum().item(), 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tokens_per_pass(middle, n) < found else (low, middle)
+    return low
+
+
+# %%
+axes = figures.axes(1, 1, width=7.0, height=3.4)
+a = torch.linspace(0, 1, 101)
+for n, marker, color, style in zip((1, 2, 3), "o^s", (figures.BLUE, figures.ORANGE, figures.GREEN), ("-", "--", "-.")):
+    axes.plot(a, tokens_per_pass(a, n) / (c[n] + n * d), style, color=color, label=f"{name(n)}, formula")
+    low, middle, high = ratios[n][0], statistics.median(ratios[n]), ratios[n][-1]
+    spread = [[middle - low], [high - middle]]
+    axes.errorbar(common(n), middle, spread, fmt=marker, color=color, markersize=8, label=f"{name(n)}, measured")
+axes.axhline(1, color=figures.BLACK, linewidth=1)
+axes.set(xlabel="a, probability that a draft stands", ylabel="speed-up over no drafts", xlim=(0, 1))
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+
+# %% [markdown]
+# How close the points are to their lines is how much of the cost the formula explains; sampling, rollback and Python
+# between the passes are not in it. `tiny/` does not wait for memory but for many small operations, and its $c_1$ is far
+# above 1: two tokens go through more experts, and through the chunked form of the delta rule. So the gain is small, and
+# where the ranges overlap, nothing is decided. The points of 2 and 3 drafts lie further left, since later drafts stand
+# less often: a third draft costs its $d$ and a wider pass, and hardly ever gives a token.
+#
+# ## 8. Why a sparse mixture of experts gains less
+#
+# Where memory is the bottleneck, a pass costs what it reads. In a dense model that is all weights, for one token or for
+# four: $c_n = 1$. In a mixture of experts, each token chooses $k$ of $E$ experts, and more tokens need more *different*
+# experts. If the choices were random, $m$ tokens would need
+#
+# $$\mathbb E[\text{distinct}] = E\,\Big(1 - \big(1 - \tfrac kE\big)^m\Big)$$
+#
+# of them: an expert is left out by one token with probability $1 - k/E$. With 10 of 512 that is hardly less than $mk$.
+# We count it, for a random router, and for neighbouring tokens of real text in `tiny/` (4 of 16), where neighbours may
+# agree more than chance, or less.
+
+# %%
+E, k, most = 512, 10, 4
+
+
+def expected(E, k, m):
+    return E * (1 - (1 - k / E) ** m)
+
+
+scores = torch.rand(4000, most, E, generator=source)  # 4,000 runs of 4 tokens
+chosen = scores.topk(k, dim=-1).indices.flatten(1)  # (4000, most * k)
+simulated = [torch.tensor([len(set(row[: m * k])) for row in chosen.tolist()]).double() for m in range(1, most + 1)]
+for m, counts in enumerate(simulated, 1):  # the mean of 4,000, within five of its standard errors
+    assert abs(counts.mean() - expected(E, k, m)) <= 5 * counts.std() / 4000**0.5 + 1e-9
+
+# %%
+choices = [value for key, value in trace.items() if key.startswith("model.layers.") and key.endswith("topk_ids")]
+choices = torch.stack(choices).tolist()  # (layers, T, k)
+tiny_E, tiny_k = model.config.num_experts, model.config.num_experts_per_tok
+
+
+def count(layers, m):
+    """Mean number of distinct experts of m tokens that follow each other, over places and layers"""
+    places = range(len(layers[0]) - most)
+    return statistics.mean(len({e for token in layer[i : i + m] for e in token}) for layer in layers for i in places)
+
+
+touched = [count(choices, m) for m in range(1, most + 1)]
+order = torch.randperm(ids.shape[1], generator=source).tolist()
+strangers = [count([[layer[i] for i in order] for layer in choices], m) for m in range(1, most + 1)]
+assert touched[0] == tiny_k and all(x < y for x, y in itertools.pairwise(touched))
+
+# %%
+m = torch.arange(1, most + 1)
+axes = figures.axes(1, 1, width=6.5, height=3.0)
+axes.plot(m, m, color=figures.BLACK, linewidth=1, label="no expert shared")
+axes.plot(m, [x.mean() / k for x in simulated], "s--", color=figures.BLUE, label=f"random router, {k} of {E}")
+small = expected(tiny_E, tiny_k, m) / tiny_k
+axes.plot(m, small, "^--", color=figures.ORANGE, label=f"random router, {tiny_k} of {tiny_E}")
+axes.plot(m, torch.tensor(touched) / tiny_k, "o-", color=figures.RED, label="tiny/, neighbouring tokens")
+axes.plot(m, torch.tensor(strangers) / tiny_k, "v:", color=figures.PINK, label="tiny/, the same tokens shuffled")
+axes.plot(m, torch.ones(most), color=figures.GREEN, linestyle=":", label="dense")
+axes.set(xlabel="tokens in the pass", ylabel="weights read, one token = 1", xticks=m.tolist(), ylim=(0, None))
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+
+# %% [markdown]
+# If the shuffled tokens of `tiny/` touch fewer experts than a random router would, its experts are not evenly loaded;
+# what neighbours touch fewer still is what they have in common.
+#
+# What it means for the 80B, by bytes alone, in bfloat16: a token needs 7.1 GB, 3.02 GB of it routed experts
+# (the table of checkpoints in the [README](../README.md), derived from the tensors' shapes). The MTP layer reads its
+# own attention, 11 experts and `lm_head`. Then $c_n = (7.1 - 3.02 + 3.02 \cdot \text{distinct}_{n+1}/k)/7.1$.
+
+# %%
+D, inner, vocabulary = 2048, 512, 151936
+d80 = 2 * (vocabulary * D + 2 * D * D + (8192 + 512 + 512) * D + 4096 * D + 11 * 3 * inner * D) / 7.1e9
+c80 = [(7.1 - 3.02 + 3.02 * expected(E, k, n + 1) / k) / 7.1 for n in range(4)]
+print(f"80B by bytes: d = {d80:.2f};", ", ".join(f"c_{n} = {c80[n]:.2f}" for n in (1, 2, 3)))
+axes = figures.axes(1, 1, width=7.0, height=3.2)
+for n, style, color in zip((1, 2, 3), ("-", "--", "-."), (figures.BLUE, figures.ORANGE, figures.GREEN)):
+    dense, sparse = (tokens_per_pass(a, n) / (cost + n * d80) for cost in (1, c80[n]))
+    axes.plot(a, dense, style, color=color, linewidth=1, label=f"{name(n)}, were it dense")
+    axes.plot(a, sparse, style, color=color, linewidth=3, label=f"{name(n)}, 10 of 512")
+axes.axhline(1, color=figures.BLACK, linewidth=1)
+axes.set(xlabel="a, probability that a draft stands", ylabel="speed-up over no drafts", xlim=(0, 1))
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pyplot.show()
+
+# %% [markdown]
+# The thick lines stay far below the thin ones. This is an estimate by bytes, for one user and a random router: the
+# neighbouring tokens of real text may share more experts, and with many users in one batch most experts are read
+# anyhow, so that drafts cost no more reading, but computing then counts.
+#
+# ## Exercises
+#
+# **1.** From which $a$ on does *one* draft pay on the 80B by the estimate above? And which number of drafts is best at
+# $a = 0.6$, $0.8$ and $0.95$?
+#
+# <details><summary>Solution</summary>
+#
+# One draft pays if $1 + a > c_1 + d$.
+#
+# ```python
+# print(f"one draft pays from a = {c80[1] + d80 - 1:.2f}")
+# for a_ in (0.6, 0.8, 0.95):
+#     gains = [tokens_per_pass(a_, n) / (c80[n] + n * d80) for n in range(4)]
+#     print(a_, "best:", max(range(4), key=gains.__getitem__), [f"{x:.2f}" for x in gains])
+# assert abs(tokens_per_pass(c80[1] + d80 - 1, 1) / (c80[1] + d80) - 1) < 1e-12
+# ```
+#
+# </details>
+#
+# **2.** A lazy drafter draws every token with the same probability, $q = 1/V$. Is the text still distributed as the
+# model's? How often does a draft stand, for $p$ of section 4? And which single token should a drafter always propose
+# ($q$ all on one token) to have most drafts stand?
+#
+# <details><summary>Solution</summary>
+#
+# The proof did not use anything about $q$, so yes. Drafts stand with probability $\sum \min(p, 1/V)$. With all of $q$
+# on one token $x$ it is $p(x)$: the likeliest.
+#
+# ```python
+# p_ = found["Sampling.verify"]  # close to p of section 4
+# even = torch.full((1, VOCABULARY), 1 / VOCABULARY, dtype=torch.float64)
+# drafts = torch.randint(VOCABULARY, (ROUNDS, 1), generator=source)
+# stand, token = Sampling(do_sample=True).verify(p_.expand(ROUNDS, 2, -1), even.expand(ROUNDS, 1, -1), drafts, source)
+# result = torch.where(stand == 1, drafts[:, 0], token).bincount(minlength=VOCABULARY) / ROUNDS
+# assert ((result - p_).abs() <= 5 * (p_ * (1 - p_) / ROUNDS).sqrt()).all()
+# print(f"stand: {(stand == 1).double().mean():.3f}, expected {torch.minimum(p_, even[0]).sum():.3f}")
+# print(f"always {p_.argmax()}: {p_.max():.3f} of the drafts stand")
+# ```
+#
+# </details>
+#
+# **3.** MTP has a key-value cache of its own. Entries made from drafts hold MTP's own hidden states. `Decoder.draft`
+# takes them back even for drafts that stood, and `Decoder.read` makes them anew from the model's. Why, if the tokens
+# are the same? Measure how far apart the two hidden states are.
+#
+# <details><summary>Solution</summary>
+#
+# The entry of a position is computed from $[e_{i+1}; h_i]$. In drafting, $h_i$ was not known, and $m_{i-1}$ stood in
+# its place: another vector, on which the layer was not trained. Left in the cache, such entries would be seen by all
+# later drafts; the text would still be right, and the drafts worse.
+#
+# ```python
+# m_ = model.look_ahead(h[:, :-1], e[:, 1:])  # row i: in place of the model's hidden state i + 1
+# likeness = F.cosine_similarity(m_[0, :-1], h[0, 1:-1], dim=-1)
+# print(f"cosine of MTP's and the model's hidden state, same position: median {likeness.median():.2f}")
+# assert likeness.median() < 0.99
+# ```
+#
+# </details>

@@ -1,0 +1,747 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 9. Prove a port
+#
+# You have rewritten Qwen3-Next for another framework or another chip, and it writes fluent text. Is it right?
+# This notebook shows why text and perplexity cannot answer that, and what can: the values inside the forward pass,
+# stage by stage, against a slow implementation that is simple enough to trust. At the end you can find a wrong line
+# in a port from two files of tensors, tell an error from rounding, and know which checks are worth making, in which
+# order.
+#
+# You need to know attention and PyTorch, and roughly what the parts of Qwen3-Next are called: gated attention, Gated
+# DeltaNet (a memory with a decay `g` and a write strength `beta`), a mixture of experts with a router. No part of their
+# mathematics is needed.
+
+# %%
+# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = os.environ.get("REPOSITORY", "")
+root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
+if not root.is_dir():
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+
+# %%
+import json
+import math
+import random
+import tempfile
+import textwrap
+import warnings
+
+import corpus
+import figures
+import numpy as np
+import torch
+from matplotlib import pyplot
+
+import qwen3_next
+from qwen3_next import Qwen3NextTokenizer
+from reference_recurrent import Reference
+from verify import compare, mutations, scenarios
+
+figures.setup()
+warnings.filterwarnings("ignore", "IProgress not found")  # a notebook has no need of progress bars
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+
+# %% [markdown]
+# ## 1. Spot the bug
+#
+# `tiny/` is a small trained model that tells stories. We make six broken copies of it: same weights, same code, but
+# one line of [`qwen3_next.py`](../qwen3_next.py) is replaced. All six are mistakes of a kind that porters make; four of
+# them are among those that [`verify/mutations.py`](../verify/mutations.py) puts in to test the tools used below. Beside
+# them stand two right ones, one computed in float32 and one in bfloat16.
+
+# %%
+source = (root / "qwen3_next.py").read_text(encoding="utf-8")
+blind = {
+    one["name"]: (one["old"], one["new"]) for one in json.loads((root / "verify/mutations_blind.json").read_bytes())
+}
+known = {name: lines[:2] for name, lines in mutations.MUTATIONS.items()} | blind
+gelu = ("F.silu(self.gate_proj(x))", "F.gelu(self.gate_proj(x))")
+BUGS = {  # what is wrong: (a line of qwen3_next.py, what it becomes)
+    "chosen experts' weights not divided by their sum": known["chosen weights not normalised"],
+    "decay by |A_log| instead of e^A_log": known["A_log instead of its exponential"],
+    "in_proj_ba's rows read in the wrong order": known["b and a read flat"],
+    "q_norm and k_norm after RoPE instead of before": known[
+        "q_norm and k_norm applied after the rotation instead of before"
+    ],
+    "GELU instead of SiLU in the shared expert": gelu,
+    "token by token, the error taken before the decay": known["decay after the error"],
+}
+folder = Path(tempfile.mkdtemp())
+
+
+def broken(name: str, bugs: dict = BUGS):
+    """qwen3_next.py as a module of its own, with one line replaced."""
+    old, new = bugs[name]
+    assert source.count(old) == 1, name
+    return mutations.load(source.replace(old, new), [*bugs].index(name), folder)
+
+
+def model_of(module, dtype: str = "float32"):
+    return module.Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype)
+
+
+modules = {"right, float32": qwen3_next, "right, bfloat16": qwen3_next, **{name: broken(name) for name in BUGS}}
+models = {
+    name: model_of(module, name.split()[-1] if "right" in name else "float32") for name, module in modules.items()
+}
+
+# %% [markdown]
+# The usual figure of merit is the perplexity of a text $t_1 \dots t_n$ that the model has not seen,
+#
+# $$\mathrm{ppl} = \exp\Big(-\frac{1}{n-1}\sum_{i=2}^{n} \log p(t_i \mid t_1 \dots t_{i-1})\Big),$$
+#
+# the lower the better. `tiny/corpus.py` writes such texts without end; here are 16 documents with pairs of names and
+# things that training never had.
+
+
+# %%
+def documents(label: str, count: int = 16) -> list[list[int]]:
+    source = corpus.Corpus("held out")
+    return [tokenizer.encode(corpus.text_of(source.document(f"{label}:{n}"))) for n in range(count)]
+
+
+@torch.no_grad()
+def perplexity(model, texts: list[list[int]]) -> float:
+    rows = [torch.tensor([ids]) for ids in texts]  # (1, T) each
+    nats = sum(model(row, labels=row).loss.item() * (row.shape[1] - 1) for row in rows)  # loss: mean over T - 1 tokens
+    return math.exp(nats / sum(row.shape[1] - 1 for row in rows))
+
+
+texts = documents("port")
+perplexities = {name: perplexity(model, texts) for name, model in models.items()}
+
+# %% [markdown]
+# Eight samples, in random order, each with the perplexity of the implementation that wrote it. Each was asked for a
+# story and cut off after 64 tokens; each has another seed, so that equal beginnings give nothing away.
+#
+# **Which two are right? Write your guess down before you go on.** (You know which six mistakes there are. Can you tell
+# which is which?)
+
+# %%
+order = list(models)
+random.Random(4).shuffle(order)
+prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Tell me a story."}])
+inputs = tokenizer([prompt], return_tensors="pt").input_ids  # (1, T)
+for seed, (letter, name) in enumerate(zip("ABCDEFGH", order)):
+    out = models[name].generate(inputs, max_new_tokens=64, seed=seed)[0, inputs.shape[1] :]
+    text = " ".join(tokenizer.decode(out.tolist(), skip_special_tokens=True).split())
+    print(f"{letter}   perplexity {perplexities[name]:.3f}")
+    print(textwrap.fill(f"{text} ...", 110, initial_indent="    ", subsequent_indent="    "), "\n")
+
+# %% [markdown]
+# Now the answer.
+
+# %%
+right = perplexities["right, float32"]
+for letter, name in zip("ABCDEFGH", order):
+    print(f"{letter}   {perplexities[name]:.3f}   {perplexities[name] / right - 1:+7.2%}   {name}")
+assert all(right * 0.98 < ppl < right * 1.5 for ppl in perplexities.values())  # nothing that would ring a bell
+
+# %% [markdown]
+# The texts look alike. The perplexities do differ, but to read anything from them you must already have the right
+# number, for this very text, to three digits. Without it you compare with what you expect, and texts differ among
+# themselves by more than the bugs do. Here is the right model on six other sets of 16 documents, beside the eight samples' implementations on theirs:
+
+# %%
+others = [perplexity(models["right, float32"], documents(f"others {n}")) for n in range(6)]
+colors = [figures.BLUE if "right" in name else figures.RED for name in order]
+
+
+def dots(axes, numbers: list[float]):
+    """One point for each sample, a circle if it is right."""
+    for row, (number, name, color) in enumerate(zip(numbers, order, colors)):
+        axes.scatter(number, row, color=color, marker="o" if "right" in name else "X", s=50, zorder=2)
+
+
+axes = figures.axes(width=8, height=3.2)
+dots(axes, [perplexities[name] for name in order])
+axes.scatter(others, [8.2] * len(others), color=figures.BLUE, marker="|", s=120)
+labels = [f"{letter}  {name}" for letter, name in zip("ABCDEFGH", order)]
+axes.set_yticks([*range(8), 8.2], [*labels, "right, other texts"])
+axes.axvspan(min(others), max(others), color=figures.SKY, alpha=0.25, linewidth=0)
+axes.set(xlabel="perplexity", ylim=(8.8, -0.6))
+axes.grid(axis="x", alpha=0.3)
+pyplot.show()
+print(f"the right model on other texts: {min(others):.3f} to {max(others):.3f}")
+assert max(others) - min(others) > abs(perplexities["GELU instead of SiLU in the shared expert"] - right)
+
+# %% [markdown]
+# Circles are right, crosses are wrong; the band is the range of the right model over other texts, and most of the broken
+# copies lie within it. *At best, perplexity tells that something is wrong. It does not tell what, or where.*
+#
+# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta rule
+# that works token by token, as generation does; perplexity is computed in one pass over the whole text, which uses the
+# other form. No text of any length would show it that way.
+
+# %%
+decode_only = perplexities["token by token, the error taken before the decay"]
+print(f"right: {right!r}, decode-only bug: {decode_only!r}")
+assert decode_only == right
+
+# %% [markdown]
+# ## 2. Traces
+#
+# The alternative: look at all values on the way. `model(ids, trace=trace)` fills a dict with a copy of every named
+# intermediate, under keys that consist of the module's path in the checkpoint and the stage. That is your side: what
+# your port has to write down, float32, under these names (or with an alias file that renames them).
+#
+# We take one bug, the router's: after the choice of the `num_experts_per_tok` most probable experts their probabilities
+# have to be divided by their sum (`norm_topk_prob` in the config), and this copy forgets to. The text to trace is the
+# beginning of a held-out document, 96 tokens: three chunks of the delta rule's chunked form.
+
+# %%
+ids = documents("trace", 1)[0][:96]
+config = json.loads((root / "tiny/config.json").read_bytes())
+tokens = {"": {"tokens": ids, "before": []}}  # one step without a name: 96 new tokens behind an empty cache
+
+
+@torch.no_grad()
+def traced(model) -> compare.Trace:
+    trace = {}
+    model(torch.tensor([ids]), trace=trace, output_mtp_logits=True)
+    return compare.Trace(
+        {"": {key: compare.widened(x.numpy()) for key, x in trace.items()}}, tokens, {"config": config}
+    )
+
+
+BUG = "chosen experts' weights not divided by their sum"
+mine = traced(models[BUG])
+values = mine.steps[""]
+print(f"{len(values)} keys; those of layer 1:")
+for key in sorted((key for key in values if key.startswith("model.layers.1.")), key=compare.forward_order):
+    print(f"    {key:50} {values[key].shape!s:14} {compare.STAGES[compare.stage_of(key)][0]}")
+
+# %% [markdown]
+# The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass in NumPy, in
+# float64, one token at a time, from the equations, and shares no code with `qwen3_next.py`. It is slow and that is its
+# virtue: no batch, no chunks, no cache, nothing to be clever about. `trace` returns the same keys.
+
+# %%
+reference = Reference.from_pretrained(root / "tiny")
+found = reference.trace(ids)  # states stacked, one for each place where it was asked for them: here the end alone
+found = {key: x[-1] if key.endswith("state") else x for key, x in found.items()}
+ref = compare.Trace({"": found}, tokens, {"config": config})
+assert ref.steps[""].keys() == values.keys()
+print(f"reference: {len(ref.steps[''])} keys, {ref.steps['']['lm_head.out'].dtype}")
+
+# %% [markdown]
+# How far are two tensors apart? Let $r$ be the reference's values of a key and $m$ mine. The relative error is
+#
+# $$e = \sqrt{\frac{\sum_i (m_i - r_i)^2}{\sum_i r_i^2}},$$
+#
+# a number without units: $10^{-7}$ is float32's rounding, $10^{-2}$ bfloat16's after a few layers, 1 means that nothing
+# fits. (A largest absolute error has no such scale, and a cosine hides a wrong factor.)
+
+
+# %%
+def relative_error(r: np.ndarray, m: np.ndarray) -> float:
+    return math.sqrt(((m - r) ** 2).sum() / (r**2).sum())
+
+
+right_float32 = traced(models["right, float32"])
+for name, trace in {"right, float32": right_float32, BUG: mine}.items():
+    r, m = ref.steps[""]["lm_head.out"], trace.steps[""]["lm_head.out"]  # logits (T, vocab)
+    assert math.isclose(relative_error(r, m), compare.relative_error(r, m))
+    print(f"{relative_error(r, m):9.2e}   {name}: logits")
+
+# %% [markdown]
+# So the logits alone tell right from wrong: several orders of magnitude lie between these two numbers, where the
+# perplexities nearly agreed. Now for the place.
+#
+# ## 3. The first wrong value
+#
+# [`verify/compare.py`](../verify/compare.py) walks through all keys in the order in which they are computed. It allows each
+# four times the error that rounding alone was measured to cause at this stage (`verify/noise.json`: the right model
+# against the reference, by dtype), times the root of the number of layers before. On the command line:
+#
+# ```bash
+# python qwen3_next.py --model tiny --prompt "Hello!" --trace mine.safetensors
+# python reference_recurrent.py --model tiny --like mine.safetensors --trace ref.safetensors
+# python verify/compare.py ref.safetensors mine.safetensors
+# ```
+#
+# Here it is called as a function, and the lines below are what the command prints.
+
+
+# %%
+def report(done: compare.Comparison, rows: int = 8):
+    wrong = [row for row in done.rows if row.verdict != "ok"]
+    if done.first is None:
+        print(f"agree: {len(done.rows)} keys, of them {len(wrong)} with a tie or in another layout\n")
+        return
+    compare.print_rows(wrong[:rows], every=True)
+    print(f"({len(wrong)} of {len(done.rows)} keys are not ok)")
+    first = done.first
+    print(f"first: {first.name}  at {first.worst}; relative error {first.relative:.3g}, allowed {first.allowed:.3g}")
+    print(f"should be: {compare.STAGES[compare.stage_of(first.key)][1]}")
+    print(*[f"seen: {first.note}"] * bool(first.note), *(f"likely: {cause}" for cause in first.causes), sep="\n")
+
+
+report(compare.compare(ref, right_float32, dtype="float32"))
+report(chained := compare.compare(ref, mine, dtype="float32"))
+assert chained.first.key == "model.layers.0.mlp.topk_weights"
+
+# %% [markdown]
+# That is the bug: the key is `topk_weights` of the first layer, and the cause that is named is the one we put in. "This
+# would give just these values" is meant literally. For well-known mistakes the kit computes what they would have made
+# of the reference's own values, and compares mine with that. We can do it by hand:
+
+# %%
+prefix = "model.layers.0.mlp."
+p, chosen = (ref.steps[""][prefix + name] for name in ("router_probs", "topk_ids"))  # (T, E) and (T, k)
+forgotten = np.take_along_axis(p, chosen, axis=1)  # the chosen experts' probabilities as they are, (T, k)
+weights, order_of = values[prefix + "topk_weights"], values[prefix + "topk_ids"].argsort(1)
+same_order = np.take_along_axis(forgotten, chosen.argsort(1), 1), np.take_along_axis(weights, order_of, 1)
+print(f"against the cause: {relative_error(*same_order):.1e}")
+print(f"sums of mine: {weights.sum(1).min():.3f} to {weights.sum(1).max():.3f}; they should be 1")
+assert relative_error(*same_order) < 1e-5  # float32: 6e-8 for a rounding, and a few layers' worth of them
+
+# %% [markdown]
+# ## 4. Chained and isolated
+#
+# Nearly every key behind the bug is wrong as well, because it was computed from wrong values. With $f_s$ for what a
+# stage $s$ does, the reference computes $x_s = f_s(x_{<s})$, and the port $\hat x_s = \hat f_s(\hat x_{<s})$. There are
+# two comparisons:
+#
+# - **chained**: $\hat x_s$ with $x_s$. Each side goes on with its own values. The error is that of this stage *and* of
+#   all stages before it. It shows what the user gets; only the first wrong key can be blamed.
+# - **isolated**: $\hat x_s$ with $f_s(\hat x_{<s})$. The reference is run again on the port's values: whatever a stage
+#   reads is replaced by mine. The error is what this stage alone has added, and each wrong stage is named for itself.
+
+# %%
+isolated = compare.compare(ref, mine, dtype="float32", isolated=True, reference=reference)
+report(isolated)
+wrong = {compare.stage_of(row.key) for row in isolated.rows if row.verdict != "ok"}
+assert wrong == {"mlp.topk_weights"}  # one stage, in each layer
+
+# %% [markdown]
+# Where chained needs the first wrong key, isolated clears everything else: one stage is wrong, once in each layer, and
+# the rest of the port is right.
+#
+# In float32 the difference is a comfort. In bfloat16 it decides. A bfloat16 number has 8 bits, each operation leaves an
+# error of up to $2^{-9}$, and after a few layers the chained errors of a right model have reached a hundredth or more.
+# The same two models in bfloat16, at all keys in forward order:
+
+# %%
+traces = {name: traced(model_of(modules[name], "bfloat16")) for name in ("right, bfloat16", BUG)}
+done = {
+    (name, mode): compare.compare(ref, trace, dtype="bfloat16", isolated=mode == "isolated", reference=reference)
+    for name, trace in traces.items()
+    for mode in ("chained", "isolated")
+}
+
+
+# %%
+def draw(axes, mode: str):
+    for name, label, color, marker in (
+        (BUG, "broken", figures.RED, "D"),
+        ("right, bfloat16", "right", figures.BLUE, "o"),
+    ):
+        rows = [row for row in done[name, mode].rows if not row.key.startswith("mtp.") and "topk_ids" not in row.key]
+        axes.scatter(range(len(rows)), [row.relative for row in rows], s=12, color=color, marker=marker, label=label)
+    allowed = [row.allowed for row in rows]
+    axes.scatter(range(len(rows)), allowed, s=14, color=figures.BLACK, marker="_", linewidths=0.8, label="allowed")
+    starts = [i for i, row in enumerate(rows) if row.key.endswith("input_layernorm.out")]
+    for start in starts:
+        axes.axvline(start - 0.5, color="0.85", zorder=0)
+    axes.set(yscale="log", ylabel="relative error", title=f"{mode}, bfloat16", ylim=(1e-9, 5))
+    axes.set_xticks(starts, [f"layer {n}" for n in range(len(starts))], ha="left")
+    return [row.key for row in rows].index("model.layers.0.mlp.topk_weights")
+
+
+above, below = figures.axes(2, 1, width=10, height=3.3)
+draw(above, "chained")
+place = draw(below, "isolated")
+below.text(place + 2, 0.3, "topk_weights", fontsize=9)
+below.set_xlabel("keys in forward order")
+above.legend(ncols=3, loc="lower right")
+pyplot.show()
+
+# %% [markdown]
+# Above, chained: the right model's error (blue circles) is that of a bfloat16 rounding after the first norm and then drifts
+# upwards, because each layer adds its own to what it is given. The broken one (red diamonds) lies above it from the bug
+# on, at all keys alike. Is that alarming? What is allowed (black) must be generous here, since rounding in other models and
+# texts has gone that far, and the broken model stays below it.
+#
+# Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, the last layer is no worse than the
+# first, and the bug stands out by orders of magnitude at one stage of each layer. (What is computed in float32 even in a
+# bfloat16 model lies far below the rest; stages that only rearrange their input have no error at all and are not drawn.)
+
+# %%
+for (name, mode), one in done.items():
+    first = "agrees" if one.first is None else one.first.key
+    print(f"{mode:9}  {'right ' if 'right' in name else 'broken'}  {first}")
+assert done["right, bfloat16", "chained"].first is None and done["right, bfloat16", "isolated"].first is None
+assert done[BUG, "isolated"].first.key == "model.layers.0.mlp.topk_weights"
+
+# %% [markdown]
+# So: *float32 first, chained; what your hardware computes in, isolated*. If the port cannot run in float32, isolated is
+# the only mode that is sharp enough.
+#
+# ## 5. The eight samples again
+#
+# Back to A to H, in float32 but for the one that claims to be bfloat16. To see the decode-only bug we trace a prompt and then three more tokens one by one, as generation
+# does. `scenarios.run` feeds the steps and carries the cache; `run_reference` has the arbiter do the same.
+
+# %%
+steps = {"prefill": (0, 64), "decode 1": (64, 65), "decode 2": (65, 66), "decode 3": (66, 67)}
+steps = {name: {"tokens": ids[a:b], "before": ids[:a]} for name, (a, b) in steps.items()}
+ref_steps = compare.Trace(scenarios.run_reference(reference, steps), steps, {"config": config})
+
+
+def verdict(name: str) -> compare.Comparison:
+    found, _ = scenarios.run(models[name], steps, module=modules[name])
+    mine = compare.split_batches(compare.Trace(found, steps, {}), steps, "right")  # float64, one sequence a step
+    return compare.compare(ref_steps, mine, dtype=str(models[name].dtype).removeprefix("torch."), reference=reference)
+
+
+verdicts = {name: verdict(name) for name in order}
+
+
+def excess(done: compare.Comparison) -> float:
+    """The largest error in units of what is allowed: up to 1 is rounding."""
+    return max(row.relative / row.allowed for row in done.rows if "topk_ids" not in row.key)
+
+
+for letter, (name, one) in zip("ABCDEFGH", verdicts.items()):
+    print(f"{letter}  {name}\n      {'agrees' if one.first is None else one.first.name}")
+    print(*[f"      {cause}\n" for cause in (one.first.causes[:1] if one.first else [])], sep="", end="")
+
+# %% [markdown]
+# Each key is where the line was replaced. The cause is as good as the list of known mistakes: where it "would give just
+# these values" it is certain; otherwise it is a list of what usually goes wrong at this stage, and may be off.
+
+# %%
+left, beside = figures.axes(2, width=5.2, height=3.2, sharey=True)
+dots(left, [perplexities[name] for name in order])
+left.set_yticks(range(8), [*"ABCDEFGH"])
+left.set(xlabel="perplexity of held-out text", ylabel="sample", ylim=(7.6, -0.6))
+dots(beside, [excess(verdicts[name]) for name in order])
+beside.axvline(1, color=figures.BLACK, lw=0.7)
+beside.set(xlabel="largest error of any value / what is allowed", xscale="log")
+pyplot.show()
+for name, one in verdicts.items():
+    assert (excess(one) <= 1) == ("right" in name) and (one.first is None) == ("right" in name), name
+
+# %% [markdown]
+# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a gap of
+# several orders of magnitude between the two, the line at 1 needs no knowledge of what the model should say, and each
+# cross comes with the name of a stage. *Compare tensors, not texts.*
+#
+# ## 6. Against transformers
+#
+# The same comparison works for any implementation. In PyTorch a forward hook on every module is nearly all it takes
+# (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). What goes on between modules,
+# such as the delta rule itself, has no hook, so fewer keys are shared; an error in between shows at the next module's
+# output. `verify/aliases/transformers.json` renames what is named otherwise.
+
+# %%
+try:
+    import transformers
+except ImportError:
+    transformers = None
+    print("transformers is not installed: pip install transformers, to run this section")
+theirs = {}
+
+
+def record(name: str, output):
+    outputs = output if isinstance(output, tuple) else (output,)
+    keys = [f"{name}.out"]
+    if name.endswith("mlp.gate"):  # the router returns its logits, the weights and the choice
+        keys += [name.replace("gate", "topk_weights"), name.replace("gate", "topk_ids")]
+    for key, x in zip(keys, outputs):
+        for ours, _ in compare.rename(key, aliases) if isinstance(x, torch.Tensor) else []:
+            theirs[ours] = compare.widened(x.detach().squeeze(0).numpy())
+
+
+aliases = json.loads((root / "verify/aliases/transformers.json").read_bytes())
+if transformers:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    their_model = transformers.Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
+    for name, module in their_model.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: record(name, output))
+    with torch.no_grad():
+        their_model(torch.tensor([ids]))
+
+# %%
+if transformers:
+    theirs_done = compare.compare(ref, compare.Trace({"": theirs}, tokens, {}), dtype="float32", reference=reference)
+    report(theirs_done)
+    logits = next(row for row in theirs_done.rows if row.key == "lm_head.out")
+    print(f"logits: relative error {logits.relative:.1e}, allowed {logits.allowed:.1e}")
+    assert logits.relative <= logits.allowed
+
+# %% [markdown]
+# Three implementations that share no code agree to rounding: this project's chunked PyTorch, transformers' chunked
+# PyTorch, and a loop over tokens in NumPy. One caution: agreement of two is worth the more, the less they have in
+# common. A port that is checked against an implementation with the same mistake agrees, too
+# ([MaxText #2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case).
+#
+# ## 7. Ties
+#
+# There is one place where rounding does not stay small. The router takes the $k$ most probable experts: a
+# discontinuous function. If the last expert chosen and the first one left out have nearly the same probability,
+# rounding may choose the other, and from there on this token is computed by another expert. The quantity to look at is
+# the margin,
+#
+# $$\text{margin} = p_{(k)} - p_{(k+1)},$$
+#
+# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. It is a key of the traces. How small
+# does it get, and how much does rounding move a probability?
+
+# %%
+layers = range(config["num_hidden_layers"])
+margins = np.concatenate([ref.steps[""][f"model.layers.{i}.mlp.margin"] for i in layers])  # (layers * T,)
+
+
+def moved(trace: compare.Trace) -> tuple[np.ndarray, np.ndarray]:
+    """For each choice: how far a probability has moved at most, and whether other experts were chosen."""
+    far, other = [], []
+    for i in layers:
+        (p, q), (r, m) = (
+            [t.steps[""][f"model.layers.{i}.mlp.{key}"] for t in (ref, trace)] for key in ("router_probs", "topk_ids")
+        )
+        far.append(np.abs(q - p).max(1))
+        other.append((np.sort(r, 1) != np.sort(m, 1)).any(1))
+    return np.concatenate(far), np.concatenate(other)
+
+
+# %%
+axes = figures.axes(width=7, height=3.4)
+share = np.arange(1, len(margins) + 1) / len(margins)
+axes.plot(np.sort(margins), share, color=figures.BLACK, label="choices with a margin below this")
+rank = np.empty(len(margins))
+rank[margins.argsort()] = share
+for name, trace, color in (
+    ("float32", right_float32, figures.GREEN),
+    ("bfloat16", traces["right, bfloat16"], figures.ORANGE),
+):
+    far, other = moved(trace)
+    axes.axvline(np.median(far), color=color, ls="--", label=f"{name} moves a probability by (median)")
+    if other.any():
+        axes.scatter(margins[other], rank[other], color=color, zorder=3, label=f"{name} chose another expert")
+    print(f"{name}: {other.sum()} of {len(other)} choices differ; a probability moves by {np.median(far):.1e} (median)")
+    assert (margins[other] <= 2 * far[other]).all()  # never where the margin was safe: one may fall, the other rise
+axes.set(xscale="log", xlabel="probability", ylabel="share of all choices")
+axes.legend(loc="upper left")
+pyplot.show()
+
+# %% [markdown]
+# The curve is the share of all choices (tokens times layers) whose margin is smaller than the value below. Where it
+# crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice is in danger; in
+# bfloat16 some percent are, and a few did fall the other way (points). The assertion says that these are ties: no choice
+# fell the other way whose margin was more than twice what rounding had moved this token's probabilities by.
+#
+# What does a tie do? With another expert, the token's output of the mixture is no longer within rounding, and a comparison
+# that knows nothing of ties would call the port wrong. But a tie is nobody's mistake. The right question is whether the
+# rest follows *from the choice that mine made*. So give the reference that choice, and run it again.
+
+# %%
+mine16 = traces["right, bfloat16"].steps[""]
+keys = [f"model.layers.{i}.mlp.topk_ids" for i in layers]
+again = reference.trace(ids, forced={key: mine16[key] for key in keys})
+flipped = np.split(moved(traces["right, bfloat16"])[1], len(layers))  # (T,) bool for each layer
+errors = []
+for key, tied in zip(keys, flipped):
+    out = key.replace("topk_ids", "experts.out")  # (T, D)
+    for t in np.flatnonzero(tied):
+        errors.append([relative_error(values[out][t], mine16[out][t]) for values in (ref.steps[""], again)])
+        print(
+            f"{key}, token {t}: error of the experts' output {errors[-1][0]:.3f}, with mine's choice {errors[-1][1]:.3f}"
+        )
+own, forced = np.array(errors).T
+assert (forced <= own).all() and forced.sum() < own.sum() / 2
+
+# %% [markdown]
+# `compare.py` does this by itself when it is given the reference: it decides from the probabilities whether a different
+# choice is a tie, forces mine on the reference, and goes on. Without the reference it compares a sequence up to the tie
+# only, since attention and the memories carry a token's values to all later ones. A choice that differs at a margin that
+# rounding cannot bridge stays an error.
+
+# %%
+ties = [row for row in done["right, bfloat16", "chained"].rows if row.verdict == "tie"]
+print(*(f"{row.key}: {row.note}" for row in ties), sep="\n")
+assert ties and done["right, bfloat16", "chained"].first is None
+
+# %% [markdown]
+# ## 8. Which check sees which bug
+#
+# A check proves what it looks at and nothing else. Here are eleven bugs, the six from above and five more, against six
+# checks: perplexity (does it move by more than a percent?), a prompt of 32 tokens, a prompt of 96, a prompt of 64 and
+# three tokens one by one, a padded batch and a token after it, and the layer for multi-token prediction (MTP), which drafts
+# the token after the next. All but the first compare tensors in float32. The delta rule's chunks here are of 32 tokens.
+
+# %%
+MORE = BUGS | {
+    "no decay of the state from chunk to chunk": known["cross-chunk decay dropped"],
+    "convolution's window one token too early": known["convolution window ends one token too early"],
+    "positions begin at 0 in each call": known["positions begin anew in each call"],
+    "padding makes the state forget": known["padding decays the state"],
+    "MTP's pair in the wrong order": known["MTP's pair in the other order"],
+}
+CHECKS = ["perplexity", "prompt of 32", "prompt of 96", "decode", "padded batch", "MTP"]
+feeds = {f"prompt of {n}": {"prefill": {"tokens": ids[:n], "before": []}} for n in (32, 96)}
+feeds |= {"decode": steps, "padded batch": scenarios.steps_of("padded", ids, mtp=True)}
+refs = {check: scenarios.run_reference(reference, feed) for check, feed in feeds.items()}
+
+
+def seen_by(name: str) -> list[bool]:
+    module = modules.get(name) or broken(name, MORE)
+    model, wrong = models.get(name) or model_of(module), {}
+    for check, feed in feeds.items():
+        pair = (
+            compare.Trace(found, feed, {"config": config})
+            for found in (refs[check], scenarios.run(model, feed, module=module)[0])
+        )
+        done = compare.compare(*(compare.split_batches(one, feed, "right") for one in pair), dtype="float32")
+        wrong[check] = [row.key for row in done.rows if row.verdict in ("differs", "shape")]
+    plain = [any(not key.startswith("mtp.") for key in wrong[check]) for check in feeds]
+    off = abs(perplexity(model, texts[:12]) / few - 1) > 0.01
+    return [off, *plain, any(key.startswith("mtp.") for key in wrong["prompt of 96"])]
+
+
+few = perplexity(models["right, float32"], texts[:12])
+seen = {name: seen_by(name) for name in MORE}
+
+# %%
+axes = figures.axes(width=9.5, height=4.2)
+axes.imshow(np.array(list(seen.values()), float), cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+for row, found in enumerate(seen.values()):
+    for column, yes in enumerate(found):
+        axes.text(
+            column, row, "seen" if yes else "-", ha="center", va="center", color="white" if yes else "0.4", fontsize=9
+        )
+axes.set_xticks(range(len(CHECKS)), [check.replace(" ", "\n", 1) for check in CHECKS])
+axes.set_yticks(range(len(seen)), list(seen))
+axes.tick_params(length=0)
+axes.xaxis.tick_top()
+axes.spines[:].set_visible(False)
+pyplot.show()
+
+# %%
+assert all(any(found[1:]) for found in seen.values())  # each bug is seen by some comparison of tensors
+assert sum(found[0] for found in seen.values()) < len(seen)  # and not each by perplexity
+assert seen["no decay of the state from chunk to chunk"][1:3] == [False, True]  # one chunk has no chunk before it
+assert seen["positions begin at 0 in each call"][:4] == [False, False, False, True]  # generation alone uses a cache
+assert seen["convolution's window one token too early"][:2] == [False, True]  # by the state that a prompt leaves
+
+# %% [markdown]
+# Read it by columns. Perplexity misses most of them. A prompt of one chunk never crosses from one to the next. A longer
+# one never reads a cache, though a wrong window that it *leaves behind* is seen, since states are compared as well.
+# Decoding never sees padding. The MTP layer shows what goes wrong before it, and a bug of its own shows nowhere else.
+# No check is enough alone, and each takes seconds.
+#
+# ## 9. A checklist
+#
+# | step | compare | with | what it proves | what it does not |
+# |---|---|---|---|---|
+# | 1. tokens | ids of the same text, chat template included | exact | both are fed the same | |
+# | 2. one operation | the delta rule alone: output *and* state; 65 tokens or more, K unlike V, a state that is not zero | float32 | chunking, decay, mask | where its inputs come from |
+# | 3. one layer of each kind | all keys of a DeltaNet and of an attention layer, on real weights | float32, chained | layout of the weights, heads, norms, gates | cache, depth |
+# | 4. a whole prompt | all keys, on several chunks | float32, chained | the forward pass | anything with a cache |
+# | 5. the same in your dtype | all keys | isolated | no stage loses precision it should keep | |
+# | 6. decode | a prompt, then tokens one by one; then in pieces | float32, states included | convolution window, state, positions | padding |
+# | 7. padding | sequences of unequal length, left and right, then a token more | float32 | nothing leaks into the state | |
+# | 8. MTP | drafts, and taking a rejected one back | float32 | what goes into the layer; the rollback | |
+# | 9. text, perplexity | the right number, on the same text | | that 1 to 8 were complete, perhaps | |
+# | 10. speed | | | | |
+#
+# And three rules. Feed ids, not text. Choose shapes that forgive nothing: other numbers of key and value heads, K unlike V,
+# lengths that are no multiple of the chunk; convenient code is right for equal ones. Keep the traces, and run the
+# comparison again after each optimisation: it is then that bugs come in.
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. A bug that is none.** A port takes the $k$ largest router *logits* and then a softmax over these $k$ alone, instead of
+# a softmax over all experts, the $k$ largest and the division by their sum. Which keys can differ? Prove your answer with
+# an equation, then put the change in and let the kit decide.
+#
+# <details><summary>Solution</summary>
+#
+# Softmax keeps the order, so the choice is the same. With $p_e = e^{l_e} / Z$, dividing by the sum over the chosen set $C$
+# gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C} e^{l_j}}$: $Z$ cancels, and this is
+# the softmax over $C$. No weight differs, as long as `norm_topk_prob` is true; `router_probs` would, in a port
+# that writes down the smaller softmax under that name. With `norm_topk_prob` false it would be a bug.
+#
+# ```python
+# other = {
+#     "softmax after the choice": (
+#         "weights = weights / weights.sum(-1, keepdim=True)",
+#         "weights = upcast(logits).gather(-1, experts).softmax(-1)",
+#     )
+# }
+# done = compare.compare(ref, traced(model_of(broken("softmax after the choice", other))), dtype="float32")
+# report(done)
+# assert done.first is None
+# ```
+#
+# </details>
+#
+# **2. How much does a norm forgive?** A port forgets to bring the delta rule's query to length 1. Find the first wrong
+# key, the error at the logits, and the perplexity. Why is this bug so harmless? Is the same true of the keys?
+#
+# <details><summary>Solution</summary>
+#
+# The output $S^\top q$ is linear in $q$. So a wrong length of $q$ is a factor for each token and head, and the norm behind
+# the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, but for its epsilon. The key at which the kit stops has an
+# error of the order of 1, and what is left of it at the logits is small. Keys are another matter: they decide what is
+# written, and $|k| = 1$ is what keeps the memory from growing without bound.
+#
+# ```python
+# bugs = {"query not normalised": ("q = (l2_normalise(q) * self.K**-0.5)", "q = (upcast(q) * self.K**-0.5)")}
+# model = model_of(broken("query not normalised", bugs))
+# report(done := compare.compare(ref, traced(model), dtype="float32"), rows=3)
+# logits = next(row.relative for row in done.rows if row.key == "lm_head.out")
+# print(f"at the logits {logits:.3f}, perplexity {perplexity(model, texts):.3f} instead of {right:.3f}")
+# assert done.first.key.endswith("q_l2norm") and logits < done.first.relative / 3
+# ```
+#
+# </details>
+#
+# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps the log of the decay
+# `g` in float32, with a comment. Round it to bfloat16 in an otherwise right bfloat16 model. Do the chained comparison and
+# perplexity notice? Does the isolated one? Then compute how far the product of the decays of 1,000 tokens moves when a
+# decay of 0.999 is rounded to bfloat16.
+#
+# <details><summary>Solution</summary>
+#
+# Chained, the new error drowns in that of all other roundings; isolated, it stands alone. On `tiny/` it does little
+# harm, because its texts are short. A decay of 0.999 itself (not its log) becomes 1 in bfloat16, whose numbers just below
+# 1 are $2^{-8}$ apart: after 1,000 tokens the state is kept whole where 0.37 of it should be left.
+#
+# ```python
+# line = "g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))"
+# bugs = {"g in bfloat16": (line, line.replace("g = ", "g = (") + ").bfloat16().float()")}
+# module = broken("g in bfloat16", bugs)
+# rounded = traced(model_of(module, "bfloat16"))
+# first = {}
+# for mode in ("chained", "isolated"):
+#     done = compare.compare(ref, rounded, dtype="bfloat16", isolated=mode == "isolated", reference=reference)
+#     first[mode] = done.first and done.first.key
+# print(first, f"perplexity {perplexity(model_of(module), texts):.4f} instead of {right:.4f}")
+# assert first == {"chained": None, "isolated": "model.layers.1.linear_attn.g"}
+# decay = torch.tensor(0.999)
+# print(f"{decay**1000:.3f} and {decay.bfloat16().float() ** 1000:.3f}")
+# ```
+#
+# </details>
