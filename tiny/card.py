@@ -163,13 +163,13 @@ class Card:
         return sum(found) / len(found)
 
     def samples(self, count: int) -> str:
-        """Texts with the checkpoint's own settings, seeds 0, 1, 2 and so on."""
+        """Texts with the checkpoint's own settings, seeds 0, 1, 2 and so on; in float32, alike on most machines."""
         asked = [*PROMPTS, *["Tell me a story."] * (count - len(PROMPTS))]
         parts = []
         for seed, prompt in enumerate(asked):
             text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
             ids = self.tokenizer([text], return_tensors="pt").input_ids
-            made = self.model.generate(ids, max_new_tokens=400, seed=seed)[0, ids.shape[1] :]
+            made = self.exact.generate(ids, max_new_tokens=400, seed=seed)[0, ids.shape[1] :]
             told = self.tokenizer.decode(made.tolist(), skip_special_tokens=True)
             quoted = "\n".join(f"> {line}".rstrip() for line in told.strip().splitlines())
             parts.append(f"**{prompt}** (`--seed {seed}`)\n\n{quoted}")
