@@ -1,0 +1,970 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. The delta rule
+#
+# Three layers in four of Qwen3-Next keep no list of past tokens. They keep one matrix per head, the *state*, and every
+# token changes it a little. This notebook is about that matrix: how a sum of products comes to be a memory, what goes
+# wrong when one only adds to it, and how decay and the delta rule mend that.
+#
+# Afterwards you can write the gated delta rule from memory, say what each of its five steps is for, how many pairs a
+# state holds, and what can be read out of the states of a trained model. You need softmax attention and PyTorch; no
+# state-space models. Everything is compared with [`qwen3_next.py`](../qwen3_next.py) as we go.
+#
+# | | |
+# |---|---|
+# | [LA] | Transformers are RNNs, [arXiv 2006.16236](https://arxiv.org/abs/2006.16236): linear attention |
+# | [FWP] | Linear Transformers Are Secretly Fast Weight Programmers, [arXiv 2102.11174](https://arxiv.org/abs/2102.11174): the delta rule as a layer |
+# | [DN] | Parallelizing Linear Transformers with the Delta Rule, [arXiv 2406.06484](https://arxiv.org/abs/2406.06484) |
+# | [GDN] | Gated Delta Networks, [arXiv 2412.06464](https://arxiv.org/abs/2412.06464): Eq. 10 is what we build |
+# | [WH] | Widrow and Hoff, Adaptive Switching Circuits, 1960: the delta rule itself |
+
+# %%
+# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = os.environ.get("REPOSITORY", "")
+root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
+if not root.is_dir():
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+
+# %%
+import math
+
+import corpus
+import figures
+import torch
+from matplotlib import pyplot
+
+import reference_recurrent
+from qwen3_next import (
+    Qwen3NextForCausalLM,
+    Qwen3NextTokenizer,
+    Trace,
+    chunk_gated_delta_rule,
+    l2_normalise,
+    recurrent_gated_delta_rule,
+)
+
+figures.setup()
+random = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
+
+
+def normal(*shape):
+    """Random numbers in float64: two ways to compute one thing then agree to about 13 digits"""
+    return torch.randn(shape, generator=random, dtype=torch.float64)
+
+
+def unit(*shape):
+    """Random directions: vectors of length 1"""
+    return torch.nn.functional.normalize(normal(*shape), dim=-1)
+
+
+def same(ours, theirs, atol=1e-12):
+    """Fails unless both agree; the tolerance allows for rounding, some hundred additions of numbers of order 1"""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+# %% [markdown]
+# ## 1. Attention without the softmax is a matrix
+#
+# Token $t$ has a query $q_t$ and a key $k_t$, rows of width $K$, and a value $v_t$ of width $V$. Causal attention
+# returns a weighted sum of the values so far. Leave out the softmax, and the weight is the bare product:
+#
+# $$\mathrm{out}_t = \sum_{j \le t} (q_t \cdot k_j)\, v_j$$
+
+# %%
+T, K, V = 10, 4, 6  # K and V differ on purpose: a transposed state can't go unnoticed
+q, k, v = normal(T, K), unit(T, K), normal(T, V)
+by_attention = (q @ k.T).tril() @ v  # (T, T) weights, the future cut off, times (T, V)
+
+# %% [markdown]
+# Without the softmax nothing stands between the two products, so they may be bracketed the other way:
+#
+# $$\mathrm{out}_t = \Big(\underbrace{\sum_{j \le t} k_j v_j^\top}_{S_t,\; K \times V}\Big)^{\!\top} q_t,
+# \qquad S_t = S_{t-1} + k_t v_t^\top$$
+#
+# The sum is the *state*. It has $K \times V$ numbers however long the text is, and a token costs the same at every
+# position. This is linear attention ([LA], without its feature map).
+
+# %%
+S, by_state = torch.zeros(K, V).double(), []
+for q_t, k_t, v_t in zip(q, k, v):
+    S = S + torch.outer(k_t, v_t)  # write: one product of key and value, (K, V)
+    by_state.append(S.T @ q_t)  # read: (V,)
+same(torch.stack(by_state), by_attention)
+print(f"{T} tokens: a KV cache holds {T * (K + V)} numbers and grows; the state holds {K * V} and does not")
+
+# %% [markdown]
+# ## 2. A memory, on the whiteboard
+#
+# Read $S$ as a notebook of pairs: under key $k$ stands the value $S^\top k$. Write one pair into an empty state, ask
+# with the same key, and you get $(k v^\top)^\top k = |k|^2\, v$: exactly $v$ if the key has length 1. Keys at right
+# angles do not disturb each other. But only $K$ directions are at right angles; and what happens when a key gets a
+# *new* value?
+#
+# Four writes: A, B, C, and then A again with another value. A and B are at right angles; C has cosine 0.6 with A. Four
+# rules write them, all with the same three lines. `alpha` is the share of the state that is kept, `erase` subtracts
+# what the state already returns for this key:
+#
+# | rule | $S \leftarrow$ |
+# |---|---|
+# | linear attention | $S + k v^\top$ |
+# | decay | $\alpha S + k v^\top$ |
+# | delta rule | $S + k\,(v - S^\top k)^\top$ |
+# | gated delta rule | $\alpha S + k\,(v - \alpha S^\top k)^\top$ |
+
+
+# %%
+def write(S, k, v, alpha, erase):
+    """One pair into the state S (K, V), by one of the four rules"""
+    S = alpha * S
+    recalled = S.T @ k if erase else torch.zeros_like(v)  # (V,)
+    return S + torch.outer(k, v - recalled)
+
+
+key_a, key_b, _, key_other = torch.eye(4)
+key_c = 0.6 * key_a + 0.8 * key_other  # all of length 1
+old, new = torch.tensor([1.0, 1, 0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 0, 1, 1])  # A's values
+value_b, value_c = torch.tensor([0.0, 0, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 0, 0])
+writes = [("A: old", key_a, old), ("B", key_b, value_b), ("C", key_c, value_c), ("A: new", key_a, new)]
+asked, truth = torch.stack([key_a, key_b, key_c]), torch.stack([new, value_b, value_c])  # (3, K), (3, V)
+rules = {"linear attention": (1.0, False), "decay 0.8": (0.8, False)}
+rules |= {"delta rule": (1.0, True), "gated delta rule": (0.8, True)}
+
+# %% [markdown]
+# The picture: a row for each rule, the state after each write, and at last what the three keys return beside what they
+# should. Purple is positive, orange negative, white zero; rows of a state are key dimensions, columns value dimensions.
+
+# %%
+axes = figures.axes(4, 6, width=1.6, height=1.12)
+errors = {}
+for number, (row, (rule, (alpha, erase))) in enumerate(zip(axes, rules.items())):
+    S, panels = torch.zeros(4, 6), []
+    for name, key, value in writes:
+        S = write(S, key, value, alpha, erase)
+        panels.append((f"wrote {name}", S))
+    errors[rule] = (asked @ S - truth).norm(dim=1)
+    panels += [("returned", asked @ S), ("true", truth)]
+    for column, (ax, (title, picture)) in enumerate(zip(row, panels)):
+        ax.imshow(picture, cmap=figures.DIVERGING, vmin=-2, vmax=2)
+        ax.set_xticks([])
+        ax.set_yticks(range(3) if column > 3 else [], ["A", "B", "C"] if column > 3 else [])
+        ax.spines[["top", "right"]].set_visible(True)
+        if number == 0:
+            ax.set_title(title, fontsize=10)
+        if number == 3:
+            ax.set_xlabel("value dim", fontsize=9)
+    row[0].set_ylabel(rule.replace(" ", "\n", 1) + "\n(key dim)", fontsize=8)
+pyplot.show()
+
+# %%
+print("distance between what is returned and what is true, by key\n")
+print(f"{'':18} {'A (rewritten)':>14} {'B':>6} {'C':>6}")
+for rule, (a, b, c) in errors.items():
+    print(f"{rule:18} {a:14.2f} {b:6.2f} {c:6.2f}")
+assert errors["linear attention"][0] > 1 and errors["delta rule"][0] < 1e-6  # float32, a handful of roundings
+assert errors["decay 0.8"][0] < errors["linear attention"][0] and errors["decay 0.8"][1] > 0.1
+assert errors["delta rule"][1] == 0 < errors["delta rule"][2]
+
+# %% [markdown]
+# What to see, row by row:
+#
+# - **Linear attention** never takes anything back. A returns its old and its new value together, and a part of C's.
+# - **Decay** makes the old value fainter, and with it everything else: B was never rewritten and fades all the same.
+# - **The delta rule** looks first what the state returns for this key, and writes only the difference. A returns the
+#   new value exactly, and B, at right angles, is untouched. It is no magic: C, which shares a part with A, is disturbed
+#   by the last write.
+# - **The gated delta rule** does both. The last pair stands exactly; what nobody writes again fades.
+#
+# Both are needed. The delta rule cleans up one key at a time; when the subject changes, one token with a small $\alpha$
+# clears the whole board ([GDN], section 3.1, makes this point).
+#
+# ## 3. The recurrence, term by term
+#
+# Now with numbers that hide nothing: one head, a state that is not zero, $K \ne V$. The layer computes four things for
+# every token besides the query: the key $k$, the value $v$, the *log decay* $g \le 0$ with $\alpha = e^{g}$, and the
+# *write strength* $\beta$ between 0 and 1.
+
+# %%
+S0, k, v, q = normal(K, V), unit(K), normal(V), normal(K)
+g, beta = torch.tensor(-0.3).double(), torch.tensor(0.7).double()
+
+# %% [markdown]
+# **Decay.** Everything becomes fainter by one factor: $\;S \leftarrow e^{g} S$.
+
+# %%
+S = g.exp() * S0  # (K, V)
+probe = normal(K)
+same(S.T @ probe, g.exp() * (S0.T @ probe))  # whatever key one asks with, the answer has shrunk alike
+
+# %% [markdown]
+# **Recall.** What does the memory hold under this key now? $\;r = S^\top k$. After the decay, not before: the error we
+# are about to correct is that of the faded memory.
+
+# %%
+recalled = S.T @ k  # (V,)
+same(recalled, sum(k[i] * S[i] for i in range(K)))  # the key weighs the rows of the state
+
+# %% [markdown]
+# **Delta.** What it lacks of the new value, as far as we want to write: $\;\delta = \beta\,(v - r)$.
+
+# %%
+delta = beta * (v - recalled)  # (V,)
+
+# %% [markdown]
+# **Write.** $\;S \leftarrow S + k\,\delta^\top$. If $|k| = 1$, this key now returns a blend of old and new,
+# $(1-\beta)\,r + \beta v$; with $\beta = 1$ the new value alone. Directions at right angles to $k$ return what they
+# did.
+
+# %%
+S = S + torch.outer(k, delta)  # (K, V)
+same(S.T @ k, (1 - beta) * recalled + beta * v)
+across = probe - (probe @ k) * k  # the part of another key that is at right angles to k
+same(S.T @ across, g.exp() * (S0.T @ across))
+
+# %% [markdown]
+# **Read.** $\;\mathrm{out} = S^\top q$, after the write: a token can see its own value.
+
+# %%
+out = S.T @ q  # (V,)
+
+# %% [markdown]
+# [GDN] has all five steps in one line, Eq. 10; its state is the transpose of ours:
+#
+# $$S_t = \alpha_t\,(I - \beta_t k_t k_t^\top)\,S_{t-1} + \beta_t\, k_t v_t^\top, \qquad \mathrm{out}_t = S_t^\top q_t$$
+
+# %%
+eq10 = g.exp() * (torch.eye(K) - beta * torch.outer(k, k)) @ S0 + beta * torch.outer(k, v)
+same(S, eq10)
+same(out, eq10.T @ q)
+
+
+# %% [markdown]
+# The whole recurrence, for batches of $B$ sequences and $H$ heads, each head with a state of its own. Only the shapes
+# are new.
+
+
+# %%
+def delta_rule(q, k, v, g, beta, S):
+    """q, k (B, T, H, K); v (B, T, H, V); g, beta (B, T, H); S (B, H, K, V) -> out (B, T, H, V), the last S"""
+    outputs = []
+    for t in range(k.shape[1]):
+        S = g[:, t, :, None, None].exp() * S  # decay
+        recalled = torch.einsum("bhkv,bhk->bhv", S, k[:, t])  # recall
+        delta = beta[:, t, :, None] * (v[:, t] - recalled)  # delta
+        S = S + torch.einsum("bhk,bhv->bhkv", k[:, t], delta)  # write
+        outputs.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))  # read
+    return torch.stack(outputs, dim=1), S
+
+
+# %% [markdown]
+# Checked against the project's function, and against the NumPy reference, which shares no code with either: two
+# sequences, three heads, 50 tokens, unequal widths, a state that is not zero, strong and weak decays. In float64 the
+# three differ by rounding alone.
+
+# %%
+B, T, H, K, V = 2, 50, 3, 5, 7
+q, k, v, start = normal(B, T, H, K), unit(B, T, H, K), normal(B, T, H, V), normal(B, H, K, V)
+g, beta = -normal(B, T, H).square(), normal(B, T, H).sigmoid()
+out, S = delta_rule(q, k, v, g, beta, start)
+
+theirs = recurrent_gated_delta_rule(q, k, v, g=g, beta=beta, state=start)
+same(out, theirs[0])
+same(S, theirs[1])
+for b in range(B):  # the reference takes one sequence at a time
+    inputs = (x[b].numpy() for x in (q, k, v, g, beta, start))
+    arbiter = reference_recurrent.gated_delta_rule(*inputs)
+    same(out[b], torch.from_numpy(arbiter[0]))
+    same(S[b], torch.from_numpy(arbiter[1]))
+print(f"largest value of a state: {S.abs().max():.1f}; all three agree to 1e-12")
+
+# %% [markdown]
+# ## 4. A step of gradient descent, taken by every token
+#
+# Another way to see the same five lines. Ask of the state that it return $v$ for $k$, and measure how far it is from
+# that:
+#
+# $$L(S) = \tfrac12\, |S^\top k - v|^2, \qquad \nabla_S L = k\,(S^\top k - v)^\top$$
+#
+# One step of gradient descent with step size $\beta$ gives $S - \beta\, k\,(S^\top k - v)^\top$: the delta rule ([WH];
+# [DN], section 2.2). So the layer *learns* while it reads: $S$ are weights, each token is one training pair, $\beta$ is
+# the learning rate, and the decay before the step is weight decay. Autograd agrees.
+
+# %%
+S0, k, v, g, beta = normal(5, 7), unit(5), normal(7), normal(1).square().neg(), torch.tensor(0.6).double()
+S = (g.exp() * S0).requires_grad_()  # weight decay first
+loss = (S.T @ k - v).square().sum() / 2
+(gradient,) = torch.autograd.grad(loss, S)
+stepped = (S - beta * gradient).detach()
+
+
+def one_token(S, k, v, g, beta):
+    """The project's recurrence for one token of one head: the state after it"""
+    q, k, v = (x[None, None, None] for x in (k, k, v))  # (B, T, H, width), all 1 but the width
+    return recurrent_gated_delta_rule(q, k, v, g=g.view(1, 1, 1), beta=beta.view(1, 1, 1), state=S[None, None])[1][0, 0]
+
+
+same(stepped, one_token(S0, k, v, g, beta))
+
+# %% [markdown]
+# Linear attention is a gradient step, too, but for $L(S) = -(S^\top k) \cdot v$: "return something that points along
+# $v$, the more the better". That loss has no minimum, which is why old values are never taken back: there is always
+# more to gain.
+
+# %%
+S = S0.clone().requires_grad_()
+(gradient,) = torch.autograd.grad(-(S.T @ k) @ v, S)
+same((S - gradient).detach(), S0 + torch.outer(k, v))
+
+# %% [markdown]
+# ## 5. Why keys have length 1
+#
+# Gradient descent diverges if the step is too long. Write the same pair again and again: the error $e = v - S^\top k$
+# becomes
+#
+# $$v - (S + \beta\, k\, e^\top)^\top k = e - \beta\,|k|^2\, e = (1 - \beta |k|^2)\, e$$
+#
+# With $|k| = 1$ and $\beta = 1$ it is gone after one write. A shorter key undershoots and needs several. A longer key
+# overshoots: from $\beta|k|^2 = 1$ on the sign of the error flips at every write, and above 2 it grows without end.
+# $|k|^2$ is the curvature of the loss along $k$.
+
+
+# %%
+def errors_of_rewriting(length, beta=1.0, times=12):
+    """|v - S^T k| / |v| before the first write and after each"""
+    k, v, S, errors = length * unit(8), normal(8), torch.zeros(8, 8).double(), []
+    for _ in range(times + 1):
+        errors.append((v - S.T @ k).norm() / v.norm())
+        S = one_token(S, k, v, g=torch.zeros(1).double(), beta=torch.tensor(beta, dtype=torch.float64))
+    return torch.stack(errors)
+
+
+ax = figures.axes(width=5, height=2.8)
+for length, color in zip((0.5, 0.8, 1.2, 1.4, 1.5), figures.COLORS):
+    errors = errors_of_rewriting(length)
+    same(errors, abs(1 - length**2) ** torch.arange(13).double())  # |1 - |k|^2|^n
+    ax.semilogy(errors, "o-", color=color, markersize=4, label=f"|k| = {length}")
+assert errors_of_rewriting(1.0)[1] < 1e-12  # length 1: nothing is left, and nothing to draw on such an axis
+ax.set(xlabel="times the same pair was written", ylabel="error, |v - Sᵀk| / |v|", ylim=(1e-9, 100))
+ax.legend(ncols=2, loc="lower left")
+pyplot.show()
+
+# %% [markdown]
+# In a text the keys differ, but the danger is the same. Below, random pairs with $\beta = 1$ and no decay are written
+# one after the other; only the length of the keys differs. A write multiplies the state by $I - k k^\top$, which makes
+# a column $u$ of it $\sqrt{1 - |k|^2 (2 - |k|^2) \cos^2}$ times as long, with $\cos$ that of the angle between $u$ and
+# $k$: never longer while $|k|^2 \le 2$, never shorter beyond. With $|k| = 1$ it is a projection.
+
+# %%
+T, K, V, seeds = 400, 16, 16, 8
+directions, values = unit(seeds, T, 1, K), normal(seeds, T, 1, V)  # (B, T, H, width), a sequence for each seed
+nothing, full = torch.zeros(seeds, T, 1).double(), torch.ones(seeds, T, 1).double()
+ax = figures.axes(width=5, height=2.8)
+for length, color in zip((0.7, 1.0, 1.3, 1.6), figures.COLORS):
+    state, sizes = None, []
+    for part in range(0, T, 20):
+        inputs = (x[:, part : part + 20] for x in (length * directions, length * directions, values))
+        rest = {"g": nothing[:, :20], "beta": full[:, :20], "state": state}
+        _, state = recurrent_gated_delta_rule(*inputs, **rest)
+        sizes.append(state.flatten(1).norm(dim=1))
+    low, middle, high = torch.stack(sizes).quantile(torch.tensor([0.0, 0.5, 1.0]).double(), dim=1)
+    ax.semilogy(range(20, T + 1, 20), middle, color=color, label=f"|k| = {length}")
+    ax.fill_between(range(20, T + 1, 20), low, high, color=color, alpha=0.2)
+    assert (middle[-1] > 1e4) == (length > math.sqrt(2))
+ax.set(xlabel="tokens", ylabel="size of the state, |S|")
+ax.legend()
+pyplot.show()
+
+# %% [markdown]
+# (Lines: median of 8 seeds; bands: smallest to largest.) The layer therefore divides $k$ by its length, and $\beta$ is
+# a sigmoid: $\beta |k|^2 < 1$, so no write overshoots. The same holds for $q$, which only reads: it is normalised and
+# scaled by $K^{-1/2}$. One detail to know when comparing numbers: $10^{-6}$ is added to $|k|^2$ under the root, so that
+# a zero vector stays zero.
+
+# %%
+x = normal(3, 5)
+same(l2_normalise(x), x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt())
+print("length of normalised keys:", l2_normalise(x).norm(dim=-1).numpy().round(7))
+
+# %% [markdown]
+# ## 6. What g and beta do
+#
+# $g$ is the log of the share kept per token. After $n$ tokens $e^{gn}$ is left, so half is left after
+#
+# $$n_{1/2} = \frac{\ln 2}{-g} \text{ tokens}$$
+#
+# $\beta$ says how much of the new value replaces the old one in a single write.
+
+# %%
+k, v = unit(1, 1, 1, 8), normal(1, 1, 1, 8)  # one pair, then a hundred tokens that write nothing
+ax_g, ax_b = figures.axes(1, 2, width=3.3, height=2.4)
+for half_life, color in zip((1, 10, 50), figures.COLORS):
+    g, kept = torch.full((1, 1, 1), -math.log(2) / half_life, dtype=torch.float64), []
+    state = torch.einsum("bthk,bthv->bhkv", k, v)
+    for _ in range(100):
+        read, state = recurrent_gated_delta_rule(k, k, v, g=g, beta=torch.zeros(1, 1, 1).double(), state=state)
+        kept.append((read.norm() / v.norm()).item())
+    assert abs(kept[half_life - 1] - 0.5) < 1e-9
+    ax_g.plot(range(1, 101), kept, color=color, label=f"{half_life} (g = {g.item():.3f})")
+ax_g.set(xlabel="tokens since the write", ylabel="share that is left", ylim=(0, 1.02))
+ax_g.legend(title="half-life, tokens", fontsize=8)
+
+for beta, color in zip((0.1, 0.5, 0.9), figures.COLORS):
+    errors = errors_of_rewriting(1.0, beta)
+    same(errors, (1 - beta) ** torch.arange(13).double())
+    ax_b.plot(errors, "o-", color=color, markersize=3, label=f"beta = {beta}")
+ax_b.set(xlabel="times the same pair was written", ylabel="error, |v - Sᵀk| / |v|", ylim=(0, 1.02))
+ax_b.legend()
+pyplot.show()
+
+# %% [markdown]
+# Both are computed from the token, so a layer can decide at each one. What does a trained model do? We load `tiny/`, a
+# small Qwen3-Next whose training text is stories, phone books and *accounts* such as the one printed below, and record
+# $g$ and $\beta$ of its six Gated DeltaNet layers, four heads each, while it reads twenty accounts.
+
+# %%
+model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+LAYERS = [i for i, kind in enumerate(model.config.layer_types) if kind == "linear_attention"]
+source, g, beta = corpus.Corpus("held out", {"moves": 1.0}), [], []
+for number in range(20):
+    text = corpus.text_of(source.document(f"gates:{number}"))
+    with torch.no_grad():
+        model(torch.tensor([tokenizer.encode(text)]), trace=(trace := Trace("*.linear_attn.g", "*.linear_attn.beta")))
+    g.append(torch.stack([trace[f"model.layers.{i}.linear_attn.g"] for i in LAYERS], dim=1))  # (T, layers, H)
+    beta.append(torch.stack([trace[f"model.layers.{i}.linear_attn.beta"] for i in LAYERS], dim=1))
+g, beta = torch.cat(g), torch.cat(beta)
+print(text)
+
+# %%
+half_life, points = math.log(2) / -g, torch.tensor([0.1, 0.5, 0.9])
+ax_g, ax_b = figures.axes(1, 2, width=4.4, height=2.9)
+for ax, values in ((ax_g, half_life), (ax_b, beta)):
+    low, middle, high = values.quantile(points, dim=0)  # (layers, H) each
+    for head in range(middle.shape[1]):
+        place = torch.arange(len(LAYERS)) + 0.18 * (head - 1.5)
+        spread = torch.stack([middle - low, high - middle])[:, :, head]
+        ax.errorbar(
+            place, middle[:, head], spread, fmt="o", markersize=4, color=figures.COLORS[head], label=f"head {head}"
+        )
+    ax.set_xticks(range(len(LAYERS)), LAYERS)
+    ax.set_xlabel("layer")
+ax_g.set(yscale="log", ylabel="half-life, tokens")
+ax_b.set(ylabel="beta", ylim=(0, 1))
+ax_b.legend(fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1, handletextpad=0.2)
+pyplot.show()
+
+# %% [markdown]
+# Dots are medians over all tokens, bars span 10 to 90 %. Look for heads of different patience in one layer: a half-life
+# far below one token wipes the board at every step and leaves little more than the present; one of hundreds of tokens
+# keeps what the text has said so far. And look at how far the bars reach: that much a head decides token by token.
+
+# %%
+typical = half_life.median(0).values  # (layers, H)
+short, long = (typical < 1).sum().item(), (typical > 50).sum().item()
+print(f"median half-life below 1 token: {short} heads, above 50 tokens: {long} heads, of {typical.numel()}")
+
+# %% [markdown]
+# ## 7. How many pairs fit
+#
+# A state has $K$ rows. Store $n$ random pairs, all vectors of length 1, ask for each of them, and measure the mean of
+# $|S^\top k_i - v_i|^2 / |v_i|^2$. At 0 all is there; at 1 one might as well have returned nothing. No decay and
+# $\beta = 1$, so the two rules meet at their best.
+#
+# **What to expect of linear attention.** Asked for pair $i$, it returns $v_i$ and $(k_i \cdot k_j)\, v_j$ of every
+# other pair. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, so the error is $(n-1)/K$: a straight line
+# from the start.
+#
+# **And of the delta rule, written once.** With $\beta = 1$ pair $i$ is exact right after its own write, whatever came
+# before; only *later* writes disturb it. How much? Let $x = \mathbb E |S^\top k_i|^2$,
+# $c = \mathbb E\, (S^\top k_i) \cdot v_i$ and $s = \mathbb E |S|^2$, in units of $|v|^2$. A write with a random unit
+# key $k$ makes $S' = (I - k k^\top) S + k v^\top$. Average over $k$ and $v$, whose mean is zero, with
+# $\mathbb E\, k k^\top M k k^\top = (2M + \mathrm{tr}(M)\, I) / (K(K+2))$ for symmetric $M$:
+#
+# $$x' = x\Big(1 - \frac2K + \frac{2}{K(K+2)}\Big) + \frac{s}{K(K+2)} + \frac1K, \qquad c' = c\Big(1 - \frac1K\Big), \qquad
+# s' = s\Big(1 - \frac1K\Big) + 1$$
+#
+# Just after its own write a pair has $x = c = 1$. Its error is $x - 2c + 1$.
+
+
+# %%
+def expected_error(n, K):
+    """The delta rule's error for each of n random pairs written once, first to last, by the three lines above"""
+    errors, s = [], 0.0
+    for i in range(n):
+        s = s * (1 - 1 / K) + 1  # pair i is written
+        x, c, s_later = 1.0, 1.0, s
+        for _ in range(n - 1 - i):  # and then the others
+            x = x * (1 - 2 / K + 2 / (K * (K + 2))) + s_later / (K * (K + 2)) + 1 / K
+            c, s_later = c * (1 - 1 / K), s_later * (1 - 1 / K) + 1
+        errors.append(x - 2 * c + 1)
+    return torch.tensor(errors).double()
+
+
+def store(k, v, rule, times=1):
+    """The state (B, K, V) after pairs k (B, n, K), v (B, n, V) were written in turn, `times` times over"""
+    if rule == "linear attention":
+        return k.mT @ v
+    k, v = (x.repeat(1, times, 1)[:, :, None] for x in (k, v))  # (B, times * n, 1, width)
+    still, full = torch.zeros(k.shape[:3]).double(), torch.ones(k.shape[:3]).double()
+    return chunk_gated_delta_rule(k, k, v, g=still, beta=full)[1][:, 0]  # the recurrence's result, sooner: notebook 3
+
+
+def errors_of(S, k, v):
+    """|S^T k - v|^2 / |v|^2 for each pair, (B, n)"""
+    return (k @ S - v).square().sum(-1) / v.square().sum(-1)
+
+
+# %% [markdown]
+# Measured for three key widths, 20 seeds each, with random keys and, as far as there are enough, with keys at right
+# angles.
+
+# %%
+loads, seeds = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), 20
+measured = {}  # (rule, keys, K) -> one row of 20 mean errors for each load
+for K in (16, 32, 64):
+    for load in loads:
+        n = int(load * K)
+        v = unit(seeds, n, 32)
+        keys = {"random": unit(seeds, n, K)}
+        if n <= K:
+            keys["orthogonal"] = torch.linalg.qr(normal(seeds, K, K)).Q[:, :n]  # n rows at right angles
+        for kind, k in keys.items():
+            for rule in ("linear attention", "delta rule"):
+                row = errors_of(store(k, v, rule), k, v).mean(1)
+                measured.setdefault((rule, kind, K), []).append(row)
+measured = {key: torch.stack(rows) for key, rows in measured.items()}  # (loads, seeds)
+
+# %%
+ax = figures.axes(width=5.6, height=3.5)
+for rule, color in (("linear attention", figures.ORANGE), ("delta rule", figures.BLUE)):
+    for K, marker in ((16, "o"), (32, "s"), (64, "^")):
+        rows = measured[rule, "random", K]
+        ax.errorbar(loads, rows.mean(1), rows.std(1), fmt=marker, color=color, markersize=5, label=f"{rule}, K = {K}")
+    ax.plot(loads[:5], measured[rule, "orthogonal", 64].mean(1), "x", color=color, label=f"{rule}, orthogonal keys")
+ax.plot(loads, loads, color=figures.ORANGE, linewidth=1)  # (n - 1) / K, up to 1 / K
+ax.plot(loads, [expected_error(int(x * 64), 64).mean() for x in loads], color=figures.BLUE, linewidth=1)
+ax.axhline(1, color="gray", linewidth=1, linestyle=":")
+ax.set(xlabel="pairs stored / K", ylabel="error, |Sᵀk - v|² / |v|²", ylim=(-0.05, 2.8))
+ax.legend(fontsize=8, ncols=2, columnspacing=1)
+pyplot.show()
+
+# %%
+print(f"{'':>3} {'pairs / K':>9} {'linear':>8} {'(n-1)/K':>8} {'delta':>8} {'expected':>8}")
+for K in (16, 32, 64):
+    for place, load in enumerate(loads):
+        n = int(load * K)
+        plain, delta = (measured[rule, "random", K][place] for rule in ("linear attention", "delta rule"))
+        expected = (n - 1) / K, expected_error(n, K).mean().item()
+        for rows, value in zip((plain, delta), expected):
+            assert abs(rows.mean() - value) < 5 * rows.std() / seeds**0.5 + 0.01
+        if load in (0.25, 1.0, 2.0):
+            print(f"{K:3} {load:9} {plain.mean():8.3f} {expected[0]:8.3f} {delta.mean():8.3f} {expected[1]:8.3f}")
+for rule in ("linear attention", "delta rule"):
+    assert measured[rule, "orthogonal", 64].max() < 1e-20  # keys at right angles: both are exact up to n = K
+
+# %% [markdown]
+# Points: mean of 20 seeds, bars: standard deviation over seeds; lines: the two expectations. Three things to see:
+#
+# - Only $n / K$ counts: the points of three widths lie on one another. Capacity is the number of *rows*. $V$ does not
+#   appear.
+# - Keys at right angles are stored without any error by either rule, up to $n = K$, where there are no more of them.
+# - With random keys there is **no knee**. Writing each pair once, the delta rule errs a good half of what linear
+#   attention does while there is room, and then bends away from it: at twice as many pairs as rows it is near 1, where
+#   linear attention is near 2.
+#
+# Where, then, is the room of $K$ pairs? Any $n \le K$ keys in general position are linearly independent, so *some*
+# state returns all values exactly. One pass of gradient descent does not find it. More passes do: the delta rule,
+# repeated, is Kaczmarz' method for solving $k_i^\top S = v_i^\top$.
+
+# %%
+K, passes = 32, {1: [], 4: [], 16: [], 64: [], "least squares": []}
+for load in loads:
+    k, v = unit(seeds, int(load * K), K), unit(seeds, int(load * K), 32)
+    for times, rows in passes.items():
+        S = torch.linalg.pinv(k) @ v if times == "least squares" else store(k, v, "delta rule", times)
+        rows.append(errors_of(S, k, v).mean(1))
+ax = figures.axes(width=5, height=3)
+for (times, rows), color in zip(
+    passes.items(), (figures.BLUE, figures.GREEN, figures.PINK, figures.RED, figures.BLACK)
+):
+    rows = torch.stack(rows)
+    label = times if times == "least squares" else f"written {times} x"
+    ax.errorbar(loads, rows.mean(1), rows.std(1), fmt="o-", markersize=4, color=color, label=label)
+    passes[times] = rows.mean(1)
+ax.plot(loads, [max(0, 1 - 1 / x) for x in loads], color="gray", linestyle=":", label="1 - K / pairs")
+ax.axvline(1, color="gray", linewidth=1)
+ax.set(xlabel="pairs stored / K", ylabel="error, |Sᵀk - v|² / |v|²")
+ax.legend(fontsize=9)
+pyplot.show()
+
+# %%
+assert (
+    passes[16][2] < 0.01 < 0.1 < passes[1][2] and passes["least squares"][4] < 1e-10 < 0.15 < passes["least squares"][5]
+)
+
+# %% [markdown]
+# There is the knee, at $n = K$, and it is the rank of the state: a $K \times V$ matrix can obey $K$ independent
+# equations for each column. Beyond it the best state leaves $1 - K/n$ of the values, the part of a random $n$-vector
+# outside a $K$-dimensional subspace; the delta rule with $\beta = 1$ stays above that, as its last write is always
+# exact at the others' expense. A text that says a thing several times is several passes.
+#
+# The mean hides the most useful difference. Here is the error by *age*, with twice as many pairs as rows:
+
+# %%
+K, n, seeds = 32, 64, 200
+k, v = unit(seeds, n, K), unit(seeds, n, 32)
+ax, age = figures.axes(width=5, height=2.6), torch.arange(n - 1, -1, -1)  # writes since: the first pair is the oldest
+for rule, color in (("linear attention", figures.ORANGE), ("delta rule", figures.BLUE)):
+    rows = errors_of(store(k, v, rule), k, v)  # (seeds, n)
+    low, high = rows.unflatten(1, (-1, 4)).transpose(1, 2).flatten(0, 1).quantile(points[[0, 2]].double(), dim=0)
+    ax.plot(age, rows.mean(0), color=color, label=rule)
+    ax.fill_between(age.unflatten(0, (-1, 4)).double().mean(1), low, high, color=color, alpha=0.15)  # four ages at once
+    assert rule == "linear attention" or (rows.mean(0) - expected_error(n, K)).abs().max() < 0.25
+ax.plot(age, expected_error(n, K), color="black", linestyle=":", label="delta rule, expected")
+ax.axhline(1, color="gray", linewidth=1, linestyle=":")
+ax.set(xlabel="pairs written since", ylabel="error, |Sᵀk - v|² / |v|²", ylim=(0, 3.4))
+ax.legend(ncols=3, fontsize=8, columnspacing=1)
+pyplot.show()
+
+# %% [markdown]
+# (Lines: mean of 200 seeds; bands: 10 to 90 %.) An overfull linear attention spoils every pair alike, the newest
+# included. An overfull delta rule keeps the recent ones and forgets from the far end.
+#
+# In the released 80B, $K = V = 128$: a head has room for some 128 independent pairs; there are 32 heads in each of 36
+# layers. For what does not fit, every fourth layer is attention, which keeps everything. Trained keys are not random,
+# either: a model may spend its rows as it likes.
+#
+# ## 8. Reading a trained state
+#
+# What is in the states of `tiny/`? It has read many *accounts*: a few friends, each with a thing, give, lose, put down
+# and find these things, sentence by sentence, and are asked at the end where one of them is. To answer, something in
+# the model has to follow every thing. We look whether the states do, with a *linear probe*: a linear map from the
+# numbers of a state to "where is the kite now", fitted on some accounts and tested on others.
+#
+# `tiny/corpus.py` writes the accounts. To have enough of each answer, we leave it six names, six places and three
+# things. The truth after each sentence follows from its words.
+
+# %%
+corpus.NAMES = ["Mira", "Tom", "Sam", "Nora", "Rosa", "Leo"]
+corpus.PLACE_ROWS = {place: corpus.PLACE_ROWS[place] for place in ("barn", "pond", "mill", "cave", "beach", "school")}
+corpus.THING_ROWS = {thing: corpus.THING_ROWS[thing] for thing in ("kite", "drum", "book")}
+ANSWERS, THINGS = corpus.NAMES + list(corpus.PLACE_ROWS), list(corpus.THING_ROWS)
+MOVES = 9
+source = corpus.Corpus(None, {"moves": 1.0}, things=3, moves=MOVES)
+
+
+# %%
+
+
+def account(seed):
+    """Sentences, each as token ids and {thing: where it is after this sentence}; the questions are left out"""
+    sentences, where = [], {}
+    for sentence in corpus.text_of(source.document(seed)).split("\n\n")[0].split(".")[:-1]:
+        words = sentence.split()
+        if words[1] in ("has", "took", "found"):  # Tom has a kite. Tom found the kite by the pond.
+            where = where | {next(word for word in words if word in THINGS): words[0]}
+        elif words[1] in ("gave", "put", "left", "lost"):  # Tom gave the kite to Nora. Tom put the kite in the barn.
+            where = where | {words[3]: words[-1]}
+        sentences.append((tokenizer.encode(sentence + "."), where))
+    return sentences
+
+
+for ids, where in account("shown")[:8]:
+    print(f"{tokenizer.decode(ids).split('user')[-1].strip():45} {', '.join(f'{a}: {b}' for a, b in where.items())}")
+
+# %% [markdown]
+# The accounts go through the model together, one sentence of each at a time, with a cache. Afterwards
+# `cache.layers[i].state` has what layer $i$ remembers: 4 heads of $32 \times 48$, in all 6,144 numbers. Shorter
+# sentences are padded on the right, which neither writes nor forgets.
+#
+# We do the same with a model of the same shape that was **never trained**. Without that comparison a probe tells
+# little: it is trained itself, on thousands of numbers, and a random network also keeps traces of its input.
+
+# %%
+BEFORE = 1 + len(THINGS)  # sentences that set the scene; then every thing is somewhere
+
+
+@torch.no_grad()
+def states_of(model, texts, layers, skip):
+    """{layer: (texts, pieces, H * K * V)}: states after each piece (token ids) of each text, but for the first few"""
+    cache, states = model.make_cache(len(texts)), {i: [] for i in layers}
+    for number, rows in enumerate(zip(*texts, strict=True)):
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        model.model(ids, attention_mask=real, past_key_values=cache)
+        for i in layers if number >= skip else ():
+            states[i].append(cache.layers[i].state.flatten(1).clone())
+    return {i: torch.stack(parts, dim=1) for i, parts in states.items()}
+
+
+accounts = [account(f"probe:{number}") for number in range(240)]
+torch.manual_seed(0)
+untrained = Qwen3NextForCausalLM(model.config)
+texts = [[ids for ids, _ in one] for one in accounts]  # a sentence is a piece
+states = {name: states_of(m, texts, LAYERS, BEFORE - 1) for name, m in (("trained", model), ("untrained", untrained))}
+
+# %% [markdown]
+# **The probe.** Let the rows of $X$ be states, centred and scaled, and those of $Y$ the answers, with a 1 at the right
+# one of twelve. Ridge regression chooses $W$ to make $|XW - Y|^2 + \lambda |W|^2$ small. There are fewer rows than
+# columns, so we solve it in its other form, with the Gram matrix $XX^\top$:
+#
+# $$\text{belief for a new state } x: \qquad x W = x X^\top (X X^\top + \lambda I)^{-1}\, Y$$
+#
+# The answer with the highest belief counts. $\lambda$ is fixed beforehand, not tuned. Four folds of accounts take turns
+# as the test, so no account is on both sides; the spread is that of the folds. A second probe gets the same states with
+# the answers *shuffled*: what it reaches is chance.
+
+# %%
+truth = torch.tensor(
+    [[[ANSWERS.index(where[thing]) for thing in THINGS] for _, where in one[BEFORE - 1 :]] for one in accounts]
+)  # (accounts, 1 + MOVES, things)
+fold = (torch.arange(len(accounts)) % 4).repeat_interleave(1 + MOVES)  # of each row
+labels = truth.flatten(0, 1)  # (rows, things)
+shuffled = labels[torch.randperm(len(labels), generator=random)]
+targets = torch.nn.functional.one_hot(torch.cat([labels, shuffled], dim=1), len(ANSWERS)).float()
+
+
+# %%
+def gram_of(X):
+    """Products of all rows of X (rows, numbers), each number first centred and scaled over all of them"""
+    X = (X - X.mean(0)) / (X.std(0) + 1e-9) / X.shape[1] ** 0.5
+    return X @ X.T  # (rows, rows)
+
+
+def probe(gram, Y, train, ridge=0.01):
+    """Beliefs for all rows of a probe fitted to Y (rows, targets, answers) on the rows `train`"""
+    known, middle = Y[train].flatten(1), Y[train].flatten(1).mean(0)
+    weights = torch.linalg.solve(gram[train][:, train] + ridge * torch.eye(len(known)), known - middle)
+    return (gram[:, train] @ weights + middle).unflatten(1, Y.shape[1:])
+
+
+# %%
+right = {}  # (model, layer) -> whether each row's answer was right, when its fold was the test, for things and shuffled
+for name, by_layer in states.items():
+    for i in LAYERS:
+        gram, guess = gram_of(by_layer[i].flatten(0, 1)), torch.cat([labels, shuffled], dim=1)
+        for part in range(4):
+            test = fold == part
+            guess[test] = probe(gram, targets, ~test)[test].argmax(-1)
+        right[name, i] = (guess == labels.repeat(1, 2)).float()
+
+# %%
+ax = figures.axes(width=5, height=3)
+columns = {"trained": (0, 3), "untrained": (0, 3), "shuffled labels": (3, 6)}
+for (label, (start, stop)), color in zip(columns.items(), (figures.BLUE, figures.ORANGE, "gray")):
+    scores = [right["untrained" if label == "untrained" else "trained", i][:, start:stop] for i in LAYERS]
+    scores = torch.stack(
+        [torch.stack([x[fold == part].mean() for part in range(4)]) for x in scores]
+    )  # (layers, folds)
+    ax.errorbar(range(len(LAYERS)), scores.mean(1), scores.std(1), fmt="o-", color=color, label=label, capsize=3)
+    print(f"{label:16}", "  ".join(f"{i}: {x.mean():.2f} ± {x.std():.2f}" for i, x in zip(LAYERS, scores)))
+ax.set_xticks(range(len(LAYERS)), LAYERS)
+ax.set(xlabel="layer whose state is read", ylabel="share of right answers", ylim=(0, 1))
+ax.legend()
+pyplot.show()
+
+# %%
+best = max(LAYERS, key=lambda i: right["trained", i][:, :3].mean().item())
+print(f"most is read from layer {best}: {right['trained', best][:, :3].mean():.0%}")
+assert right["trained", best][:, :3].mean() > 0.6 and right["trained", best][:, 3:].mean() < 0.25
+
+# %% [markdown]
+# A linear probe reads a state well: far above the shuffled labels, with twelve answers to choose from. But look at the
+# untrained model before concluding anything. Where it comes close, the probe's success says nothing about training: a
+# random projection of the last few words into thousands of numbers *is* a memory of the last few words, and the probe
+# learns to read it. What training has added shows when we ask how long ago the thing was last moved:
+
+# %%
+age = torch.zeros_like(truth)  # sentences since this thing was last moved
+for number in range(1, 1 + MOVES):
+    age[:, number] = torch.where(truth[:, number] == truth[:, number - 1], age[:, number - 1] + 1, 0)
+age = age.flatten(0, 1)
+ax, groups = figures.axes(width=5, height=3), [(0,), (1,), (2,), (3,), (4,), (5, 6, 7, 8, 9)]
+by_age = {}
+for name, color in (("trained", figures.BLUE), ("untrained", figures.ORANGE)):
+    for i, style in ((best, "o-"), (LAYERS[-1], "s--")):
+        ok = right[name, i][:, :3]
+        rows = [[ok[fold == f][torch.isin(age[fold == f], torch.tensor(g))].mean() for f in range(4)] for g in groups]
+        by_age[name, i] = torch.tensor(rows)  # (groups, folds)
+        mean, spread = by_age[name, i].mean(1), by_age[name, i].std(1)
+        ax.errorbar(range(len(groups)), mean, spread, fmt=style, color=color, capsize=3, label=f"{name}, layer {i}")
+ax.set_xticks(range(len(groups)), ["0", "1", "2", "3", "4", "5 or more"])
+ax.set(xlabel="sentences since the thing was last moved", ylabel="share of right answers", ylim=(0, 1))
+ax.legend(fontsize=9)
+pyplot.show()
+assert by_age["trained", best][0].mean() > 0.7
+
+# %%
+fresh, stale = ({name: by_age[name, best][g].mean().item() for name in states} for g in (0, -1))
+print(f"layer {best}, just moved: trained {fresh['trained']:.0%}, untrained {fresh['untrained']:.0%}")
+print(f"layer {best}, at least five sentences ago: trained {stale['trained']:.0%}, untrained {stale['untrained']:.0%}")
+assert stale["trained"] > stale["untrained"]
+
+# %% [markdown]
+# ### One account, token by token
+#
+# At last the memory at work: what does the state say about the kite after *every token*? A probe for that has to have
+# seen states in the middle of sentences. So we cut each sentence of the accounts at a random place, into two pieces,
+# and fit it to the states after either. A sentence settles where a thing is with its last word, before the full stop.
+
+# %%
+cut, now = [], []  # pieces of each account, and where the kite is after each
+places = torch.Generator().manual_seed(1)
+for one in accounts:
+    pieces, answers = [], []
+    for (ids, after), (_, before) in zip(one, [(None, {}), *one]):
+        at = 1 + int(torch.rand(1, generator=places) * (len(ids) - 1))  # 1 to len(ids) - 1
+        pieces += [ids[:at], ids[at:]]
+        answers += [after if at == len(ids) - 1 else before, after]
+    cut.append(pieces)
+    now.append([ANSWERS.index(where["kite"]) for where in answers[2 * BEFORE :]])
+X = states_of(model, cut, [best], 2 * BEFORE)[best].flatten(0, 1)  # (rows, 6144)
+Y = torch.nn.functional.one_hot(torch.tensor(now).flatten(), len(ANSWERS)).float()[:, None]  # (rows, 1, answers)
+
+# %% [markdown]
+# And an account that it has not seen, fed one token at a time.
+
+# %%
+drawn = account("drawn:0")
+tokens = [token for ids, _ in drawn for token in ids]
+believed = states_of(model, [[[token] for token in tokens]], [best], 0)[best][0]  # (tokens, 6144)
+train = torch.arange(len(X) + len(tokens)) < len(X)
+Y_all = torch.cat([Y, torch.zeros(len(tokens), 1, len(ANSWERS))])
+belief = probe(gram_of(torch.cat([X, believed])), Y_all, train)[~train, 0]  # (tokens, answers)
+
+is_at = []  # the truth at each token
+for (ids, after), (_, before) in zip(drawn, [(None, {}), *drawn]):
+    is_at += [before.get("kite")] * (len(ids) - 2) + [after.get("kite")] * 2
+first = sum(len(ids) for ids, _ in drawn[:BEFORE])  # leave out who is friends with whom, and who has what
+names = [tokenizer.decode([token]).strip() for token in tokens]
+
+# %% [markdown]
+# Columns are tokens, rows the twelve answers; the brighter, the stronger the belief. The red line is the truth. Watch
+# the belief jump when the sentence about the kite comes to its last word, and watch what becomes of it while the text
+# goes on about other things.
+
+# %%
+ax = figures.axes(width=11, height=3.3)
+image = ax.imshow(belief[first:].T.clamp(0, 1), aspect="auto", vmin=0, vmax=1, cmap=figures.SEQUENTIAL)
+line = [ANSWERS.index(where) if where else math.nan for where in is_at[first:]]
+ax.step(range(len(line)), line, where="mid", color=figures.RED, linewidth=2)
+ax.set_xticks(range(len(line)), names[first:], rotation=90, fontsize=7.5)
+ax.set_yticks(range(len(ANSWERS)), ANSWERS, fontsize=9)
+ax.set(xlabel="token just read", ylabel="where the kite is")
+ax.figure.colorbar(image, label="belief of the probe", fraction=0.02)
+pyplot.show()
+
+# %%
+shown = range(first, len(tokens))
+hits = [ANSWERS[belief[n].argmax()] == is_at[n] for n in shown]
+print(f"the strongest belief is right at {sum(hits)} of {len(hits)} tokens of this account")
+
+# %% [markdown]
+# What this shows, and what it does not. The states hold where things are, in a form that a linear map can read, and
+# training makes them hold it longer. That a probe can read it does not mean that the model does: `tiny/` has two
+# attention layers, which can look the sentences up. And a probe that failed would not mean that nothing is there, only
+# that nothing linear is.
+#
+# ## In one table
+#
+# | step | equation | why |
+# |---|---|---|
+# | decay | $S \leftarrow e^{g} S$ | to let go of everything at once; half-life $\ln 2 / {-g}$ |
+# | recall | $r = S^\top k$ | what the memory returns for this key |
+# | delta | $\delta = \beta (v - r)$ | only what is lacking is written; $\beta$ is a learning rate |
+# | write | $S \leftarrow S + k \delta^\top$ | with $\lvert k \rvert = 1$ the key now returns $(1 - \beta) r + \beta v$ |
+# | read | $\mathrm{out} = S^\top q$ | after the write, so a token sees itself |
+#
+# ## Exercises
+#
+# **1.** How would a layer *erase* what one key holds, without a new value and without touching directions at right
+# angles to it? And how would it erase everything? Check both with `one_token`.
+#
+# <details><summary>Solution</summary>
+#
+# Write $v = 0$ with $\beta = 1$: $S \leftarrow (I - k k^\top) S$. Everything goes with a large $-g$, and whatever the
+# token itself writes comes after the decay, so it stays.
+#
+# ```python
+# S, k, v, across = normal(5, 7), unit(5), normal(7), normal(5)
+# one, none = torch.ones(1).double(), torch.zeros(1).double()
+# erased = one_token(S, k, torch.zeros(7).double(), g=none, beta=one)
+# across = across - (across @ k) * k
+# same(erased.T @ k, torch.zeros(7).double())
+# same(erased.T @ across, S.T @ across)
+# same(one_token(S, k, v, g=-1e3 * one, beta=one), torch.outer(k, v))
+# ```
+#
+# </details>
+#
+# **2.** Section 7 says that $V$ does not matter for capacity. Then what is a larger $V$ good for, and what does it
+# cost? Measure the delta rule's error at $n = K = 16$ for $V = 4$ and $V = 256$ first.
+#
+# <details><summary>Solution</summary>
+#
+# The columns of the state never meet: column $c$ is a memory of $K$ numbers for entry $c$ of the values, and every
+# column has the same keys. More columns mean longer values, at the price of a larger state, and not more of them.
+#
+# ```python
+# k, errors = unit(400, 16, 16), {}
+# for width in (4, 256):
+#     v = unit(400, 16, width)
+#     errors[width] = errors_of(store(k, v, "delta rule"), k, v).mean(1)
+#     print(f"V = {width:3}: {errors[width].mean():.3f}, standard error {errors[width].std() / 20:.3f}")
+# assert abs(errors[4].mean() - errors[256].mean()) < 5 * errors[4].std() / 20
+# ```
+#
+# </details>
+#
+# **3.** $\beta$ is a sigmoid, below 1. Suppose a layer could have $\beta = 2$. What does a write of $v = 0$ then do to
+# the row of the state along $k$? Build a memory of one bit from it that tells whether it has seen an even or an odd
+# number of ones. (Why this matters: [arXiv 2411.12537](https://arxiv.org/abs/2411.12537).)
+#
+# <details><summary>Solution</summary>
+#
+# $I - 2 k k^\top$ is a reflection: what the key holds changes its sign, all else stays. So let each 1 be such a write,
+# and each 0 one with $\beta = 0$. With $\beta \le 1$ no factor $1 - \beta$ is negative, and no number of writes can
+# bring a sign back and forth.
+#
+# ```python
+# bits = torch.tensor([1, 0, 1, 1, 0, 1, 1]).double()
+# key = torch.tensor([1.0, 0.0]).double().expand(1, len(bits), 1, 2)
+# state = torch.tensor([[1.0], [0.0]]).double()[None, None]  # (B, H, K, V)
+# values = torch.zeros(1, len(bits), 1, 1).double()
+# still = torch.zeros(1, len(bits), 1).double()
+# out, _ = recurrent_gated_delta_rule(key, key, values, g=still, beta=2 * bits[None, :, None], state=state)
+# assert torch.equal(out.flatten(), (-1.0) ** bits.cumsum(0))
+# ```
+#
+# </details>
+#
+# ## Five questions
+#
+# 1. Linear attention costs the same at every position. What made that possible, and what was given up for it?
+# 2. A key is written twice, with different values. What does each of the four rules return for it? And for a third key
+#    at an angle of 45°?
+# 3. Which of the five steps would you move so that a token could not see its own value? Which so that a memory that has
+#    faded is corrected as if it had not?
+# 4. What do $|k|$, $\beta$ and their product $\beta |k|^2$ have to do with step size and curvature? From where on does
+#    it diverge?
+# 5. Where does a linear attention with random keys reach an error of 1, where does the delta rule after one pass, and
+#    where is the knee after many? Which of these would change if the keys were at right angles?
+#
+# Next: [3_chunked_form](3_chunked_form.ipynb), the same recurrence with matrix products.

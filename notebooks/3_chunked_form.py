@@ -1,0 +1,718 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. The chunked form
+#
+# The gated delta rule is a loop over tokens: five small products each, one after the other. A prompt of 2,000 tokens is
+# 2,000 turns of that loop, and hardware is made for something else: few, large products of matrices. This notebook
+# turns the loop into matrix products, 64 tokens at a time, without changing the result.
+#
+# Afterwards you can derive the chunked form on paper, say why it needs a triangular solve and where it would overflow
+# if written carelessly, and tell when which of the two forms is the right one. It assumes
+# [2_delta_rule](2_delta_rule.ipynb). The steps and their numbers, 0 to 4, are those of `chunk_gated_delta_rule` in
+# [`qwen3_next.py`](../qwen3_next.py).
+#
+# | | |
+# |---|---|
+# | [GDN] | Gated Delta Networks, [arXiv 2412.06464](https://arxiv.org/abs/2412.06464), section 3.3: the chunked form with decay |
+# | [DN] | Parallelizing Linear Transformers with the Delta Rule, [arXiv 2406.06484](https://arxiv.org/abs/2406.06484), section 3.2: the triangular solve (UT transform) |
+
+# %%
+# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = os.environ.get("REPOSITORY", "")
+root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
+if not root.is_dir():
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+
+# %%
+import math
+import time
+
+import corpus
+import figures
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot
+from torch.utils.flop_counter import FlopCounterMode
+
+import qwen3_next
+from qwen3_next import (
+    Qwen3NextForCausalLM,
+    Qwen3NextTokenizer,
+    Trace,
+    chunk_gated_delta_rule,
+    recurrent_gated_delta_rule,
+)
+
+figures.setup()
+random = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
+
+
+def normal(*shape):
+    """Random numbers in float64: two ways to compute one thing then agree to about 13 digits"""
+    return torch.randn(shape, generator=random, dtype=torch.float64)
+
+
+def same(ours, theirs, atol=1e-12):
+    """Fails unless both agree; the tolerance allows for rounding, some hundred additions of numbers of order 1"""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+# %% [markdown]
+# ## Why: the same work, in many steps or in few
+#
+# One head of the released model has $K = V = 128$. Reading a state $S$ with 1,024 queries is 1,024 products of a row
+# with a matrix, or one product of two matrices. The operations are the same ones.
+
+
+# %%
+def race(*functions, rounds=7):
+    """Seconds that each function takes, (functions, rounds), fastest first; they take turns, to share what disturbs"""
+    taken = []
+    for _ in range(1 + rounds):
+        for function in functions:
+            started = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - started)
+    return torch.tensor(taken).view(1 + rounds, -1)[1:].sort(dim=0).values.T  # the first round warms up
+
+
+S, queries = torch.randn(128, 128, generator=random), torch.randn(1024, 128, generator=random)
+one_by_one, at_once = race(lambda: [row @ S for row in queries], lambda: queries @ S)[:, 0].tolist()
+torch.testing.assert_close(torch.stack([row @ S for row in queries]), queries @ S, rtol=0, atol=1e-3)
+print(f"row by row {one_by_one * 1e3:.1f} ms, at once {at_once * 1e3:.2f} ms here; both vary from run to run")
+
+# %% [markdown]
+# The obstacle: in the recurrence every token reads a state that the token before it has just changed.
+#
+# $$S_t = e^{g_t} S_{t-1} + k_t \delta_t^\top, \qquad \delta_t = \beta_t\,\big(v_t - e^{g_t} S_{t-1}^\top k_t\big), \qquad
+# \mathrm{out}_t = S_t^\top q_t$$
+#
+# We take $C$ tokens, a *chunk*, and ask what all of them compute together, given the state $S$ before the chunk. First
+# with $C = 4$ and one head, so that every matrix can be looked at. Rows are tokens. The loop writes down what we shall
+# need to compare with.
+
+# %%
+C, K, V = 4, 5, 6
+q, v, S = normal(C, K), normal(C, V), normal(K, V)  # a state that is not zero
+k = F.normalize(normal(C, K) + 1, dim=-1)  # somewhat alike, so that they are in one another's way
+g, beta = -0.5 * normal(C, 1).abs(), (normal(C, 1) + 1).sigmoid()  # (C, 1): a column, so that it scales rows
+
+state, states, deltas, outputs = S, [], [], []
+for t in range(C):
+    faded = g[t].exp() * state
+    deltas.append(beta[t] * (v[t] - faded.T @ k[t]))
+    state = faded + torch.outer(k[t], deltas[-1])
+    states.append(state)
+    outputs.append(state.T @ q[t])
+deltas, outputs = torch.stack(deltas), torch.stack(outputs)  # (C, V)
+
+theirs = recurrent_gated_delta_rule(
+    *(x[None, :, None] for x in (q, k, v)), g=g[None], beta=beta[None], state=S[None, None]
+)
+same(outputs, theirs[0][0, :, 0])
+same(state, theirs[1][0, 0])
+
+# %% [markdown]
+# ## Step 1. Decay between any two tokens
+#
+# Put the first equation into itself until only $S$, the state before the chunk, is left. What token $j$ wrote is faded
+# by every decay after it. With $G_i = g_1 + \dots + g_i$, the sum inside the chunk, that is $e^{G_i - G_j}$:
+#
+# $$S_i = e^{G_i} S + \sum_{j \le i} e^{G_i - G_j}\, k_j \delta_j^\top$$
+#
+# The code calls $e^{G_i}$ `gamma`, and the matrix of $e^{G_i - G_j}$, zero where $j > i$, `decay`.
+
+# %%
+G = g.cumsum(0)  # (C, 1)
+future = torch.ones(C, C, dtype=torch.bool).triu(1)  # j > i
+decay = (G - G.T).masked_fill(future, -math.inf).exp()  # (C, C); why the mask comes before exp is shown further down
+gamma = G.exp()  # (C, 1)
+for i in range(C):
+    same(states[i], gamma[i] * S + sum(decay[i, j] * torch.outer(k[j], deltas[j]) for j in range(i + 1)))
+
+# %% [markdown]
+# ## Step 2. The deltas, all at once
+#
+# The deltas are still unknown: each needs the state just before it. But we have that state as a sum. Faded by $g_i$ and
+# asked with $k_i$, it returns $e^{G_i} S^\top k_i$ and a share of every earlier delta, so
+#
+# $$\delta_i = \beta_i \Big( v_i - e^{G_i} S^\top k_i - \sum_{j < i} e^{G_i - G_j}\, (k_i \cdot k_j)\, \delta_j \Big)$$
+#
+# No state occurs any more but the one before the chunk. This is a *linear system* for the deltas. Collect the
+# coefficients in
+#
+# $$A_{ij} = \beta_i\, e^{G_i - G_j}\, (k_i \cdot k_j) \quad \text{for } j < i, \text{ else } 0$$
+#
+# $A_{ij}$ says how much of delta $j$ is in the way of token $i$: much if the keys are alike, if little faded since, and
+# if token $i$ writes strongly.
+
+# %%
+A = (beta * decay * (k @ k.T)).tril(-1)  # (C, C), strictly lower triangular
+same(deltas + A @ deltas, beta * (v - gamma * (k @ S)))  # (C, V)
+
+# %% [markdown]
+# Let $\Delta$, $\mathbf V$, $\mathbf K$ and $\mathbf Q$ have the chunk's deltas, values, keys and queries as rows. With
+# diagonal matrices of $\beta$ and $\gamma$, that is
+#
+# $$(I + A)\, \Delta = \mathrm{diag}(\beta)\, \big(\mathbf V - \mathrm{diag}(\gamma)\, \mathbf K S\big)
+# \qquad\Longrightarrow\qquad
+# \Delta = \underbrace{(I + A)^{-1}\, \mathrm{diag}(\beta)}_{M}\, \big(\mathbf V - \mathrm{diag}(\gamma)\, \mathbf K S\big)$$
+#
+# $I + A$ is lower triangular with ones on its diagonal, because no token waits for a later one. Such a system always
+# has a solution, and is solved from the top: row $i$ needs only the rows above it. By hand:
+
+# %%
+solved, right_side = [], beta * (v - gamma * (k @ S))
+for i in range(C):  # forward substitution
+    solved.append(right_side[i] - sum(A[i, j] * solved[j] for j in range(i)))
+same(torch.stack(solved), deltas)
+
+# %% [markdown]
+# That is a loop over tokens again, if a small one: it has scalars where the recurrence has a state. Libraries have it
+# as one call. $M$ depends on keys, decays and strengths only, not on $S$ or the values. So it can be had *before* the
+# state is known, for all chunks of a text at the same time. [DN] calls this the UT transform.
+
+# %%
+M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)  # (C, C)
+same(M @ (v - gamma * (k @ S)), deltas)
+assert torch.equal(M, M.tril())  # causal: delta i depends on tokens up to i
+
+# %% [markdown]
+# ## Step 3. Reads of what the chunk itself writes
+#
+# Ask $S_i$, as a sum, with $q_i$. The token's own write counts, hence $j \le i$:
+#
+# $$\mathrm{out}_i = e^{G_i} S^\top q_i + \sum_{j \le i} \underbrace{e^{G_i - G_j}\, (q_i \cdot k_j)}_{\text{inner}_{ij}}\, \delta_j$$
+#
+# The second part is causal attention without a softmax, with a decay, and with deltas where attention has values.
+
+# %%
+inner = decay * (q @ k.T)  # (C, C), lower triangular with its diagonal
+same(gamma * (q @ S) + inner @ deltas, outputs)
+
+# %% [markdown]
+# ## Step 4. The state after the chunk
+#
+# The same sum at $i = C$, with $e^{G_C - G_j}$, called `to_end`:
+#
+# $$S' = e^{G_C} S + \sum_j e^{G_C - G_j}\, k_j \delta_j^\top$$
+
+# %%
+to_end = (G[-1:] - G).exp()  # (C, 1)
+same(gamma[-1] * S + k.T @ (to_end * deltas), state)
+
+# %% [markdown]
+# Here are the four matrices of our chunk. Rows are the token that reads or waits, columns the one that wrote. Purple is
+# positive, orange negative.
+
+# %%
+axes = figures.axes(4, width=2.7, height=2.9)
+for ax, (name, matrix) in zip(axes, {"decay": decay, "A": A, "M": M, "inner": inner}.items()):
+    ax.imshow(matrix, cmap=figures.DIVERGING, vmin=-1.5, vmax=1.5)
+    for i in range(C):
+        for j in range(i + 1):
+            color = "white" if abs(matrix[i, j]) > 0.8 else "black"
+            ax.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=9, color=color)
+    ax.set(title=name, xticks=range(C), yticks=range(C), xlabel="token that wrote, j")
+    ax.spines[["top", "right"]].set_visible(True)
+axes[0].set_ylabel("token, i")
+pyplot.show()
+
+# %% [markdown]
+# Look at $M$: its diagonal is $\beta$, and below stands what the corrections have made of one another. It helps to see
+# larger chunks, $C = 32$, with keys of three kinds and $\beta = 0.9$, without decay:
+
+
+# %%
+def chunk_matrix(k, g, beta):
+    """M for one chunk: k (C, K), g and beta (C, 1)"""
+    G = g.cumsum(0)
+    decay = (G - G.T).masked_fill(torch.ones(len(k), len(k), dtype=torch.bool).triu(1), -math.inf).exp()
+    A = beta * decay * (k @ k.T)
+    return torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)
+
+
+directions = {"one key again and again": F.normalize(normal(1, 64), dim=-1).expand(32, -1)}
+directions["eight keys in turn"] = torch.linalg.qr(normal(64, 8)).Q.T.repeat(4, 1)
+directions["random keys, K = 64"] = F.normalize(normal(32, 64), dim=-1)
+axes = figures.axes(3, width=3.6, height=3.6)
+for ax, (name, key) in zip(axes, directions.items()):
+    matrix = chunk_matrix(key, torch.zeros(32, 1).double(), torch.full((32, 1), 0.9).double())
+    image = ax.imshow(matrix, cmap=figures.DIVERGING, vmin=-1, vmax=1)
+    ax.set(title=name, xlabel="token that wrote, j")
+axes[0].set_ylabel("token, i")
+axes[0].figure.colorbar(image, ax=list(axes), label="M", fraction=0.02)
+pyplot.show()
+
+# %% [markdown]
+# One key: a token subtracts nearly all of what the one before it wrote, and little of earlier ones, which that one has
+# taken back already. Eight keys in turn: the same, eight tokens apart. Random keys: everyone is a little in everyone's
+# way.
+#
+# ## Step 0. Cut time into chunks
+#
+# Now a whole text: $N$ chunks of $C$ tokens, after each of which the state is brought forward. Steps 1 to 3 do not know
+# the state, so they run for all chunks at once; only step 4 is a loop, with $N = T / C$ turns of it. If $T$ is no
+# multiple of $C$, the last chunk is filled up with tokens of $\beta = 0$ and $g = 0$. They write nothing and forget
+# nothing, so the last state is right, and their outputs are cut off.
+
+
+# %%
+def chunked(q, k, v, g, beta, S, C):
+    """q, k (T, K); v (T, V); g, beta (T, 1); S (K, V) -> out (T, V), the last S. One sequence, one head"""
+    T = len(q)
+    # 0. Cut time into N chunks
+    q, k, v, g, beta = (F.pad(x, (0, 0, 0, -T % C)).unflatten(0, (-1, C)) for x in (q, k, v, g, beta))  # (N, C, ...)
+    # 1. Decay between any two tokens
+    G = g.cumsum(1)  # (N, C, 1)
+    decay = (G - G.mT).masked_fill(torch.ones(C, C, dtype=torch.bool).triu(1), -math.inf).exp()  # (N, C, C)
+    gamma, to_end = G.exp(), (G[:, -1:] - G).exp()
+    # 2. M, which makes deltas
+    A = beta * decay * (k @ k.mT)
+    M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)
+    # 3. Reads of what the chunk itself writes
+    inner = decay * (q @ k.mT)
+    # 4. Chunk after chunk
+    outputs = []
+    for n in range(len(q)):
+        delta = M[n] @ (v[n] - gamma[n] * (k[n] @ S))  # (C, V)
+        outputs.append(gamma[n] * (q[n] @ S) + inner[n] @ delta)
+        S = gamma[n, -1] * S + k[n].T @ (to_end[n] * delta)
+    return torch.cat(outputs)[:T], S
+
+
+# %% [markdown]
+# Checked in float64 for many lengths and chunk sizes, from a state that is not zero: against the project's two
+# functions. Several chunks matter: a wrong decay from chunk to chunk leaves the first one right, and a wrong mask in a
+# chunk can leave the state right.
+
+# %%
+K, V = 5, 7
+
+
+def make_inputs(T, B=1, H=1, decay=1.0, K=K, V=V):
+    """q, k (B, T, H, K), v (B, T, H, V), g, beta (B, T, H), and a state"""
+    q, k = F.normalize(normal(B, T, H, K), dim=-1) * K**-0.5, F.normalize(normal(B, T, H, K), dim=-1)
+    g, beta = -decay * normal(B, T, H).square(), normal(B, T, H).sigmoid()
+    return {"q": q, "k": k, "v": normal(B, T, H, V), "g": g, "beta": beta, "state": normal(B, H, K, V)}
+
+
+for T in (1, 3, 4, 5, 37, 64, 130):
+    for size in (1, 4, 16, 64):
+        x = make_inputs(T)
+        ours = chunked(*(x[name][0, :, 0] for name in "qkv"), x["g"][0], x["beta"][0], x["state"][0, 0], size)
+        for theirs in (recurrent_gated_delta_rule(**x), chunk_gated_delta_rule(**x, chunk_size=size)):
+            same(ours[0], theirs[0][0, :, 0])
+            same(ours[1], theirs[1][0, 0])
+print("chunked, chunk_gated_delta_rule and the recurrence agree")
+
+# %% [markdown]
+# The project's function does the same for all sequences and heads: its tensors are $(B, H, N, C, \dots)$. It also
+# offers its matrices to a trace, by name (`tap`). We listen, and compare $A$ and $M$ with ours, chunk by chunk.
+
+# %%
+x, seen = make_inputs(40, B=2, H=3), {}
+qwen3_next.tracer = lambda name, value: seen.update({name: value() if callable(value) else value})
+out, state = chunk_gated_delta_rule(**x, chunk_size=16)
+qwen3_next.tracer = None
+print({name: tuple(value.shape) for name, value in seen.items()})
+for b in range(2):
+    for h in range(3):
+        for n in range(2):  # the third chunk is padded
+            part = (b, slice(16 * n, 16 * (n + 1)), h)
+            k, g, beta = x["k"][part], x["g"][part][:, None], x["beta"][part][:, None]
+            same(seen["chunk.M"][b, h, n], chunk_matrix(k, g, beta))
+            G = g.cumsum(0)
+            same(seen["chunk.A"][b, h, n], (beta * (G - G.T).exp() * (k @ k.T)).tril(-1))
+same(out, recurrent_gated_delta_rule(**x)[0])
+
+# %% [markdown]
+# Gradients agree, too: both forms are one function, so all six inputs must get the same.
+
+# %%
+x = make_inputs(45, B=2, H=3)
+weight, gradients = normal(2, 45, 3, V), []
+for form in (recurrent_gated_delta_rule, chunk_gated_delta_rule):
+    leaves = {name: value.clone().requires_grad_() for name, value in x.items()}
+    out, state = form(**leaves, **({"chunk_size": 16} if form is chunk_gated_delta_rule else {}))
+    ((out * weight).sum() + state.square().sum()).backward()
+    gradients.append({name: leaf.grad for name, leaf in leaves.items()})
+for name in x:
+    same(gradients[0][name], gradients[1][name], atol=1e-11)  # sums of up to 45 x 35 products
+    print(f"{name:5} largest gradient {gradients[0][name].abs().max():6.2f}, ", end="")
+    print(f"largest difference {(gradients[0][name] - gradients[1][name]).abs().max():.0e}")
+
+# %% [markdown]
+# ## What overflows: mask before exp
+#
+# Above the diagonal of `decay` stands $G_i - G_j$ with $j > i$, a *positive* number: minus the sum of the decays
+# between. Nobody needs its exponential, and it may not fit. The largest float32 is about $e^{88.7}$. Taken first and
+# multiplied by zero afterwards, $\infty \cdot 0$ is not a number, and one such entry spoils the chunk.
+
+# %%
+g = torch.full((64, 1), -2.0)  # a decay of e^-2 a token: strong, not absurd
+G = g.cumsum(0)
+future = torch.ones(64, 64, dtype=torch.bool).triu(1)
+masked_before = (G - G.T).masked_fill(future, -math.inf).exp()
+masked_after = (G - G.T).exp() * ~future
+print(f"largest exponent: {(G - G.T).max():.0f}; not a number: {masked_before.isnan().sum()} entries")
+print(f"with the mask behind exp: {masked_after.isnan().sum()} of {masked_after.numel()} entries")
+assert not masked_before.isnan().any() and masked_after.isnan().any()
+
+# %% [markdown]
+# Another tempting way is to split the factor, $e^{G_i - G_j} = e^{G_i} e^{-G_j}$, scale queries by one and keys by the
+# other, and save the $C \times C$ matrix. On paper it is the same:
+#
+# $$e^{G_i - G_j}\, (q_i \cdot k_j) = (e^{G_i} q_i) \cdot (e^{-G_j} k_j)$$
+#
+# But the product is at most of order 1, while its factors are not: $e^{-G_j}$ grows without bound, and $e^{G_i}$
+# vanishes.
+
+# %%
+q, k = (F.normalize(torch.randn(64, 16, generator=random), dim=-1) for _ in range(2))
+right = (masked_before.double() * (q.double() @ k.double().T)).float()
+split = ((G.exp() * q) @ ((-G).exp() * k).T).tril()
+ok = split.isfinite().all(1)
+print(f"e^-G ends in {(-G).exp()[-1].item()}, e^G in {G.exp()[-1].item()}")
+print(f"rows of 'inner' that are finite: {ok.sum()} of {len(ok)}")
+assert ok[:10].all() and not ok.all() and right.isfinite().all()
+
+# %% [markdown]
+# Would a trained model come near? These are the sums of $g$ over 64 tokens that the heads of `tiny/` reach on its own
+# kind of text. A head passes the limit where the smallest sum is below $-88.7$.
+
+# %%
+model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+source, smallest = corpus.Corpus("held out"), {}
+for number in range(20):
+    ids = tokenizer.encode(corpus.text_of(source.document(f"decay:{number}")))
+    with torch.no_grad():
+        model(torch.tensor([ids]), trace=(trace := Trace("*.linear_attn.g")))
+    for name, g in trace.items():
+        if len(g) >= 64:
+            sums = g.unfold(0, 64, 1).sum(-1).min(0).values  # (H,): the smallest sum over 64 tokens in a row
+            smallest[name] = torch.minimum(smallest.get(name, sums), sums)
+for name, sums in smallest.items():
+    print(f"layer {name.split('.')[2]}:", "  ".join(f"{x:8.1f}" for x in sums))
+beyond = sum((sums < -88.7).sum().item() for sums in smallest.values())
+print(f"{beyond} of {sum(map(len, smallest.values()))} heads would overflow")
+
+# %% [markdown]
+# ## What it costs: operations
+#
+# Count multiplications and additions for one token of one head.
+#
+# | | recurrence | chunked |
+# |---|---|---|
+# | decay, recall, write, read of the state | $KV + 2KV + 2KV + 2KV$ | $3 \cdot 2KV$, and $KV / C$ |
+# | $\mathbf K \mathbf K^\top$ and $\mathbf Q \mathbf K^\top$ | | $4CK$ |
+# | $M$ and inner times $C \times V$ | | $4CV$ |
+# | the solve, $C$ right sides | | $C^2$ |
+#
+# The state is faded once per chunk, $KV/C$; the products within the chunk cost $4C(K + V)$, beside which the solve is
+# small as long as $C$ is. The sum of the two is smallest at $C = \sqrt{KV / (4K + 4V)}$, a chunk of a few tokens.
+# PyTorch counts the products of matrices for us:
+
+# %%
+K, V, T = 128, 128, 512  # a head of the released model
+
+
+def operations(C):
+    """Multiplications and additions a token and head; None: the recurrence"""
+    return 7 * K * V if C is None else 6 * K * V + K * V / C + 4 * C * (K + V) + C**2
+
+
+x = make_inputs(T, H=2, K=K, V=V)
+for C in (1, 16, 64):
+    with FlopCounterMode(display=False) as counter:
+        chunk_gated_delta_rule(**x, chunk_size=C)
+    assert counter.get_total_flops() == 2 * T * (6 * K * V + 4 * C * (K + V))  # 2 heads; all but solve and decay
+    print(f"C = {C:3}: {operations(C):9,.0f} operations a token and head")
+with FlopCounterMode(display=False) as counter:
+    recurrent_gated_delta_rule(**x)
+assert counter.get_total_flops() == 2 * T * 4 * K * V  # recall and read; decay and write are no products of matrices
+print(f"recurrence: {operations(None):6,} operations")
+
+# %% [markdown]
+# By arithmetic alone, then, chunks should be tiny, and they would gain next to nothing. What a larger chunk saves is
+# *trips*: the state, $KV$ numbers, is read and written once a chunk instead of once a token, and each trip has its
+# fixed cost. Let a machine do $R$ operations in the time in which it moves one number. With two readings and one
+# writing of the state per chunk, a token costs
+#
+# $$\frac{\mathrm{operations}(C)}{R} + \frac{3KV}{C}$$
+#
+# The minimum moves to larger chunks on machines that compute fast for their memory. Left the operations, in the middle
+# this model, right the time measured here: 4 heads, 1,024 tokens, float32.
+
+# %%
+sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+count = torch.tensor([operations(C) for C in sizes])
+assert sizes[count.argmin()] == round(math.sqrt(K * V / (4 * K + 4 * V))) == 4
+traffic = 3 * K * V / torch.tensor(sizes)  # numbers of the state that are moved, a token
+modelled = {R: count / R + traffic for R in (4, 32, 256)}
+
+x = {name: value.float() for name, value in make_inputs(1024, H=4, K=K, V=V).items()}
+calls = [lambda C=C: chunk_gated_delta_rule(**x, chunk_size=C) for C in sizes]
+*measured, one_by_one = race(*calls, lambda: recurrent_gated_delta_rule(**x))  # (rounds,) each
+measured = torch.stack(measured)
+fastest, spread = measured[:, 0], measured.median(1).values - measured[:, 0]
+
+# %%
+left, centre, right = figures.axes(1, 3, width=3.7, height=3.3)
+left.loglog(sizes, count / 1e3, "o-", markersize=4, label="chunked")
+left.plot(sizes[count.argmin()], count.min() / 1e3, "o", markersize=10, fillstyle="none", color=figures.BLUE)
+left.axhline(operations(None) / 1e3, color=figures.ORANGE, label="recurrence")
+left.set(ylabel="thousand operations a token and head")
+left.set_yticks([100, 200, 500], [100, 200, 500])
+for (R, cost), color in zip(modelled.items(), figures.COLORS[2:]):
+    cost = cost / cost[0]
+    centre.loglog(sizes, cost, "o-", markersize=4, color=color, label=f"R = {R}")
+    centre.plot(sizes[cost.argmin()], cost.min(), "o", markersize=10, fillstyle="none", color=color)
+centre.set(ylabel="modelled cost a token, C = 1: 1")
+right.errorbar(sizes, fastest, [0 * spread, spread], fmt="o-", markersize=4, label="chunked")
+right.axhspan(one_by_one[0], one_by_one.median(), color=figures.ORANGE, alpha=0.4, label="recurrence")
+right.set(xscale="log", yscale="log", ylabel="seconds for 1,024 tokens")
+for ax in (left, centre, right):
+    ax.set_xlabel("chunk size C, tokens")
+    ax.legend(fontsize=9)
+    ax.set_xticks(sizes, sizes, fontsize=8)
+    ax.tick_params(axis="x", which="minor", bottom=False)
+left.minorticks_off()
+pyplot.show()
+
+# %%
+gain = one_by_one[0] / fastest.min()
+print(f"here and now: fastest at C = {sizes[fastest.argmin()]}, {gain:.1f} times as fast as the recurrence")
+assert gain > 1
+
+# %% [markdown]
+# (Circles mark minima. Right: the fastest of seven runs, as other work on a machine only adds; bars and band reach to
+# the median. Times vary with the machine; the shape stays.) Very small chunks are the recurrence with extra work; very
+# large ones drown in $C \times C$ matrices. The function's default is 64; the model takes 32, which was the faster of
+# the two on CPUs.
+#
+# And against the length of the text:
+
+# %%
+lengths = (1, 2, 4, 8, 16, 64, 256, 1024)
+both = []
+for T in lengths:
+    x = {key: value.float() for key, value in make_inputs(T, H=4, K=K, V=V).items()}
+    chunks = lambda x=x: chunk_gated_delta_rule(**x, chunk_size=32)  # noqa: E731
+    both.append(race(lambda x=x: recurrent_gated_delta_rule(**x), chunks, rounds=21 if T < 256 else 7))
+
+# %%
+ax = figures.axes(width=6.5, height=3.6)
+for number, (name, color) in enumerate({"recurrence": figures.ORANGE, "chunked, C = 32": figures.BLUE}.items()):
+    best = torch.stack([times[number, 0] for times in both]) * 1e3
+    spread = torch.stack([times[number].median() for times in both]) * 1e3 - best
+    ax.errorbar(lengths, best, [0 * spread, spread], fmt="o-", color=color, label=name, capsize=2)
+ax.set(xscale="log", yscale="log", xlabel="tokens in one call, T", ylabel="milliseconds")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
+ax.legend()
+pyplot.show()
+
+# %%
+ratio = [(times[0, 0] / times[1, 0]).item() for times in both]
+print("recurrence / chunked:", ", ".join(f"T = {T}: {r:.2f}" for T, r in zip(lengths, ratio)))
+assert ratio[0] < ratio[-1] / 2
+
+# %% [markdown]
+# (The fastest of 21 runs, from 256 tokens on of 7; bars reach to the median.) For one token the recurrence wins, and
+# one token is what every step of generation has: there is nothing to share a trip with. So the layer takes the chunked
+# form for a prompt and the recurrence for $T = 1$ (`GatedDeltaNet.forward`, `one_by_one`). Training is all prompt.
+#
+# ## What it costs: digits
+#
+# Other sums in another order round differently. We take float64 as the truth and measure the relative error of outputs,
+# against the number of tokens, in float32 and with inputs in bfloat16, which both functions widen to float32 at once.
+# Five seeds, side by side as a batch.
+
+
+# %%
+def error(result, truth):
+    """Relative RMS error of each sequence's outputs, (B,)"""
+    return (result.double() - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+
+
+lengths, seeds, found = (16, 64, 256, 1024), 5, {}
+for T in lengths:
+    x = make_inputs(T, B=seeds, decay=0.02, K=64, V=64)
+    truth = recurrent_gated_delta_rule(**x)[0]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        rounded = {key: value.to(dtype) for key, value in x.items()}
+        for name, form in (("recurrence", recurrent_gated_delta_rule), ("chunked", chunk_gated_delta_rule)):
+            if (name, dtype) != ("recurrence", torch.float64):  # that is the truth
+                found.setdefault((name, dtype), []).append(error(form(**rounded)[0], truth))
+
+# %%
+ax = figures.axes(width=7, height=3.8)
+styles = {torch.float64: ":", torch.float32: "-", torch.bfloat16: "--"}
+for (name, dtype), rows in found.items():
+    rows = torch.stack(rows)  # (lengths, seeds)
+    color = figures.ORANGE if name == "recurrence" else figures.BLUE
+    label = f"{name}, {str(dtype).removeprefix('torch.')}"
+    shift = 1.0 if name == "chunked" else 1.06  # side by side where they would cover each other
+    look = {"fmt": "o", "linestyle": styles[dtype], "color": color, "label": label}
+    ax.errorbar([T * shift for T in lengths], rows.mean(1), rows.std(1), **look)
+ax.set(xscale="log", yscale="log", xlabel="tokens, T", ylabel="relative error of the outputs", ylim=(1e-17, 1))
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
+ax.legend(fontsize=9, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.38))
+pyplot.show()
+
+# %%
+single = {name: torch.stack(found[name, torch.float32]) for name in ("recurrence", "chunked")}
+half = {name: torch.stack(found[name, torch.bfloat16]) for name in ("recurrence", "chunked")}
+assert max(single[name].max() for name in single) < 1e-5 and max(half[name].max() for name in half) < 0.05
+assert all(0.9 < r < 1.1 for r in (half["chunked"].mean(1) / half["recurrence"].mean(1)))
+
+# %% [markdown]
+# Two things to see. With bfloat16 the two forms lie on each other: the error is that of rounding the inputs and the
+# outputs to 8 significant bits, and neither form adds to it. In float32 both are near the limit of the format, and the
+# error hardly grows with the length: the decay forgets old errors with old values.
+#
+# Does the chunk size matter? And what if the keys are alike, so that the solve has something to do? Below the keys
+# share a common part, up to a cosine of 0.99 between any two.
+
+# %%
+sizes, T = (1, 4, 16, 64, 256), 512
+ax, worst = figures.axes(width=7, height=3.8), {}
+for cosine, color in zip((0.0, 0.9, 0.99), (figures.BLUE, figures.GREEN, figures.RED)):
+    x = make_inputs(T, B=seeds, decay=0.02, K=64, V=64)
+    common = F.normalize(normal(64), dim=-1)
+    x["k"] = F.normalize(cosine**0.5 * common + (1 - cosine) ** 0.5 * x["k"], dim=-1)
+    truth, x32 = recurrent_gated_delta_rule(**x)[0], {key: value.float() for key, value in x.items()}
+    rows = torch.stack([error(chunk_gated_delta_rule(**x32, chunk_size=C)[0], truth) for C in sizes])
+    plain = error(recurrent_gated_delta_rule(**x32)[0], truth)
+    worst[cosine] = (rows.mean(1) / plain.mean()).max().item()
+    ax.errorbar(sizes, rows.mean(1) * 1e7, rows.std(1) * 1e7, fmt="o-", color=color, label=f"chunked, cosine {cosine}")
+    ax.axhline(plain.mean() * 1e7, color=color, linestyle="--", linewidth=1)
+ax.set(xscale="log", xlabel="chunk size C, tokens", ylabel="relative error in float32, 1e-7")
+ax.set_ylim(0)
+ax.set_xticks(sizes, sizes)
+ax.minorticks_off()
+ax.legend(fontsize=9)
+pyplot.show()
+for cosine, ratio in worst.items():
+    print(f"cosine {cosine}: the worst chunk size errs {ratio:.1f} times as much as the recurrence")
+    assert ratio < 20
+
+# %% [markdown]
+# (Bars: standard deviation over five seeds; dashed: the recurrence on the same inputs.) There is something to see, but
+# it is small: alike keys and large chunks cost a fraction of a digit, not digits. That is the triangular solve's merit.
+# There are shorter ways to $(I + A)^{-1}$, and exercise 2 shows what becomes of one of them.
+#
+# ## In one table
+#
+# | step of the code | equation | sequential? |
+# |---|---|---|
+# | 0. cut | $N$ chunks of $C$; padding with $\beta = 0$, $g = 0$ | |
+# | 1. decay | $e^{G_i - G_j}$ for $j \le i$, masked before exp | no |
+# | 2. $M$ | $(I + A)^{-1} \mathrm{diag}(\beta)$, $A_{ij} = \beta_i e^{G_i - G_j} (k_i \cdot k_j)$ for $j < i$ | no |
+# | 3. inner | $e^{G_i - G_j} (q_i \cdot k_j)$ for $j \le i$ | no |
+# | 4. chunk after chunk | $\Delta = M (\mathbf V - \mathrm{diag}(\gamma) \mathbf K S)$ | over chunks |
+# | | $\mathrm{out} = \mathrm{diag}(\gamma) \mathbf Q S + \mathrm{inner}\, \Delta$ | |
+# | | $S \leftarrow e^{G_C} S + \sum_j e^{G_C - G_j} k_j \delta_j^\top$ | |
+#
+# ## Exercises
+#
+# **1.** [DN] and most kernels keep two products instead of $M$: `u` $= M \mathbf V$ and `w`
+# $= M\,\mathrm{diag}(\gamma) \mathbf K$. Write $\Delta$ with them. What is gained, and what does it cost to store?
+#
+# <details><summary>Solution</summary>
+#
+# $\Delta$ = `u` - `w` $S$: in the loop over chunks one product with the state, $C \times K$ times $K \times V$, and no
+# product with $M$. They can be made for all chunks at once. Per chunk $C(K + V)$ numbers are stored instead of the
+# $C^2$ of $M$: more, unless $C > K + V$.
+#
+# ```python
+# q, k, v, S = normal(4, 5), F.normalize(normal(4, 5), dim=-1), normal(4, 6), normal(5, 6)
+# g, beta = -0.5 * normal(4, 1).abs(), normal(4, 1).sigmoid()
+# gamma, M = g.cumsum(0).exp(), chunk_matrix(k, g, beta)
+# u, w = M @ v, M @ (gamma * k)  # (C, V), (C, K)
+# same(u - w @ S, M @ (v - gamma * (k @ S)))
+# ```
+#
+# </details>
+#
+# **2.** $A$ is strictly lower triangular, so $A^C = 0$, and
+# $(I + A)^{-1} = \sum_n (-A)^n = (I - A)(I + A^2)(I + A^4) \cdots$: six products for $C = 64$, all of full matrices.
+# Try it in float32, with random keys, and with one key again and again and $\beta = 1$.
+#
+# <details><summary>Solution</summary>
+#
+# With one key, $A$ has ones everywhere below its diagonal. Its powers hold binomial coefficients, up to $10^{18}$,
+# which cancel in the end: the inverse has only ones and minus ones. Float32 has 7 digits. The solve never forms such a
+# number.
+#
+# ```python
+# def by_doubling(A):
+#     inverse, power = torch.eye(len(A), dtype=A.dtype) - A, A @ A
+#     for _ in range(5):
+#         inverse, power = inverse + inverse @ power, power @ power
+#     return inverse
+#
+# errors = {}
+# for name, keys in {"random": normal(64, 64), "one key": normal(1, 64).expand(64, -1)}.items():
+#     keys = F.normalize(keys, dim=-1)
+#     A = (keys @ keys.T).tril(-1)
+#     truth = torch.linalg.solve_triangular(A, torch.eye(64).double(), upper=False, unitriangular=True)
+#     solve = torch.linalg.solve_triangular(A.float(), torch.eye(64), upper=False, unitriangular=True)
+#     errors[name] = [(x.double() - truth).abs().max().item() for x in (by_doubling(A.float()), solve)]
+#     print(f"{name:8} doubling {errors[name][0]:.0e}, solve {errors[name][1]:.0e}")
+# assert errors["random"][0] < 1e-4 and errors["one key"][0] > 1e3 and errors["one key"][1] < 1e-3
+# ```
+#
+# </details>
+#
+# **3.** Someone repairs the mask behind exp with `torch.where(future, 0, (G - G.T).exp())`: no product, so no
+# $\infty \cdot 0$. The values are right. What about the gradient of $g$?
+#
+# <details><summary>Solution</summary>
+#
+# `where` sends a zero to the branch that was not taken, and the derivative of exp there is $\infty$: $0 \cdot \infty$
+# again, now in the backward pass. Masked with $-\infty$ before exp, the derivative is $e^{-\infty} = 0$.
+#
+# ```python
+# future = torch.ones(64, 64, dtype=torch.bool).triu(1)
+#
+# def gradient(decay):
+#     g = torch.full((64, 1), -2.0, requires_grad=True)
+#     decay(g.cumsum(0)).sum().backward()
+#     return g.grad
+#
+# repaired = gradient(lambda G: torch.where(future, 0.0, (G - G.T).exp()))
+# masked = gradient(lambda G: (G - G.T).masked_fill(future, -math.inf).exp())
+# assert repaired.isnan().any() and masked.isfinite().all()
+# ```
+#
+# </details>
+#
+# ## Five questions
+#
+# 1. Which property of the recurrence makes the deltas of a chunk the solution of a *linear* system, and which makes it
+#    triangular?
+# 2. What in steps 1 to 3 depends on the state before the chunk? Why does the answer matter for speed?
+# 3. Where would an error hide if only the outputs of the first chunk were compared? And if only the last state?
+# 4. Why is no exponential of a positive number taken anywhere, and which two shortcuts would take one?
+# 5. When is the recurrence the better form, and what grows without bound if $C$ is made ever larger?
