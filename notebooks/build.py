@@ -4,7 +4,7 @@
     python notebooks/build.py --check          execute, write nothing, and fail if a stored notebook is not its source's
 
 Solutions to exercises, code blocks inside <details>, are executed too, behind the notebook, but not kept in it.
-A notebook may take 180 seconds and 500 kB.
+A notebook may have 500 kB; one that takes more than 180 seconds is told of, and does not fail: machines differ.
 """
 
 import argparse
@@ -93,9 +93,8 @@ def main() -> int:
             if not args.check:
                 nbformat.write(notebook, path.with_suffix(".ipynb"))
                 problem = differences(path)
-            if taken > SECONDS:
-                problem = problem or f"{path.name}: took {taken:.0f} s, expected at most {SECONDS}"
-            print(f"{name}: {taken:.0f} s", flush=True)
+            late = f", expected at most {SECONDS} on an idle machine" if taken > SECONDS else ""
+            print(f"{name}: {taken:.0f} s{late}", flush=True)
         if problem:
             wrong += 1
             print(problem, file=sys.stderr)
