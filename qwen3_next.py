@@ -310,28 +310,25 @@ def upcast(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def rms_normalise(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis, in float32: squares overflow float16."""
-    x = upcast(x)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-
-
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + w) over the last axis. w starts at 0, so that weight decay pulls the scale towards 1."""
+    """x / sqrt(mean(x^2) + eps) * (1 + w) over the last axis, in float32: squares overflow float16, 1 + w rounds in
+    bfloat16. w starts at 0, so that weight decay pulls the scale towards 1.
+    """
 
     def __init__(self, dim: int, eps: float, start: float = 0.0):
         super().__init__()
         self.eps, self.weight = eps, nn.Parameter(torch.full((dim,), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (rms_normalise(x, self.eps) * (1 + upcast(self.weight))).to(x.dtype)  # bfloat16's 1 + w would round w
+        return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(x.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
     """x / rms(x) * w, then * silu(z): the norm behind the delta rule. Plain w, one vector for all heads."""
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return (rms_normalise(x, self.eps) * upcast(self.weight) * F.silu(upcast(z))).to(z.dtype)
+        x = F.rms_norm(upcast(x), self.weight.shape, upcast(self.weight), self.eps)
+        return (x * F.silu(upcast(z))).to(z.dtype)
 
 
 # ==== Rotary position embedding =======================================================================================
@@ -746,14 +743,15 @@ class Experts(nn.Module):
 
         Experts that lie on another device than x are computed there: moving x costs less than moving them.
         """
-        k, device = experts.shape[1], x.device
+        device = x.device
         x, weights, experts = (t.to(self._parameters["0.up_proj.weight"].device) for t in (x, weights, experts))
         if one := len(x) == 1:  # nothing to sort
             groups = [(e, x) for e in experts[0].tolist()]
         else:
             order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
             counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
-            groups = [(e, rows) for e, rows in enumerate(x.index_select(0, order // k).split(counts)) if len(rows)]
+            tokens = (order // experts.shape[1]).split(counts)
+            groups = [(e, x.index_select(0, chosen)) for e, chosen in enumerate(tokens) if len(chosen)]
         self.used += len(groups)
         coming, outputs = iter([e for e, _ in groups] if self.prefetch else []), []
         self.read_ahead(islice(coming, 16))  # the disk is busy with what comes while an expert is computed
@@ -761,8 +759,10 @@ class Experts(nn.Module):
             self.read_ahead(islice(coming, 1))
             gate, up, down = (self.weight(e, name, x.dtype) for name in self.names)
             outputs.append(linear(F.silu(linear(rows, gate)) * linear(rows, up), down))
-        y = torch.cat(outputs) if one else torch.cat(outputs).index_select(0, order.argsort())
-        return (weights.unsqueeze(1) @ y.view(*experts.shape, -1)).squeeze(1).to(device)  # over (tokens, k, D)
+        if one:
+            return (weights @ torch.cat(outputs)).to(device)
+        place = order.argsort().view_as(experts)  # where in outputs a token's k are: looked up, weighted and summed
+        return F.embedding_bag(place, torch.cat(outputs), per_sample_weights=weights, mode="sum").to(device)
 
 
 def routed_bytes(model: nn.Module) -> int:
@@ -1248,7 +1248,7 @@ class Qwen3NextForQuestionAnswering(LinearHead):
 
 FP8 = torch.float8_e4m3fn
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
-madvise = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_WILLNEED") else None  # not on Windows
+libc = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None  # for madvise and mincore; not on Windows
 ADVISED = 2**18  # bytes of a matrix from which the system is told how it will be read: that takes microseconds, too
 HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
 
@@ -1502,7 +1502,16 @@ def choose_devices(
 def advise(tensor: Tensor, advice: int):
     """Tells the operating system how the pages of a mapped tensor will be read."""
     start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    madvise(ctypes.c_void_p(start), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - start), advice)
+    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - start), advice)
+
+
+def read_ahead(tensor: Tensor):
+    """Begins to read a mapped tensor, unless its middle is in memory (asking takes a tenth of the time). Its first and
+    last page may be there for a neighbour's sake.
+    """
+    page, resident = (tensor.data_ptr() + tensor.nbytes // 2) // mmap.PAGESIZE * mmap.PAGESIZE, ctypes.c_ubyte()
+    if libc.mincore(ctypes.c_void_p(page), ctypes.c_size_t(1), ctypes.byref(resident)) or not resident.value & 1:
+        advise(tensor, mmap.MADV_WILLNEED)
 
 
 def assign_weights(
@@ -1526,6 +1535,7 @@ def assign_weights(
     problems = {"missing": want.keys() - found, "unexpected": extra, "misshapen": wrong}
     listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
+    ours = all(os.access(file, os.W_OK) for file in source.glob("*.safetensors"))  # of others' files mincore tells lies
     for prefix, module in progress([*model.named_modules()], "loading", "module"):
         routed = isinstance(module, Experts)
         for name in [*module._parameters]:
@@ -1537,9 +1547,9 @@ def assign_weights(
             module._parameters[name] = nn.Parameter(new, requires_grad=not eight)
             if eight:
                 module._buffers[f"{name}_scale_inv"] = tensors[f"{key}_scale_inv"].to(device)
-            if routed and new is tensor and madvise and new.nbytes >= ADVISED:
-                advise(tensor, mmap.MADV_RANDOM)  # of a page that is touched, read no more than that page,
-                module.prefetch = functools.partial(advise, advice=mmap.MADV_WILLNEED)  # but a chosen expert as a whole
+            if routed and new is tensor and libc and new.nbytes >= ADVISED:
+                advise(tensor, mmap.MADV_RANDOM)  # read no page but the one touched; and a chosen expert whole
+                module.prefetch = read_ahead if ours else functools.partial(advise, advice=mmap.MADV_WILLNEED)
 
 
 def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:

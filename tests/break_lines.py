@@ -25,7 +25,7 @@ BREAKS = [
     ("cross-chunk decay dropped", "S = gamma_n[..., -1:, :] * S +", "S = S +", "delta_rule"),
     ("chunk sees its future", "inner = decay * (q @ kT)", "inner = q @ kT", "delta_rule"),
     ("writes not decayed to the chunk's end", "(to_end_n * delta)", "delta", "delta_rule"),
-    ("norm without 1 +", "* (1 + upcast(self.weight))", "* upcast(self.weight)", "reference"),
+    ("norm without 1 +", "1 + upcast(self.weight)", "upcast(self.weight)", "reference"),
     ("sigmoid for SiLU behind the delta rule", "F.silu(upcast(z))", "torch.sigmoid(upcast(z))", "reference"),
     (
         "query and gate as halves",

@@ -3,6 +3,7 @@
 import mmap
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -351,9 +352,16 @@ def advice(monkeypatch):
     """What the operating system is told: (first address, bytes, advice)."""
     calls = []
     monkeypatch.setattr(qwen3_next, "ADVISED", 0)  # these matrices are small
-    monkeypatch.setattr(
-        qwen3_next, "madvise", lambda start, size, advice: calls.append((start.value, size.value, advice))
-    )
+
+    def madvise(start, size, advice):
+        calls.append((start.value, size.value, advice))
+
+    def mincore(start, size, resident):
+        resident._obj.value = start.value in in_memory
+        return 0
+
+    in_memory = set()  # pages
+    monkeypatch.setattr(qwen3_next, "libc", SimpleNamespace(madvise=madvise, mincore=mincore, in_memory=in_memory))
     return calls
 
 
@@ -396,6 +404,29 @@ def test_only_chosen_experts_are_read_ahead(tmp_path, advice, kind):
         assert 3 * 5 * 3 <= len(chosen) < 48 * 5 * 3
         assert len(advice) == len(chosen), "each once"
         assert {call[2] for call in advice} == {mmap.MADV_WILLNEED}
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="no madvise on this system")
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+@torch.no_grad()
+def test_what_is_in_memory_is_not_read_ahead(tmp_path, advice, monkeypatch, whose):
+    """Catches slow system calls for what is there, and trust in mincore for others' files: it calls those resident."""
+    random_model(torch.float32, moe_intermediate_size=136).save_pretrained(tmp_path)  # matrices of several pages
+    if whose == "another's":
+        monkeypatch.setattr(qwen3_next.os, "access", lambda path, mode: False)
+    model = Qwen3NextForCausalLM.from_pretrained(tmp_path)
+    experts = {name: p for name, p in model.named_parameters() if ".experts." in name}
+    known = {name: p for name, p in experts.items() if ".up_proj." in name}
+
+    def pages(which: dict, part: float) -> set[int]:
+        return {(p.data_ptr() + int(part * (p.nbytes - 1))) // mmap.PAGESIZE * mmap.PAGESIZE for p in which.values()}
+
+    qwen3_next.libc.in_memory |= pages(known, 0.5) | pages(experts, 0) | pages(experts, 1)  # edges: from neighbours
+    advice.clear()
+    model(tokens(1, 20))
+    asked = touched(advice, model)
+    assert asked & known.keys() == (known.keys() if whose == "another's" else set())
+    assert asked - known.keys() == experts.keys() - known.keys(), "the others are read all the same"
 
 
 @pytest.mark.parametrize("kind", ["as saved", "fp8"])

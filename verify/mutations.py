@@ -45,7 +45,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "residual",
     ),
     "norm without 1 +": (
-        "(1 + upcast(self.weight))",
+        "1 + upcast(self.weight)",
         "upcast(self.weight)",
         r"model\.layers\.0\.input_layernorm\.out",
         "1 + w",
@@ -199,14 +199,16 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "state",
     ),
     "norm behind the delta rule with 1 +": (
-        "upcast(self.weight) * F.silu(upcast(z))",
-        "(1 + upcast(self.weight)) * F.silu(upcast(z))",
+        "shape, upcast(self.weight)",
+        "shape, 1 + upcast(self.weight)",
         r"model\.layers\.1\.linear_attn\.norm\.out",
         "not 1 \\+ w|by w",
     ),
     "gate before the norm": (
-        "(rms_normalise(x, self.eps) * upcast(self.weight) * F.silu(upcast(z)))",
-        "(rms_normalise(x * F.silu(upcast(z)), self.eps) * upcast(self.weight))",
+        "        x = F.rms_norm(upcast(x), self.weight.shape, upcast(self.weight), self.eps)\n"
+        "        return (x * F.silu(upcast(z))).to(z.dtype)",
+        "        x = upcast(x) * F.silu(upcast(z))\n"
+        "        return F.rms_norm(x, self.weight.shape, upcast(self.weight), self.eps).to(z.dtype)",
         r"model\.layers\.1\.linear_attn\.norm\.out",
         "norm before the gate",
     ),
