@@ -291,7 +291,7 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     up to a third faster, and a few rows of an expert's as (W x^T)^T, up to twice as fast.
     """
     if x.is_cpu and x.numel() == W.shape[1]:
-        y = W @ x.reshape(-1) if bias is None else torch.addmv(bias, W, x.reshape(-1))
+        y = torch.mv(W, x.reshape(-1)) if bias is None else torch.addmv(bias, W, x.reshape(-1))
         return y.view(*x.shape[:-1], -1)
     if x.is_cpu and x.ndim == 2 and len(x) < 64 and bias is None:
         return (W @ x.t()).t()

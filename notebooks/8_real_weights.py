@@ -325,8 +325,8 @@ else:
 # Ten bright cells are the ten that were chosen, whole, and nothing of the others. (One cell may lie in between: the
 # expert whose last matrix stands in the file right before the router. When the router is touched, the system reads
 # what is around it, too.) This takes two requests to the system, both made by `qwen3_next.py` for experts:
-# `MADV_RANDOM`, do not read around a page that is touched; and `MADV_WILLNEED` for each chosen expert, begin to read
-# all of it now.
+# `MADV_RANDOM`, do not read around a page that is touched; and `MADV_WILLNEED` for each chosen expert that is not in
+# memory, begin to read all of it now.
 #
 # Over 48 layers a token reads this much of experts, each of three matrices of 2 bytes a number:
 #

@@ -13,15 +13,16 @@
 # %% [markdown]
 # # 9. Prove a port
 #
-# You have rewritten Qwen3-Next for another framework or another chip, and it writes fluent text. Is it right?
-# This notebook shows why text and perplexity cannot answer that, and what can: the values inside the forward pass,
-# stage by stage, against a slow implementation that is simple enough to trust. At the end you can find a wrong line
-# in a port from two files of tensors, tell an error from rounding, and know which checks are worth making, in which
-# order.
+# You have rewritten Qwen3-Next for another framework or another chip, and it writes fluent text. Is it right? One
+# port of this model wrote plausible text with its value heads in the wrong order ([llama.cpp, pull
+# request 21732](https://github.com/ggml-org/llama.cpp/pull/21732)). This notebook shows why text and perplexity cannot
+# answer the question, and what can: the values inside the forward pass, stage by stage, against a slow implementation
+# that is simple enough to trust. Afterwards you can find a wrong line in a port from two files of tensors, tell an
+# error from rounding, and say which checks are worth making, in which order.
 #
 # You need to know attention and PyTorch, and roughly what the parts of Qwen3-Next are called: gated attention, Gated
-# DeltaNet (a memory with a decay `g` and a write strength `beta`), a mixture of experts with a router. No part of their
-# mathematics is needed.
+# DeltaNet (a memory with a decay `g` and a write strength `beta`), a mixture of experts with a router. No part of
+# their mathematics is needed.
 
 # %%
 # The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
@@ -63,9 +64,8 @@ tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
 # ## 1. Spot the bug
 #
 # `tiny/` is a small trained model that tells stories. We make six broken copies of it: same weights, same code, but
-# one line of [`qwen3_next.py`](../qwen3_next.py) is replaced. All six are mistakes of a kind that porters make; four of
-# them are among those that [`verify/mutations.py`](../verify/mutations.py) puts in to test the tools used below. Beside
-# them stand two right ones, one computed in float32 and one in bfloat16.
+# one line of [`qwen3_next.py`](../qwen3_next.py) is replaced. All six are mistakes of a kind that porters make; all
+# but one come from the lists that [`verify/mutations.py`](../verify/mutations.py) tests the tools below with.
 
 # %%
 source = (root / "qwen3_next.py").read_text(encoding="utf-8")
@@ -84,6 +84,11 @@ BUGS = {  # what is wrong: (a line of qwen3_next.py, what it becomes)
     "GELU instead of SiLU in the shared expert": gelu,
     "token by token, the error taken before the decay": known["decay after the error"],
 }
+
+# %% [markdown]
+# Beside the six stand two right ones, one computed in float32 and one in bfloat16.
+
+# %%
 folder = Path(tempfile.mkdtemp())
 
 
@@ -132,8 +137,8 @@ perplexities = {name: perplexity(model, texts) for name, model in models.items()
 # Eight samples, in random order, each with the perplexity of the implementation that wrote it. Each was asked for a
 # story and cut off after 64 tokens; each has another seed, so that equal beginnings give nothing away.
 #
-# **Which two are right? Write your guess down before you go on.** (You know which six mistakes there are. Can you tell
-# which is which?)
+# **Which two are right? Write your guess down before you go on.** (You know which six mistakes there are. Can you
+# tell which is which?)
 
 # %%
 order = list(models)
@@ -156,9 +161,10 @@ for letter, name in zip("ABCDEFGH", order):
 assert all(right * 0.98 < ppl < right * 1.5 for ppl in perplexities.values())  # nothing that would ring a bell
 
 # %% [markdown]
-# The texts look alike. The perplexities do differ, but to read anything from them you must already have the right
-# number, for this very text, to three digits. Without it you compare with what you expect, and texts differ among
-# themselves by more than the bugs do. Here is the right model on six other sets of 16 documents, beside the eight samples' implementations on theirs:
+# The texts look alike, and the right ones have slips of their own: `tiny/` is small. The perplexities do differ, but
+# to read anything from them you must already have the right number, for this very text, to three digits. Without it
+# you compare with what you expect, and texts differ among themselves by more than the bugs do. Here are the eight,
+# and the right model on six other sets of 16 documents:
 
 # %%
 others = [perplexity(models["right, float32"], documents(f"others {n}")) for n in range(6)]
@@ -184,12 +190,12 @@ print(f"the right model on other texts: {min(others):.3f} to {max(others):.3f}")
 assert max(others) - min(others) > abs(perplexities["GELU instead of SiLU in the shared expert"] - right)
 
 # %% [markdown]
-# Circles are right, crosses are wrong; the band is the range of the right model over other texts, and most of the broken
-# copies lie within it. *At best, perplexity tells that something is wrong. It does not tell what, or where.*
+# Circles are right, crosses are wrong; the band is the range of the right model over other texts, and most of the
+# broken copies lie within it. *At best, perplexity tells that something is wrong. It does not tell what, or where.*
 #
-# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta rule
-# that works token by token, as generation does; perplexity is computed in one pass over the whole text, which uses the
-# other form. No text of any length would show it that way.
+# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta
+# rule that works token by token, as generation does; perplexity is computed in one pass over the whole text, which
+# uses the other form. No text of any length would show it that way.
 
 # %%
 decode_only = perplexities["token by token, the error taken before the decay"]
@@ -203,9 +209,9 @@ assert decode_only == right
 # intermediate, under keys that consist of the module's path in the checkpoint and the stage. That is your side: what
 # your port has to write down, float32, under these names (or with an alias file that renames them).
 #
-# We take one bug, the router's: after the choice of the `num_experts_per_tok` most probable experts their probabilities
-# have to be divided by their sum (`norm_topk_prob` in the config), and this copy forgets to. The text to trace is the
-# beginning of a held-out document, 96 tokens: three chunks of the delta rule's chunked form.
+# We take one bug, the router's: after the choice of the `num_experts_per_tok` most probable experts their
+# probabilities have to be divided by their sum (`norm_topk_prob` in the config), and this copy forgets to. The text
+# to trace is the beginning of a held-out document, 96 tokens: three chunks of the delta rule's chunked form.
 
 # %%
 ids = documents("trace", 1)[0][:96]
@@ -230,9 +236,9 @@ for key in sorted((key for key in values if key.startswith("model.layers.1.")), 
     print(f"    {key:50} {values[key].shape!s:14} {compare.STAGES[compare.stage_of(key)][0]}")
 
 # %% [markdown]
-# The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass in NumPy, in
-# float64, one token at a time, from the equations, and shares no code with `qwen3_next.py`. It is slow and that is its
-# virtue: no batch, no chunks, no cache, nothing to be clever about. `trace` returns the same keys.
+# The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass in
+# NumPy, in float64, one token at a time, from the equations, and shares no code with `qwen3_next.py`. It is slow and
+# that is its virtue: no batch, no chunks, no cache, nothing to be clever about. `trace` returns the same keys.
 
 # %%
 reference = Reference.from_pretrained(root / "tiny")
@@ -247,8 +253,8 @@ print(f"reference: {len(ref.steps[''])} keys, {ref.steps['']['lm_head.out'].dtyp
 #
 # $$e = \sqrt{\frac{\sum_i (m_i - r_i)^2}{\sum_i r_i^2}},$$
 #
-# a number without units: $10^{-7}$ is float32's rounding, $10^{-2}$ bfloat16's after a few layers, 1 means that nothing
-# fits. (A largest absolute error has no such scale, and a cosine hides a wrong factor.)
+# a number without units: $10^{-7}$ is float32's rounding, $10^{-2}$ bfloat16's after a few layers, 1 means that
+# nothing fits. (A largest absolute error has no such scale, and a cosine hides a wrong factor.)
 
 
 # %%
@@ -268,9 +274,9 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 #
 # ## 3. The first wrong value
 #
-# [`verify/compare.py`](../verify/compare.py) walks through all keys in the order in which they are computed. It allows each
-# four times the error that rounding alone was measured to cause at this stage (`verify/noise.json`: the right model
-# against the reference, by dtype), times the root of the number of layers before. On the command line:
+# [`verify/compare.py`](../verify/compare.py) walks through all keys in the order in which they are computed. It
+# allows each four times the error that rounding alone was measured to cause at this stage (`verify/noise.json`: the
+# right model against the reference, by dtype), times the root of the number of layers before. On the command line:
 #
 # ```bash
 # python qwen3_next.py --model tiny --prompt "Hello!" --trace mine.safetensors
@@ -278,7 +284,9 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 # python verify/compare.py ref.safetensors mine.safetensors
 # ```
 #
-# Here it is called as a function, and the lines below are what the command prints.
+# Here it is called as a function, and the lines below are those that the command prints: for each key the shape, the
+# ratio of the two sizes (root mean squares), $e^2$ in decibels (-20 dB is $e = 0.1$), the cosine, the largest error
+# of an entry, what was allowed in decibels, the verdict, and what can be seen of the error.
 
 
 # %%
@@ -300,9 +308,9 @@ report(chained := compare.compare(ref, mine, dtype="float32"))
 assert chained.first.key == "model.layers.0.mlp.topk_weights"
 
 # %% [markdown]
-# That is the bug: the key is `topk_weights` of the first layer, and the cause that is named is the one we put in. "This
-# would give just these values" is meant literally. For well-known mistakes the kit computes what they would have made
-# of the reference's own values, and compares mine with that. We can do it by hand:
+# That is the bug: the key is `topk_weights` of the first layer, and the cause that is named is the one we put in.
+# "This would give just these values" is meant literally. For well-known mistakes the kit computes what they would
+# have made of the reference's own values, and compares mine with that. We can do it by hand:
 
 # %%
 prefix = "model.layers.0.mlp."
@@ -318,12 +326,12 @@ assert relative_error(*same_order) < 1e-5  # float32: 6e-8 for a rounding, and a
 # ## 4. Chained and isolated
 #
 # Nearly every key behind the bug is wrong as well, because it was computed from wrong values. With $f_s$ for what a
-# stage $s$ does, the reference computes $x_s = f_s(x_{<s})$, and the port $\hat x_s = \hat f_s(\hat x_{<s})$. There are
-# two comparisons:
+# stage $s$ does, the reference computes $x_s = f_s(x_{\lt s})$, and the port $\hat x_s = \hat f_s(\hat x_{\lt s})$. There
+# are two comparisons:
 #
 # - **chained**: $\hat x_s$ with $x_s$. Each side goes on with its own values. The error is that of this stage *and* of
 #   all stages before it. It shows what the user gets; only the first wrong key can be blamed.
-# - **isolated**: $\hat x_s$ with $f_s(\hat x_{<s})$. The reference is run again on the port's values: whatever a stage
+# - **isolated**: $\hat x_s$ with $f_s(\hat x_{\lt s})$. The reference is run again on the port's values: whatever a stage
 #   reads is replaced by mine. The error is what this stage alone has added, and each wrong stage is named for itself.
 
 # %%
@@ -333,12 +341,12 @@ wrong = {compare.stage_of(row.key) for row in isolated.rows if row.verdict != "o
 assert wrong == {"mlp.topk_weights"}  # one stage, in each layer
 
 # %% [markdown]
-# Where chained needs the first wrong key, isolated clears everything else: one stage is wrong, once in each layer, and
-# the rest of the port is right.
+# Where chained needs the first wrong key, isolated clears everything else: one stage is wrong, once in each layer,
+# and the rest of the port is right.
 #
-# In float32 the difference is a comfort. In bfloat16 it decides. A bfloat16 number has 8 bits, each operation leaves an
-# error of up to $2^{-9}$, and after a few layers the chained errors of a right model have reached a hundredth or more.
-# The same two models in bfloat16, at all keys in forward order:
+# In float32 the difference is a comfort. In bfloat16 it decides. A bfloat16 number has 8 significant bits, each
+# operation leaves a relative error of up to $2^{-9}$, and after a few layers the chained errors of a right model are about a
+# hundredth. The same two models in bfloat16, at all keys in forward order:
 
 # %%
 traces = {name: traced(model_of(modules[name], "bfloat16")) for name in ("right, bfloat16", BUG)}
@@ -376,14 +384,15 @@ above.legend(ncols=3, loc="lower right")
 pyplot.show()
 
 # %% [markdown]
-# Above, chained: the right model's error (blue circles) is that of a bfloat16 rounding after the first norm and then drifts
-# upwards, because each layer adds its own to what it is given. The broken one (red diamonds) lies above it from the bug
-# on, at all keys alike. Is that alarming? What is allowed (black) must be generous here, since rounding in other models and
-# texts has gone that far, and the broken model stays below it.
+# Above, chained: the right model's error (blue circles) is that of a bfloat16 rounding after the first norm and then
+# drifts upwards, because each layer adds its own to what it is given. The broken one (red diamonds) lies above it
+# from the bug on, at all keys alike. Is that alarming? What is allowed (black) must be generous here, since rounding
+# in other models and texts has gone that far, and the broken model stays below it.
 #
-# Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, the last layer is no worse than the
-# first, and the bug stands out by orders of magnitude at one stage of each layer. (What is computed in float32 even in a
-# bfloat16 model lies far below the rest; stages that only rearrange their input have no error at all and are not drawn.)
+# Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, the last layer is no worse than
+# the first, and the bug stands out by orders of magnitude at one stage of each layer. (What is computed in float32
+# even in a bfloat16 model lies far below the rest; stages that only rearrange their input have no error at all and
+# are not drawn.)
 
 # %%
 for (name, mode), one in done.items():
@@ -393,13 +402,13 @@ assert done["right, bfloat16", "chained"].first is None and done["right, bfloat1
 assert done[BUG, "isolated"].first.key == "model.layers.0.mlp.topk_weights"
 
 # %% [markdown]
-# So: *float32 first, chained; what your hardware computes in, isolated*. If the port cannot run in float32, isolated is
-# the only mode that is sharp enough.
+# So: *float32 first, chained; what your hardware computes in, isolated*. If the port cannot run in float32, isolated
+# is the only mode that is sharp enough.
 #
 # ## 5. The eight samples again
 #
-# Back to A to H, in float32 but for the one that claims to be bfloat16. To see the decode-only bug we trace a prompt and then three more tokens one by one, as generation
-# does. `scenarios.run` feeds the steps and carries the cache; `run_reference` has the arbiter do the same.
+# Back to A to H. To see the decode-only bug as well, we trace a prompt and then three more tokens one by one, as
+# generation does. `scenarios.run` feeds the steps and carries the cache; `run_reference` has the arbiter do the same.
 
 # %%
 steps = {"prefill": (0, 64), "decode 1": (64, 65), "decode 2": (65, 66), "decode 3": (66, 67)}
@@ -426,8 +435,8 @@ for letter, (name, one) in zip("ABCDEFGH", verdicts.items()):
     print(*[f"      {cause}\n" for cause in (one.first.causes[:1] if one.first else [])], sep="", end="")
 
 # %% [markdown]
-# Each key is where the line was replaced. The cause is as good as the list of known mistakes: where it "would give just
-# these values" it is certain; otherwise it is a list of what usually goes wrong at this stage, and may be off.
+# Each key is where the line was replaced. The cause is as good as the list of known mistakes: where it "would give
+# just these values" it is certain; otherwise it is a list of what usually goes wrong at this stage, and may be off.
 
 # %%
 left, beside = figures.axes(2, width=5.2, height=3.2, sharey=True)
@@ -442,16 +451,16 @@ for name, one in verdicts.items():
     assert (excess(one) <= 1) == ("right" in name) and (one.first is None) == ("right" in name), name
 
 # %% [markdown]
-# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a gap of
-# several orders of magnitude between the two, the line at 1 needs no knowledge of what the model should say, and each
-# cross comes with the name of a stage. *Compare tensors, not texts.*
+# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a gap
+# of several orders of magnitude between the two, the line at 1 needs no knowledge of what the model should say, and
+# each cross comes with the name of a stage. *Compare tensors, not texts.*
 #
 # ## 6. Against transformers
 #
 # The same comparison works for any implementation. In PyTorch a forward hook on every module is nearly all it takes
-# (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). What goes on between modules,
-# such as the delta rule itself, has no hook, so fewer keys are shared; an error in between shows at the next module's
-# output. `verify/aliases/transformers.json` renames what is named otherwise.
+# (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). What goes on between
+# modules, such as the delta rule itself, has no hook, so fewer keys are shared; an error in between shows at the next
+# module's output. `verify/aliases/transformers.json` renames what is named otherwise.
 
 # %%
 try:
@@ -493,20 +502,20 @@ if transformers:
 # %% [markdown]
 # Three implementations that share no code agree to rounding: this project's chunked PyTorch, transformers' chunked
 # PyTorch, and a loop over tokens in NumPy. One caution: agreement of two is worth the more, the less they have in
-# common. A port that is checked against an implementation with the same mistake agrees, too
-# ([MaxText #2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case).
+# common. A port that is checked against an implementation with the same mistake agrees, too ([MaxText, pull request
+# 2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case).
 #
 # ## 7. Ties
 #
 # There is one place where rounding does not stay small. The router takes the $k$ most probable experts: a
 # discontinuous function. If the last expert chosen and the first one left out have nearly the same probability,
-# rounding may choose the other, and from there on this token is computed by another expert. The quantity to look at is
-# the margin,
+# rounding may choose the other, and from there on this token is computed by another expert. The quantity to look at
+# is the margin,
 #
 # $$\text{margin} = p_{(k)} - p_{(k+1)},$$
 #
-# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. It is a key of the traces. How small
-# does it get, and how much does rounding move a probability?
+# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. It is a key of the traces. How
+# small does it get, and how much does rounding move a probability?
 
 # %%
 layers = range(config["num_hidden_layers"])
@@ -548,12 +557,13 @@ pyplot.show()
 # %% [markdown]
 # The curve is the share of all choices (tokens times layers) whose margin is smaller than the value below. Where it
 # crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice is in danger; in
-# bfloat16 some percent are, and a few did fall the other way (points). The assertion says that these are ties: no choice
-# fell the other way whose margin was more than twice what rounding had moved this token's probabilities by.
+# bfloat16 some percent are, and a few did fall the other way (points). The assertion says that these are ties: no
+# choice fell the other way whose margin was more than twice what this token's probabilities have moved, since one of
+# the two may have risen and the other fallen by that much. A port that chooses wrongly would break it.
 #
-# What does a tie do? With another expert, the token's output of the mixture is no longer within rounding, and a comparison
-# that knows nothing of ties would call the port wrong. But a tie is nobody's mistake. The right question is whether the
-# rest follows *from the choice that mine made*. So give the reference that choice, and run it again.
+# What does a tie do? With another expert, the token's output of the mixture is no longer within rounding, and a
+# comparison that knows nothing of ties would call the port wrong. But a tie is nobody's mistake. The right question
+# is whether the rest follows *from the choice that mine made*. So give the reference that choice, and run it again.
 
 # %%
 mine16 = traces["right, bfloat16"].steps[""]
@@ -565,17 +575,15 @@ for key, tied in zip(keys, flipped):
     out = key.replace("topk_ids", "experts.out")  # (T, D)
     for t in np.flatnonzero(tied):
         errors.append([relative_error(values[out][t], mine16[out][t]) for values in (ref.steps[""], again)])
-        print(
-            f"{key}, token {t}: error of the experts' output {errors[-1][0]:.3f}, with mine's choice {errors[-1][1]:.3f}"
-        )
+        print(f"{key}, token {t:2}: error of experts.out {errors[-1][0]:.3f}, with mine's choice {errors[-1][1]:.3f}")
 own, forced = np.array(errors).T
-assert (forced <= own).all() and forced.sum() < own.sum() / 2
+assert forced.sum() < own.sum() / 2
 
 # %% [markdown]
-# `compare.py` does this by itself when it is given the reference: it decides from the probabilities whether a different
-# choice is a tie, forces mine on the reference, and goes on. Without the reference it compares a sequence up to the tie
-# only, since attention and the memories carry a token's values to all later ones. A choice that differs at a margin that
-# rounding cannot bridge stays an error.
+# `compare.py` does this by itself when it is given the reference: it decides from the probabilities whether a
+# different choice is a tie, forces mine on the reference, and goes on. Without the reference it compares a sequence
+# up to the tie only, since attention and the memories carry a token's values to all later ones. A choice that differs
+# at a margin that rounding cannot bridge stays an error.
 
 # %%
 ties = [row for row in done["right, bfloat16", "chained"].rows if row.verdict == "tie"]
@@ -585,10 +593,11 @@ assert ties and done["right, bfloat16", "chained"].first is None
 # %% [markdown]
 # ## 8. Which check sees which bug
 #
-# A check proves what it looks at and nothing else. Here are eleven bugs, the six from above and five more, against six
-# checks: perplexity (does it move by more than a percent?), a prompt of 32 tokens, a prompt of 96, a prompt of 64 and
-# three tokens one by one, a padded batch and a token after it, and the layer for multi-token prediction (MTP), which drafts
-# the token after the next. All but the first compare tensors in float32. The delta rule's chunks here are of 32 tokens.
+# A check proves what it looks at and nothing else. Here are eleven bugs, the six from above and five more, against
+# six checks: perplexity (does it move by more than a percent?), a prompt of 32 tokens, a prompt of 96, a prompt of 64
+# and three tokens one by one, a padded batch and a token after it, and the layer for multi-token prediction (MTP),
+# which drafts the token after the next. All but the first compare tensors in float32. The delta rule's chunks here
+# are of 32 tokens.
 
 # %%
 MORE = BUGS | {
@@ -604,6 +613,7 @@ feeds |= {"decode": steps, "padded batch": scenarios.steps_of("padded", ids, mtp
 refs = {check: scenarios.run_reference(reference, feed) for check, feed in feeds.items()}
 
 
+# %%
 def seen_by(name: str) -> list[bool]:
     module = modules.get(name) or broken(name, MORE)
     model, wrong = models.get(name) or model_of(module), {}
@@ -627,9 +637,8 @@ axes = figures.axes(width=9.5, height=4.2)
 axes.imshow(np.array(list(seen.values()), float), cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
 for row, found in enumerate(seen.values()):
     for column, yes in enumerate(found):
-        axes.text(
-            column, row, "seen" if yes else "-", ha="center", va="center", color="white" if yes else "0.4", fontsize=9
-        )
+        word, color = ("seen", "white") if yes else ("-", "0.4")
+        axes.text(column, row, word, ha="center", va="center", color=color, fontsize=9)
 axes.set_xticks(range(len(CHECKS)), [check.replace(" ", "\n", 1) for check in CHECKS])
 axes.set_yticks(range(len(seen)), list(seen))
 axes.tick_params(length=0)
@@ -645,10 +654,10 @@ assert seen["positions begin at 0 in each call"][:4] == [False, False, False, Tr
 assert seen["convolution's window one token too early"][:2] == [False, True]  # by the state that a prompt leaves
 
 # %% [markdown]
-# Read it by columns. Perplexity misses most of them. A prompt of one chunk never crosses from one to the next. A longer
-# one never reads a cache, though a wrong window that it *leaves behind* is seen, since states are compared as well.
-# Decoding never sees padding. The MTP layer shows what goes wrong before it, and a bug of its own shows nowhere else.
-# No check is enough alone, and each takes seconds.
+# Read it by columns. Perplexity misses most of them. A prompt of one chunk never crosses from one to the next. A
+# longer one never reads a cache, though a wrong window that it *leaves behind* is seen, since states are compared as
+# well. Decoding never sees padding. The MTP layer shows what goes wrong before it, and a bug of its own shows nowhere
+# else. No check is enough alone, and each takes seconds.
 #
 # ## 9. A checklist
 #
@@ -665,23 +674,24 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # | 9. text, perplexity | the right number, on the same text | | that 1 to 8 were complete, perhaps | |
 # | 10. speed | | | | |
 #
-# And three rules. Feed ids, not text. Choose shapes that forgive nothing: other numbers of key and value heads, K unlike V,
-# lengths that are no multiple of the chunk; convenient code is right for equal ones. Keep the traces, and run the
-# comparison again after each optimisation: it is then that bugs come in.
+# And three rules. Feed ids, not text. Choose shapes that forgive nothing: other numbers of key and value heads, K
+# unlike V, lengths that are no multiple of the chunk; convenient code is right for equal ones. Keep the traces, and
+# run the comparison again after each optimisation: it is then that bugs come in.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. A bug that is none.** A port takes the $k$ largest router *logits* and then a softmax over these $k$ alone, instead of
-# a softmax over all experts, the $k$ largest and the division by their sum. Which keys can differ? Prove your answer with
-# an equation, then put the change in and let the kit decide.
+# **1. A bug that is none.** A port takes the $k$ largest router *logits* and then a softmax over these $k$ alone,
+# instead of a softmax over all experts, the $k$ largest and the division by their sum. Which keys can differ? Prove
+# your answer with an equation, then put the change in and let the kit decide.
 #
 # <details><summary>Solution</summary>
 #
-# Softmax keeps the order, so the choice is the same. With $p_e = e^{l_e} / Z$, dividing by the sum over the chosen set $C$
-# gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C} e^{l_j}}$: $Z$ cancels, and this is
-# the softmax over $C$. No weight differs, as long as `norm_topk_prob` is true; `router_probs` would, in a port
-# that writes down the smaller softmax under that name. With `norm_topk_prob` false it would be a bug.
+# Softmax keeps the order, so the choice is the same. With $p_e = e^{l_e} / Z$, dividing by the sum over the chosen
+# set $C$ gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C} e^{l_j}}$: $Z$
+# cancels, and this is the softmax over $C$. No weight differs, as long as `norm_topk_prob` is true; `router_probs`
+# would, in a port that writes down the smaller softmax under that name. With `norm_topk_prob` false it would be a
+# bug.
 #
 # ```python
 # other = {
@@ -697,15 +707,15 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 #
 # </details>
 #
-# **2. How much does a norm forgive?** A port forgets to bring the delta rule's query to length 1. Find the first wrong
-# key, the error at the logits, and the perplexity. Why is this bug so harmless? Is the same true of the keys?
+# **2. How much does a norm forgive?** A port forgets to bring the delta rule's query to length 1. Find the first
+# wrong key, the error at the logits, and the perplexity. Why is this bug so harmless? Is the same true of the keys?
 #
 # <details><summary>Solution</summary>
 #
-# The output $S^\top q$ is linear in $q$. So a wrong length of $q$ is a factor for each token and head, and the norm behind
-# the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, but for its epsilon. The key at which the kit stops has an
-# error of the order of 1, and what is left of it at the logits is small. Keys are another matter: they decide what is
-# written, and $|k| = 1$ is what keeps the memory from growing without bound.
+# The output $S^\top q$ is linear in $q$. So a wrong length of $q$ is a factor for each token and head, and the norm
+# behind the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, but for its epsilon. The key at which the kit
+# stops has an error of the order of 1, and what is left of it at the logits is small. Keys are another matter: they
+# decide what is written, and $|k| = 1$ is what keeps the memory from growing without bound.
 #
 # ```python
 # bugs = {"query not normalised": ("q = (l2_normalise(q) * self.K**-0.5)", "q = (upcast(q) * self.K**-0.5)")}
@@ -718,16 +728,16 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 #
 # </details>
 #
-# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps the log of the decay
-# `g` in float32, with a comment. Round it to bfloat16 in an otherwise right bfloat16 model. Do the chained comparison and
-# perplexity notice? Does the isolated one? Then compute how far the product of the decays of 1,000 tokens moves when a
-# decay of 0.999 is rounded to bfloat16.
+# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps the log of the
+# decay `g` in float32, with a comment. Round it to bfloat16 in an otherwise right bfloat16 model. Do the chained
+# comparison and perplexity notice? Does the isolated one? Then compute how far the product of the decays of 1,000
+# tokens moves when a decay of 0.999 is rounded to bfloat16.
 #
 # <details><summary>Solution</summary>
 #
 # Chained, the new error drowns in that of all other roundings; isolated, it stands alone. On `tiny/` it does little
-# harm, because its texts are short. A decay of 0.999 itself (not its log) becomes 1 in bfloat16, whose numbers just below
-# 1 are $2^{-8}$ apart: after 1,000 tokens the state is kept whole where 0.37 of it should be left.
+# harm, because its texts are short. A decay of 0.999 itself (not its log) becomes 1 in bfloat16, whose numbers just
+# below 1 are $2^{-8}$ apart: after 1,000 tokens the state is kept whole where 0.37 of it should be left.
 #
 # ```python
 # line = "g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))"

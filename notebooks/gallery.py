@@ -1,10 +1,12 @@
-"""Draws the README's pictures: the architecture as an SVG, and the delta rule at the whiteboard as a short animation.
+"""Draws the README's pictures: the architecture, the delta rule at the whiteboard, and what recall a state allows.
 
-    python notebooks/gallery.py          writes notebooks/gallery/architecture.svg and whiteboard.gif
+    python notebooks/gallery.py          writes architecture.svg, whiteboard.gif and recall.svg to notebooks/gallery/
 
-Everything in them follows from qwen3_next.py: the layers from the released config, the states from its delta rule.
+Everything in them follows from qwen3_next.py: the layers from the released config, the states from its delta rule. The
+recall is that of the models that experiments/recall.py trains.
 """
 
+import json
 import sys
 from html import escape
 from pathlib import Path
@@ -198,7 +200,32 @@ def whiteboard(path: Path):
     pyplot.close(figure)
 
 
+# ---- Recall ----------------------------------------------------------------------------------------------------------
+
+
+def recall(path: Path):
+    """Recall by number of pairs, a line for each kind of model: the mean over seeds, and its range."""
+    runs = json.loads((HERE / "data" / "recall.json").read_text(encoding="utf-8"))
+    about = {"FFFF": (figures.ORANGE, "s"), "LLLF": (figures.BLUE, "o"), "LLLL": (figures.GREEN, "^")}
+    figures.setup()
+    axes = figures.axes(width=6.4, height=3.4)
+    for kind, (color, marker) in about.items():
+        found = [run["accuracy"] for run in runs if run["what"] == "recall" and run["kind"] == kind]
+        pairs = [int(n) for n in found[0]]
+        curves = 100 * torch.tensor([[*one.values()] for one in found])  # (seeds, sizes)
+        axes.plot(pairs, curves.mean(0), marker=marker, color=color, label=kind)
+        axes.fill_between(pairs, curves.amin(0), curves.amax(0), color=color, alpha=0.2, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(pairs, pairs)
+    axes.set(xlabel="pairs of key and value in the text", ylabel="values recalled (%)", ylim=(0, 103))
+    axes.legend(title="layers (L: Gated DeltaNet, F: attention)")
+    pyplot.rcParams["svg.hashsalt"] = ""  # the same file each time
+    pyplot.savefig(path, metadata={"Date": None})
+    pyplot.close()
+
+
 if __name__ == "__main__":
     (HERE / "gallery").mkdir(exist_ok=True)
     architecture(HERE / "gallery" / "architecture.svg")
     whiteboard(HERE / "gallery" / "whiteboard.gif")
+    recall(HERE / "gallery" / "recall.svg")
