@@ -1,0 +1,1060 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6. A mixture of experts
+#
+# The MLP of every layer of Qwen3-Next is cut into many small ones, the *experts*, of which each token uses a few. A
+# *router* chooses them. One more, the *shared expert*, serves every token. This is how a model stores 80 billion
+# weights and uses 3 billion of them for a token.
+#
+# Afterwards you can write the layer from its equations, say what the load-balancing loss balances and what it does not,
+# measure what experts specialise in without being fooled by the estimate, and tell when sparsity saves time. You need
+# the MLP of a transformer and PyTorch. We build the layer beside [`qwen3_next.py`](../qwen3_next.py), on a small
+# trained model, and compare after every step.
+#
+# | | |
+# |---|---|
+# | [Switch] | Switch Transformers, [arXiv 2101.03961](https://arxiv.org/abs/2101.03961): the balancing loss |
+# | [Sparse] | Outrageously Large Neural Networks, [arXiv 1701.06538](https://arxiv.org/abs/1701.06538): top-k gating |
+# | [Shared] | DeepSeekMoE, [arXiv 2401.06066](https://arxiv.org/abs/2401.06066): small experts, and a shared one |
+# | [V3] | DeepSeek-V3, [arXiv 2412.19437](https://arxiv.org/abs/2412.19437): balancing without a loss (exercise 3) |
+
+# %%
+# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = os.environ.get("REPOSITORY", "")
+root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
+if not root.is_dir():
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "notebooks" / "experiments"), str(root / "tiny")]
+
+# %%
+import functools
+import json
+import math
+import statistics
+import time
+
+import balance  # notebooks/experiments/balance.py
+import corpus
+import figures
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot
+
+from qwen3_next import MLP, Experts, Qwen3NextForCausalLM, Qwen3NextTokenizer, Trace, load_balancing_loss, routed_bytes
+
+figures.setup()
+normal = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
+
+# %% [markdown]
+# ## The layer, and a model to watch
+#
+# Let $x_t$ be the input of the layer at token $t$, a row of width $D$. There are $E$ experts, each a small MLP with
+# three matrices of its own and inner width $I$, and a token uses $k$ of them. With $\odot$ for the product entry by
+# entry and $\sigma$ for the sigmoid, the layer computes
+#
+# $$\begin{aligned}
+# z_t &= W_r\, x_t \qquad p_t = \mathrm{softmax}(z_t) \in \mathbb{R}^E && \text{(router: logits, probabilities)}\\
+# S_t &= \text{the } k \text{ experts with the largest } p_{te}, \qquad
+#   w_{te} = \frac{p_{te}}{\sum_{j \in S_t} p_{tj}} && \text{(choice, weights)}\\
+# y_t &= \sum_{e \in S_t} w_{te}\, \mathrm{MLP}_e(x_t) \;+\; \sigma(u \cdot x_t)\, \mathrm{MLP}_{shared}(x_t)
+#   && \text{(weighted sum, shared expert)}\\
+# \mathrm{MLP}(x) &= W_{down}\big(\mathrm{silu}(W_{gate}\, x) \odot W_{up}\, x\big) && \text{(SwiGLU)}
+# \end{aligned}$$
+#
+# The model is `tiny/`, 7.6 million parameters, trained on generated stories, phone books and accounts. We load it in
+# float64: two ways to compute one thing then agree to about 13 digits, and a mistake can't pass for rounding. A
+# held-out story goes through it once, and `trace` records every intermediate value.
+
+
+# %%
+model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+encode = functools.cache(tokenizer.encode)
+
+
+def ids_and_roles(document):
+    """Token ids, and what each token is in the document: a list of pairs"""
+    parts = [part for unit in document for part in ((unit.marks, "template"), (unit.word, unit.role))]
+    return [(token, role) for text, role in parts for token in encode(text)]
+
+
+story = ids_and_roles(corpus.Corpus("held out", {"story": 1.0}).document("experts"))[:120]
+texts = [tokenizer.decode([token]) for token, _ in story]
+with torch.no_grad():
+    model(torch.tensor([[token for token, _ in story]]), trace=(trace := {}))
+LAYER = 5
+prefix = f"model.layers.{LAYER}."
+block = model.get_submodule(prefix + "mlp")  # a SparseMoeBlock
+x = trace[prefix + "post_attention_layernorm.out"]  # (T, D): all that the block sees
+seen = {key.removeprefix(prefix + "mlp."): value for key, value in trace.items() if key.startswith(prefix + "mlp.")}
+del seen["margin"]  # how close the choice was: for verify/
+(T, D), E, k, inner = x.shape, model.config.num_experts, block.k, model.config.moe_intermediate_size
+print("".join(texts[:60]), "...\n")
+for name, value in {"x": x, **seen}.items():
+    print(f"{name:24} {tuple(value.shape)}")
+print(f"\nE = {E} experts of inner width I = {inner}, k = {k} of them a token")
+
+# %% [markdown]
+# ## 1. The router
+#
+# One token, by hand: logits, a softmax over **all** experts, the $k$ largest, and these divided by their sum
+# (`norm_topk_prob` in the config).
+
+# %%
+W = {name: p.detach() for name, p in block.named_parameters()}
+
+
+def same(ours, theirs, atol=1e-11):
+    """Fails unless both agree: float64 leaves about 1e-13 after a few hundred additions of numbers up to 100."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+t = next(i for i, (_, role) in enumerate(story) if role == "name (new)")
+z = W["gate.weight"] @ x[t]  # (E,)
+p = z.exp() / z.exp().sum()  # (E,)
+chosen = p.argsort(descending=True)[:k]  # (k,)
+w = p[chosen] / p[chosen].sum()  # (k,)
+for e, weight in zip(chosen.tolist(), w.tolist()):
+    print(f"expert {e:2}: logit {z[e]:6.3f}, probability {p[e]:.3f}, weight {weight:.3f}")
+same(p, seen["router_probs"][t])
+assert torch.equal(chosen, seen["topk_ids"][t])
+same(w, seen["topk_weights"][t])
+
+# %% [markdown]
+# Now all tokens at once. The picture shows the router's probabilities for three kinds of token; the chosen experts are
+# the coloured bars. Look at how much of the probability they have together.
+
+# %%
+z = x @ W["gate.weight"].T  # (T, E)
+p = z.softmax(-1)
+top, chosen = p.topk(k, dim=-1)  # (T, k) each
+w = top / top.sum(-1, keepdim=True)
+same(p, seen["router_probs"])
+assert torch.equal(chosen, seen["topk_ids"])
+same(w, seen["topk_weights"])
+
+places = [next(i for i, (_, role) in enumerate(story) if role == r) for r in ("template", "name (new)", "thing (new)")]
+for axis, i in zip(figures.axes(1, 3, width=3.3, height=2.5, sharey=True), places):
+    picked = torch.zeros(E, dtype=torch.bool).scatter(0, chosen[i], True)
+    axis.bar(range(E), p[i], color=[figures.ORANGE if c else "#BBBBBB" for c in picked])
+    axis.axhline(1 / E, color=figures.BLACK, linewidth=1, linestyle=":")
+    axis.set(xlabel="expert", title=f"“{texts[i].strip()}” ({story[i][1]})\nchosen: {top[i].sum():.0%} in all")
+axis.figure.axes[0].set(ylabel="probability (dotted: 1/E)")
+pyplot.show()
+
+# %% [markdown]
+# ### Before or after the choice?
+#
+# Would it be the same to choose first and take the softmax of the chosen logits? Yes, if the weights are divided by
+# their sum: the softmax's denominator $Z_t = \sum_j e^{z_{tj}}$ cancels.
+#
+# $$\frac{p_{te}}{\sum_{j \in S_t} p_{tj}} = \frac{e^{z_{te}} / Z_t}{\sum_{j \in S_t} e^{z_{tj}} / Z_t}
+# = \mathrm{softmax}_{j \in S_t}(z_t)_e$$
+
+# %%
+same(z.gather(-1, chosen).softmax(-1), w)
+
+# %% [markdown]
+# It is not the same when `norm_topk_prob` is false, as it is by default in transformers' Qwen2-MoE. The weights are
+# then the $p_{te}$ themselves; they sum to what the chosen ones have of the probability, so an undecided router makes
+# the experts' sum small. Softmax after the choice always sums to 1 and can't say that. We set the block's switch to see
+# both.
+
+
+# %%
+def routed(block):
+    """The block's sum over routed experts, (T, D), and the weights it took, (T, k)"""
+    with torch.no_grad():
+        values = {}
+        hook = block.experts.register_forward_hook(lambda _, args, out: values.update(weights=args[1], out=out))
+        block(x[None])
+        hook.remove()
+    return values["out"], values["weights"]
+
+
+normalised, _ = routed(block)
+block.normalise = False
+plain, weights = routed(block)
+block.normalise = True
+same(weights, top)
+same(plain, top.sum(-1, keepdim=True) * normalised)  # the same direction, shorter
+mass = top.sum(-1)
+print(f"sum of the chosen probabilities: {mass.min():.2f} to {mass.max():.2f}, mean {mass.mean():.2f}")
+assert mass.min() < 0.9 and (plain - normalised).norm() / normalised.norm() > 0.1
+
+# %% [markdown]
+# ### Why in float32
+#
+# The choice is a comparison of close numbers. In bfloat16, which keeps 8 bits, neighbours are 0.4 to 0.8 % apart, so
+# many of 512 probabilities become equal, and which of two equal ones is chosen is chance. The logits come from a
+# bfloat16 product and are rounded already; the softmax should not round again. Random logits, 10 of 512:
+
+# %%
+logits = torch.randn(4096, 512, generator=normal).bfloat16()
+
+
+def sets(p, k=10):
+    """Which experts are among the k largest, (tokens, experts) of True and False"""
+    return torch.zeros(p.shape, dtype=torch.bool).scatter(-1, p.topk(k, dim=-1).indices, True)
+
+
+other = (sets(logits.softmax(-1)) != sets(logits.float().softmax(-1))).any(-1).float().mean()
+print(f"softmax in bfloat16: {other:.1%} of the tokens get another set of experts than in float32")
+assert other > 0.002
+
+# %% [markdown]
+# ## 2. The experts
+#
+# An expert is three matrices. The most direct way to write the weighted sum is a loop over all tokens and choices. It
+# is also the slowest: each of the $T k$ steps multiplies matrices with a single vector.
+
+
+# %%
+def expert(e, rows):
+    """rows (n, D) -> (n, D)"""
+    gate, up, down = (W[f"experts.{e}.{name}.weight"] for name in ("gate_proj", "up_proj", "down_proj"))
+    return (F.silu(rows @ gate.T) * (rows @ up.T)) @ down.T
+
+
+y = torch.zeros(T, D, dtype=torch.float64)
+for t in range(T):
+    for weight, e in zip(w[t], chosen[t].tolist()):
+        y[t] += weight * expert(e, x[t : t + 1])[0]
+same(y, seen["experts.out"])
+same(y, normalised)
+
+# %% [markdown]
+# Better: sort the $T k$ pairs of token and choice by expert. Then each expert has its rows in one piece, multiplies
+# them in one go, and the results are sorted back. This is the *dispatch*.
+
+# %%
+flat = chosen.flatten()  # (T * k,): pair i belongs to token i // k
+order = flat.argsort(stable=True)  # pairs, expert by expert
+counts = flat.bincount(minlength=E).tolist()
+pieces = x[order // k].split(counts)  # E tensors of (count, D)
+outputs = torch.cat([expert(e, rows) for e, rows in enumerate(pieces)])  # (T * k, D), still sorted
+back = torch.empty_like(order)
+back[order] = torch.arange(T * k)  # the inverse of the sorting
+y = (w[..., None] * outputs[back].view(T, k, D)).sum(1)
+same(y, seen["experts.out"])
+print(f"matrix products: {3 * T * k} in the loop, {3 * sum(c > 0 for c in counts)} after sorting")
+
+# %% [markdown]
+# The picture is the sort, for the first 10 tokens. Above, the pairs as they come, $k$ to a token; below, sorted. The
+# colour is the expert, the number the token.
+
+# %%
+n = 10 * k
+axis = figures.axes(1, 1, width=9.5, height=1.7)
+few = flat[:n]
+for row, pairs in enumerate((torch.arange(n), few.argsort(stable=True))):
+    colours = pyplot.get_cmap("cividis")(few[pairs].numpy() / (E - 1))
+    axis.bar(range(n), 0.8, bottom=-row - 0.4, width=1.0, color=colours, edgecolor="white", linewidth=0.5)
+    for i, pair in enumerate(pairs.tolist()):
+        dark = few[pair] < E * 0.55
+        axis.text(i, -row, pair // k, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+axis.set(
+    yticks=[0, -1], yticklabels=["as they come", "sorted"], xlabel="pair of token and choice", xlim=(-0.5, n - 0.5)
+)
+bar = pyplot.cm.ScalarMappable(pyplot.Normalize(0, E - 1), "cividis")
+axis.figure.colorbar(bar, ax=axis, label="expert", ticks=[0, E - 1], pad=0.01)
+pyplot.show()
+
+# %% [markdown]
+# Another way to see it: all experts side by side are one MLP of inner width $E I$. Its inner values fall into $E$
+# blocks of $I$; the router picks $k$ blocks, weights them, and sets all others to zero. A mixture of experts is a wide
+# MLP of which each token uses a part.
+
+# %%
+gate, up = (torch.cat([W[f"experts.{e}.{name}.weight"] for e in range(E)]) for name in ("gate_proj", "up_proj"))
+down = torch.cat([W[f"experts.{e}.down_proj.weight"] for e in range(E)], dim=1)  # (D, E * I)
+hidden = F.silu(x @ gate.T) * (x @ up.T)  # (T, E * I)
+mask = torch.zeros(T, E, dtype=torch.float64).scatter(-1, chosen, w)  # weights, 0 where not chosen
+same((hidden * mask.repeat_interleave(inner, dim=-1)) @ down.T, seen["experts.out"])
+
+# %% [markdown]
+# ## 3. The shared expert
+#
+# What every token needs would have to be learned by every expert. [Shared] (section 3.2) gives it a place of its own:
+# an expert that the router does not choose. Here a sigmoid of one dot product decides how much of it a token gets. With
+# it the layer is complete.
+
+# %%
+shared_gate, shared_up, shared_down = (W[f"shared_expert.{name}_proj.weight"] for name in ("gate", "up", "down"))
+shared = (F.silu(x @ shared_gate.T) * (x @ shared_up.T)) @ shared_down.T  # (T, D)
+openness = torch.sigmoid(x @ W["shared_expert_gate.weight"].T)  # (T, 1)
+same(y + openness * shared, block(x[None])[0][0].detach())
+print(f"gate: {openness.min():.2f} to {openness.max():.2f}, mean {openness.mean():.2f}")
+
+# %% [markdown]
+# How open is it, and for what? The corpus tells every token's *role*: a word of the template, a name told for the first
+# time or again, a digit of a phone book, part of an answer. We run the model, in float32 now, over held-out documents
+# and keep for every token the router's logits of all layers, the gates, and the input of one layer. The rest of the
+# notebook uses these, too.
+
+# %%
+small = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
+L = small.config.num_hidden_layers
+source, kept = corpus.Corpus("held out"), []
+for number in range(60):
+    pairs = ids_and_roles(source.document(f"experts:{number}"))
+    trace = Trace("*.mlp.shared_expert_gate.out", f"layers.{LAYER}.post_attention_layernorm.out")
+    with torch.no_grad():
+        out = small.model(torch.tensor([[token for token, _ in pairs]]), output_router_logits=True, trace=trace)
+    gates = torch.stack([trace[f"layers.{i}.mlp.shared_expert_gate.out"][:, 0].sigmoid() for i in range(L)])
+    inputs = trace[f"layers.{LAYER}.post_attention_layernorm.out"]
+    kept.append((pairs, torch.stack(out.router_logits), gates, inputs))
+
+router_logits = torch.cat([logits for _, logits, _, _ in kept], dim=1)  # (L, N, E)
+gates = torch.cat([gates for _, _, gates, _ in kept], dim=1)  # (L, N)
+inputs = torch.cat([inputs for *_, inputs in kept])  # (N, D)
+tokens = torch.tensor([token for pairs, *_ in kept for token, _ in pairs])  # (N,)
+roles = [role for pairs, *_ in kept for _, role in pairs]
+names = sorted({role for role in roles if roles.count(role) >= 50})
+N = len(tokens)
+picked = sets(router_logits, k).float()  # (L, N, E): 1 where chosen
+print(f"{N:,} tokens of {len(kept)} documents; {len(tokens.unique()):,} different tokens, {len(set(roles))} roles")
+
+# %%
+of_role = {name: torch.tensor([role == name for role in roles]) for name in names}
+mean = torch.stack([gates[:, mask].mean(1) for mask in of_role.values()])  # (roles, L)
+axis = figures.axes(1, 1, width=6.0, height=3.4)
+image = axis.imshow(mean, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+axis.set_yticks(range(len(names)), [f"{name} ({of_role[name].sum()})" for name in names])
+axis.set(xlabel="layer", ylabel="role (tokens)")
+axis.figure.colorbar(image, ax=axis, label="mean openness of the gate")
+pyplot.show()
+within = torch.stack([gates[:, mask].std(1) for mask in of_role.values()]).mean()
+print(f"standard deviation of the gate: {within:.2f} within a role, {gates.std(1).mean():.2f} in all")
+
+# %% [markdown]
+# Look along a column: the gate differs by role, from nearly closed to half open and more, so it is a decision about the
+# token and not one constant. Look along a row: layers differ as much. In most layers of this model the gate is
+# nearly closed for most tokens. And two tokens of one role can differ, too: compare the two figures in the last line.
+#
+# ## 4. Load
+#
+# Do all experts get their part? The *load* of an expert is its share of all choices, times the number of experts: 1 is
+# even. Each layer's experts are sorted, the busiest first. The last row is different: there, experts of all layers that
+# have the same *number* are counted together, as if they were one.
+
+# %%
+load = picked.mean(1) / k * E  # (L, E)
+pooled = load.mean(0)  # (E,)
+table = torch.cat([load, pooled[None]]).sort(-1, descending=True).values
+axis = figures.axes(1, 1, width=6.5, height=2.8)
+image = axis.imshow(table, vmin=0, aspect="auto", interpolation="nearest")
+axis.axhline(L - 0.5, color="white", linewidth=4)
+axis.set_yticks(range(L + 1), [*range(L), "all"])
+axis.set(xlabel="expert, by rank", ylabel="layer", xticks=[])
+axis.figure.colorbar(image, ax=axis, label="load (1: even)")
+pyplot.show()
+
+# %% [markdown]
+# Within a layer the loads are far from even: the busiest expert has a few times its part, some have next to
+# nothing. But counted over all layers every number has almost exactly its part. That is no accident. It is what the
+# loss asks for, as we will see.
+#
+# ### The balancing loss
+#
+# Nothing in the language loss asks for even loads. Worse, an expert that is chosen more learns more, which makes it
+# more attractive ([Sparse], section 4). [Switch] (Eq. 4 to 6) adds a loss. Let $f_e$ be the share of tokens that chose
+# expert $e$, and $P_e$ its mean probability over $n$ tokens:
+#
+# $$f_e = \frac1n \sum_t [e \in S_t], \qquad P_e = \frac1n \sum_t p_{te}, \qquad
+# \mathcal{L}_{bal} = E \sum_e f_e\, P_e$$
+#
+# The $f_e$ come from a choice and have no gradient; the $P_e$ have one. With $k$ choices the $f_e$ sum to $k$.
+# Two values to know:
+#
+# - even: $f_e = k/E$ and $P_e = 1/E$, so $\mathcal{L} = E \cdot E \cdot \frac kE \cdot \frac1E = k$;
+# - collapse: all tokens choose the same $k$ experts, with all of the probability. There $f_e = 1$ and the $P_e$ sum to
+#   1, so $\mathcal{L} = E$.
+
+
+# %%
+def balancing_loss(logits, k):
+    """logits (n, E)"""
+    p = logits.softmax(-1)
+    f = sets(p, k).to(p).mean(0)  # (E,)
+    return p.shape[-1] * (f * p.mean(0)).sum()
+
+
+turns = torch.arange(10 * E)[:, None] + torch.arange(k)  # token t takes experts t, t + 1 ... in turn
+even = torch.zeros(10 * E, E, dtype=torch.float64).scatter(1, turns % E, 50.0)  # logits: 50 or 0, e^-50 is nothing
+collapsed = even[:1].expand(10 * E, E)
+for name, logits, value in (("even", even, k), ("collapse", collapsed, E)):
+    print(f"{name:9} {balancing_loss(logits, k):.6f}")
+    same(balancing_loss(logits, k), torch.tensor(float(value), dtype=torch.float64))
+    same(load_balancing_loss([logits], k), balancing_loss(logits, k))
+
+# %% [markdown]
+# Note that the even router above is quite decided about each token. Balance asks for even means, not for indecision.
+#
+# The function in `qwen3_next.py` takes all layers' logits, and a mask for padding. We check ours on `tiny/`'s logits,
+# with a mask of our own.
+
+# %%
+real = torch.rand(N, generator=normal) < 0.8  # which tokens count
+rows = router_logits.double()
+same(load_balancing_loss(list(rows), k, real[None]), balancing_loss(rows[:, real].flatten(0, 1), k))
+same(load_balancing_loss([rows[LAYER]], k), balancing_loss(rows[LAYER], k))
+
+# %% [markdown]
+# ### What its gradient does
+#
+# The derivative of a softmax is $\partial p_{te} / \partial z_{tj} = p_{te}\,([e = j] - p_{tj})$. So
+#
+# $$\frac{\partial \mathcal{L}_{bal}}{\partial z_{tj}} = \frac En\, p_{tj}\, \Big(f_j - \sum_e f_e\, p_{te}\Big)$$
+#
+# In words: a token's logit for expert $j$ is pushed down if the load of $j$ is above the mean load of the experts this
+# token likes, and up if it is below. Whether
+# this token chose $j$ does not matter, only how many did.
+
+# %%
+one = rows[LAYER].clone().requires_grad_()
+load_balancing_loss([one], k).backward()
+p, f = one.detach().softmax(-1), sets(one.detach(), k).double().mean(0)
+gradient = E / N * p * (f - (p * f).sum(-1, keepdim=True))
+same(gradient, one.grad, atol=1e-15)  # entries are about E / N * p: 1e-4
+
+# %% [markdown]
+# To watch it work, we take the inputs of this layer and its trained router, and follow only this gradient, down the
+# router's weight $W_r$. No language loss pulls back. Left, the gradient of an expert's logit at the start, summed over
+# the tokens, against the expert's load; right, the loads over the steps.
+
+# %%
+some = inputs[:: N // 2000].double()  # about 2,000 tokens
+W_r = W["gate.weight"].clone().requires_grad_()
+paths = []
+for _ in range(101):
+    logits = some @ W_r.T  # (n, E)
+    paths.append(sets(logits, k).double().mean(0) * E / k)
+    (slope,) = torch.autograd.grad(balancing_loss(logits, k), W_r)
+    with torch.no_grad():
+        W_r -= 0.05 * slope
+paths = torch.stack(paths)  # (steps, E)
+print(f"busiest {paths[0].max():.2f} -> {paths[-1].max():.2f}, least {paths[0].min():.2f} -> {paths[-1].min():.2f}")
+assert paths[-1].max() < paths[0].max() - 0.3 and paths[-1].std() < 0.7 * paths[0].std()
+
+# %%
+left, right = figures.axes(1, 2, width=4.2, height=2.8)
+left.axhline(0, color=figures.BLACK, linewidth=1)
+left.plot(f * E / k, gradient.sum(0), "o")
+left.set(xlabel="load of the expert (1: even)", ylabel="gradient of its logit, summed")
+right.plot(paths, color=figures.BLUE, linewidth=1)
+right.axhline(1, color=figures.BLACK, linewidth=1, linestyle=":")
+right.set(xlabel="step", ylabel="load (a line for each expert)", ylim=(0, None))
+pyplot.show()
+
+# %% [markdown]
+# For a busy expert the gradient is positive, so that a step makes its logit smaller; for the others it is negative. The
+# sign does not change at load 1 but above: tokens like busy experts (that is why they are busy), so the mean load of
+# what a token likes is more than 1. With nothing to lose, the router evens out the loads.
+#
+# ### Balanced over what?
+#
+# Then why are the loads of `tiny/` so uneven, which was trained with this loss? Because of *which tokens* the mean is
+# over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py`, like the function in transformers whose
+# values it reproduces, puts the tokens of all layers into one pool first. Expert 3 of layer 0 and expert 3 of layer 7
+# are different MLPs, but in the pool they are one. The smallest example: two layers, two experts, $k = 1$. Each layer
+# has collapsed, on another expert.
+
+# %%
+first = torch.tensor([[50.0, 0.0]]).double().expand(8, 2)
+second = first.flip(-1)
+print(f"each layer alone: {load_balancing_loss([first], 1):.2f}, {load_balancing_loss([second], 1):.2f}")
+print(f"pooled:           {load_balancing_loss([first, second], 1):.2f}")
+same(load_balancing_loss([first, second], 1), torch.tensor(1.0).double())  # k: as if all were well
+
+# %% [markdown]
+# And `tiny/`:
+
+# %%
+alone = [load_balancing_loss([logits], k).item() for logits in router_logits]
+together = load_balancing_loss(list(router_logits), k).item()
+print("loss of each layer:", " ".join(f"{value:.2f}" for value in alone), f" mean {statistics.mean(alone):.2f}")
+print(f"pooled: {together:.2f} (even: {k}, collapse: {E})")
+print(f"load, all layers: {load.min():.2f} to {load.max():.2f}; pooled: {pooled.min():.2f} to {pooled.max():.2f}")
+assert load.max() > 1.5 and load.max() - load.min() > 3 * (pooled.max() - pooled.min())
+assert together < statistics.mean(alone)
+
+# %% [markdown]
+# The pooled loss is at its even value; the layers' own are not. The layers have divided the numbers among themselves.
+#
+# ## 5. An experiment: what balancing costs and gains
+#
+# [`experiments/balance.py`](experiments/balance.py) trains small models (4 layers of width 64, 16 experts, 2 per token)
+# for 240 steps of 1,024 tokens of the same corpus, in three ways:
+#
+# - **none**: no balancing;
+# - **pooled**: the loss of `qwen3_next.py`, times 0.05;
+# - **layer**: the same loss for each layer alone, averaged, times 0.05.
+#
+# Five seeds each. A seed decides the weights at the start and the text, so that the three start alike and read the same
+# text. Loads and the language loss are measured on held-out text, without the balancing term.
+
+
+# %%
+def measures(entry):
+    """What one entry of a run's history says, as numbers"""
+    load = torch.tensor(entry["load"])  # (layers, experts)
+    return {
+        "busiest expert of a layer": load.amax(1).mean().item(),
+        "idle experts": (load < 0.05).sum().item(),
+        "effective number of experts": torch.special.entr(load / load.shape[1]).sum(1).exp().mean().item(),
+        "busiest number, pooled": load.mean(0).max().item(),
+        "held-out loss": entry["loss"],
+    }
+
+
+runs = json.loads(balance.RESULT.read_text(encoding="utf-8"))
+steps = [entry["step"] for entry in runs[0]["history"]]
+curves = {}  # by kind and measure: (seeds, steps)
+for kind in balance.KINDS:
+    each = [[measures(entry) for entry in run["history"]] for run in runs if run["kind"] == kind]
+    curves[kind] = {name: torch.tensor([[m[name] for m in run] for run in each]) for name in each[0][0]}
+    assert len(each) == 5 and [entry["step"] for entry in runs[-1]["history"]] == steps
+
+# %% [markdown]
+# *Idle* is an expert with less than a twentieth of its part; there are 64 in all. The *effective number* is the
+# exponential of the entropy of a layer's loads: 16 when they are even, 1 when one expert has all. The first two
+# pictures show means over layers. Lines are means of the seeds, bands reach from the least to the largest. In the last
+# picture experts of all layers with one number count as one, as in the pool.
+
+# %%
+styles = {"none": (figures.RED, "-"), "pooled": (figures.ORANGE, "--"), "layer": (figures.BLUE, "-.")}
+grid = figures.axes(2, 2, width=4.0, height=2.4)
+units = {
+    "busiest expert of a layer": "load (1: even)",
+    "effective number of experts": "experts of 16",
+    "idle experts": "idle experts of 64",
+    "busiest number, pooled": "load (1: even)",
+}
+for axis, (name, label) in zip(grid.flat, units.items()):
+    for kind, (color, style) in styles.items():
+        seeds = curves[kind][name].double()  # (5, steps)
+        axis.fill_between(steps, seeds.amin(0), seeds.amax(0), color=color, alpha=0.2, linewidth=0)
+        axis.plot(steps, seeds.mean(0), style, color=color, label=kind)
+    axis.set(xlabel="step", ylabel=label, title=name, ylim=(0, None))
+grid[0, 1].legend(loc="lower right")
+pyplot.show()
+
+# %%
+print(f"{'at the end, mean ± standard deviation of 5 seeds':50}" + "".join(f"{kind:>16}" for kind in styles))
+for name in curves["none"]:
+    ends = [curves[kind][name][:, -1].double() for kind in styles]
+    print(f"{name:50}" + "".join(f"{end.mean():9.3f} ±{end.std():6.3f}" for end in ends))
+print()
+for kind in ("pooled", "layer"):
+    gap = (curves[kind]["held-out loss"] - curves["none"]["held-out loss"])[:, -1]
+    each = " ".join(f"{value:+.3f}" for value in gap)
+    print(f"held-out loss, {kind} minus none, by seed: {each}; mean {gap.mean():+.3f} ± {gap.std() / 5**0.5:.3f}")
+final = {kind: {name: curve[:, -1].double().mean() for name, curve in curves[kind].items()} for kind in styles}
+assert final["layer"]["busiest expert of a layer"] < final["none"]["busiest expert of a layer"]
+assert final["pooled"]["busiest number, pooled"] < final["none"]["busiest number, pooled"]
+
+# %% [markdown]
+# What came out:
+#
+# - Without balancing the loads are uneven within 20 steps, before the model has learned much. Later they get *more*
+#   even by themselves, and most idle experts come back. In a run this short nothing collapses.
+# - The pooled loss balances what it measures: the pool. Within a layer it helps much less, and some experts stay idle,
+#   as in `tiny/`.
+# - The loss of each layer alone makes every layer even, and leaves none idle.
+# - The language loss is the same within what the seeds differ, whichever is used: at this size and length balance
+#   neither costs nor gains anything that five seeds could show. What even loads are for is another matter, the time of
+#   the busiest: if each expert sits on a machine of its own, all wait for that one.
+#
+# One run again, live: its first 40 steps. It comes close, but not to the last digit: sums are rounded differently on
+# another machine, or when data lies elsewhere in memory, and a choice between two close experts turns small differences
+# into larger ones. So we ask for nearly the same loss, and for loads that mostly agree.
+
+# %%
+threads = torch.get_num_threads()
+torch.set_num_threads(1)  # as in the stored runs
+history = balance.train("layer", 0, balance.Text(0), balance.Text("held out", "held out").rows(0, 32), stop=40)
+torch.set_num_threads(threads)
+stored = next(run["history"] for run in runs if (run["kind"], run["seed"]) == ("layer", 0))
+for now, then in zip(history, stored):
+    moved = (torch.tensor(now["load"]) - torch.tensor(then["load"])).abs().sum() / 2 / torch.tensor(then["load"]).sum()
+    print(f"step {now['step']:3}: loss {now['loss']:.3f}, stored {then['loss']:.3f}; {moved:.1%} of the load elsewhere")
+    assert abs(now["loss"] - then["loss"]) < 0.1 and moved < 0.2
+assert len(history) == 3 and history[-1]["loss"] < history[0]["loss"] - 1
+
+# %% [markdown]
+# ## 6. What do experts specialise in?
+#
+# Layer 5 once more: of the tokens of each role, the share that chooses each expert.
+
+# %%
+table = torch.stack([picked[LAYER][mask].mean(0) for mask in of_role.values()])  # (roles, E)
+axis = figures.axes(1, 1, width=6.5, height=3.4)
+image = axis.imshow(100 * table, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+axis.set_yticks(range(len(names)), [f"{name} ({of_role[name].sum()})" for name in names])
+axis.set(xlabel=f"expert of layer {LAYER}", ylabel="role (tokens)", xticks=range(E))
+axis.figure.colorbar(image, ax=axis, label="tokens that choose it (%)")
+pyplot.show()
+
+# %% [markdown]
+# Rows differ, and it is tempting to give experts names: one for numbers, one for kinds and adjectives. But digits are
+# also just ten tokens. Is it the role that an expert goes by, or simply which token it is? Looking does not tell; let
+# us measure. If $X$ is something we know about a token, its role or which token it is, and $e$ one of its $k$ experts
+# taken at random, then the *mutual information*
+#
+# $$I(e; X) = \sum_{X, e} p(X, e)\, \log_2 \frac{p(X, e)}{p(X)\, p(e)} = H(e) + H(X) - H(X, e)$$
+#
+# says how many bits $X$ tells about the expert; $H$ is the entropy. It is 0 if both are independent. It can't reach
+# $H(e)$: even who knows the whole set $S_t$ does not know which of the $k$ was taken at random, which leaves
+# $\log_2 k$ bits. So the most that anything can tell is $H(e) - \log_2 k$.
+
+
+# %%
+def entropy(counts):
+    """Bits"""
+    p = counts.flatten().double() / counts.sum()
+    return -(p * p.clamp(min=1e-300).log2()).sum().item()
+
+
+def information(X, picked):
+    """Bits that X (N,), whole numbers, tells about one of the experts picked (N, E): the plug-in estimate"""
+    counts = torch.zeros(int(X.max()) + 1, picked.shape[1]).index_add(0, X, picked)  # of each pair (X, e)
+    return entropy(counts.sum(0)) + entropy(counts.sum(1)) - entropy(counts)
+
+
+index = torch.randint(E, (5000,), generator=normal)  # a made-up X that decides all: experts X, X + 1 ...
+made_up = torch.zeros(5000, E).scatter(1, (index[:, None] + torch.arange(k)) % E, 1.0)
+ceiling = entropy(made_up.sum(0)) - math.log2(k)
+print(f"X decides all: {information(index, made_up):.4f} bits, the most possible {ceiling:.4f}")
+same(information(index, made_up), ceiling, atol=1e-6)
+
+# %% [markdown]
+# The trap: this estimate counts pairs, and where there are many values of $X$ and few tokens of each, chance alone
+# looks like information. A token that occurs once seems to tell everything about its experts. The shuffled baseline
+# says how much: hand the values of $X$ to other tokens at random, so that nothing is left to know, and estimate again.
+
+
+# %%
+def shuffled(X, groups=None):
+    """X with its values exchanged at random, between tokens of the same group if groups (N,) are given"""
+    mixed = torch.randperm(len(X), generator=normal)
+    if groups is None:
+        return X[mixed]
+    out, order = torch.empty_like(X), groups.argsort(stable=True)
+    out[order] = X[mixed[groups[mixed].argsort(stable=True)]]  # both sides sorted by group
+    return out
+
+
+def pair(X, Y):
+    """One number for each pair of values"""
+    return torch.unique(X * (Y.max() + 1) + Y, return_inverse=True)[1]
+
+
+all_roles = sorted(set(roles))
+role = torch.tensor([all_roles.index(r) for r in roles])
+token = torch.unique(tokens, return_inverse=True)[1]
+ends = torch.tensor([len(pairs) for pairs, *_ in kept]).cumsum(0) - 1  # the last token of each document
+following = torch.cat([role[1:], role[:1]])  # the role of the token that comes next
+following[ends] = len(all_roles)  # the end of a document
+check = shuffled(role, token)
+assert (check != role).any() and torch.equal(pair(token, check).bincount(), pair(token, role).bincount())
+raw, noise = information(token, picked[0]), information(shuffled(token), picked[0])
+print(f"layer 0, token identity: {raw:.3f} bits, of which {noise:.3f} also appear after shuffling")
+
+# %% [markdown]
+# We ask three things in every layer: how much tells the token's **role**; the **next role**, of the token that follows
+# and that the model has to predict; and the token's **identity**, which token of the vocabulary it is. From each we
+# subtract the mean of 10 shuffles; the standard deviation over shuffles says how well that is known.
+
+# %%
+KNOWN = {"identity": token, "role": role, "next role": following}
+most = [entropy(layer.sum(0)) - math.log2(k) for layer in picked]
+told, noise = {}, {}
+for name, X in KNOWN.items():
+    chance = torch.tensor([[information(shuffled(X), layer) for _ in range(10)] for layer in picked])  # (L, 10)
+    told[name] = torch.tensor([information(X, layer) for layer in picked]) - chance.mean(1)
+    noise[name] = (chance.mean(1), chance.std(1))
+print("layer   possible" + "".join(f"{name:>12}{'(shuffled ± sd)':>20}" for name in KNOWN))
+for i in range(L):
+    row = f"{i:5}{most[i]:11.3f}"
+    for name in KNOWN:
+        mean, deviation = (part[i] for part in noise[name])
+        row += f"{told[name][i]:12.3f}{f'({mean:.4f} ± {deviation:.4f})':>20}"
+    print(row)
+for name in KNOWN:
+    assert (told[name] > 5 * noise[name][1]).all()  # far more than chance
+assert told["identity"].mean() > 2 * told["role"].mean()
+
+# %% [markdown]
+# Identity tells far more than role in every layer. But identity nearly decides the role: "the" is never a digit. So is
+# there anything in the role *beyond* identity? That is conditional mutual information,
+#
+# $$I(e; Y \mid X) = I(e; (X, Y)) - I(e; X)$$
+#
+# with $X$ the identity and $Y$ the role. The baseline must keep what identity tells, so we shuffle roles only among
+# equal tokens.
+
+# %%
+beyond, spread = {}, {}
+for name in ("role", "next role"):
+    Y = KNOWN[name]
+    real = torch.tensor([information(pair(token, Y), layer) for layer in picked])
+    mixed = [pair(token, shuffled(Y, token)) for _ in range(10)]
+    chance = torch.tensor([[information(m, layer) for m in mixed] for layer in picked])  # (L, 10)
+    beyond[name], spread[name] = real - chance.mean(1), chance.std(1)
+    left_open = entropy(pair(token, Y).bincount()) - entropy(token.bincount())
+    print(f"{name}: {entropy(Y.bincount()):.2f} bits, {left_open:.2f} once the token is known")
+    print("  beyond identity: " + " ".join(f"{b:.3f}±{s:.3f}" for b, s in zip(beyond[name], spread[name])))
+assert beyond["role"].mean() < 0.2 * told["identity"].mean()
+
+# %%
+left, right = figures.axes(1, 2, width=4.2, height=3.0)
+left.plot(range(L), most, color=figures.BLACK, linestyle=":", label="the most possible")
+for name, marker, color in zip(KNOWN, "os^", figures.COLORS):
+    left.errorbar(range(L), told[name], noise[name][1], marker=marker, color=color, label=name)
+    if name in beyond:
+        right.errorbar(range(L), beyond[name], spread[name], marker=marker, color=color, label=name)
+left.set(xlabel="layer", ylabel="bits about an expert", ylim=(0, 2.6))
+right.set(xlabel="layer", ylabel="bits beyond the token's identity", ylim=(0, None))
+left.legend(ncol=2, loc="upper center", fontsize=9)
+right.legend()
+pyplot.show()
+
+# %% [markdown]
+# In this model:
+#
+# - The token's identity tells most by far: in the first layers more than half of all that could be told, later less.
+# - Role alone tells little, and most of that is identity in disguise: beyond identity (right; note the scale) a
+#   few hundredths of a bit are left.
+# - The role of what comes *next* tells more than the role of the token itself, and more with depth: late routers choose
+#   a little by what is about to be said.
+#
+# So these experts are, above all, groups of tokens, and not experts for names or for answers. The errors are smaller
+# than the marks, but they cover only chance in counting; other documents would move the figures more. And the measure
+# says which tokens an expert gets, not what it does with them.
+
+# %% [markdown]
+# ## 7. Why sparsity changes the cost
+#
+# A processor computes far faster than it reads from memory. When one token is made, every weight in use is read once
+# and used for one multiplication and one addition. So reading decides the time, and a weight that is not read costs
+# nothing. The bytes of the 80B, in bfloat16:
+
+# %%
+E80, k80, layers, width, expert_width = 512, 10, 48, 2048, 512  # the released config.json
+each = 3 * width * expert_width * 2  # bytes of one expert
+print(f"one expert: {each / 1e6:.1f} MB")
+print(f"all routed experts: {layers * E80 * each / 1e9:.0f} GB")
+print(f"of a token: {layers * k80 * each / 1e9:.2f} GB routed, {layers * each / 1e9:.2f} GB shared")
+print(f"read of the routed experts: {k80 / E80:.1%}")
+
+# %% [markdown]
+# ### Several tokens at once
+#
+# A prompt, a batch of users, or drafted tokens that are verified: all these pass several tokens through the layer
+# together. Each expert that *any* of them chose must be read, once. If all choices were equally likely and independent,
+# a token would leave an expert out with probability $1 - k/E$, and $T$ tokens would touch
+#
+# $$\mathbb{E}[\text{experts}] = E\,\big(1 - (1 - k/E)^T\big)$$
+#
+# different experts on average. We check the formula by drawing, and against the counter in `Experts`.
+
+
+# %%
+def touched(T, E, k):
+    return E * (1 - (1 - k / E) ** T)
+
+
+for n in (1, 3, 16, 256):
+    drawn = torch.rand(200, n, E80, generator=normal).topk(k80, dim=-1).indices.flatten(1)  # 200 times n tokens
+    mean = torch.zeros(200, E80).scatter(1, drawn, 1.0).sum(1).mean().item()
+    print(f"{n:4} tokens: {mean:6.1f} of 512 drawn, {touched(n, E80, k80):6.1f} by the formula", end=", ")
+    print(f"{touched(n, E80, k80) / E80:6.1%} of the bytes, {touched(n, E80, k80) / n:5.2f} experts a token")
+    assert abs(mean / touched(n, E80, k80) - 1) < 0.02
+
+before, bytes_before = block.experts.used, routed_bytes(model)
+with torch.no_grad():
+    block(x[None, :3])  # three tokens
+assert block.experts.used - before == len(chosen[:3].unique())
+assert routed_bytes(model) - bytes_before == len(chosen[:3].unique()) * 3 * D * inner * 8  # float64: 8 bytes
+
+# %% [markdown]
+# One token reads 2 % of the experts' bytes, 256 tokens nearly all. Three tokens, one made and two drafted, read almost
+# three times as much as one: in a sparse model, verifying drafts is not nearly free, as it is in a dense one
+# ([notebook 7](7_multi_token_prediction.ipynb), section 8).
+#
+# Real tokens do not choose at random. We count, in `tiny/`, the experts of $T$ tokens that follow each other in a
+# document, and of $T$ tokens taken anywhere.
+
+
+# %%
+def distinct(picked, T):
+    """Mean number of different experts in windows of T rows; picked (L, n, E) -> (windows,), mean over the layers"""
+    total = F.pad(picked.cumsum(1), (0, 0, 1, 0))  # (L, n + 1, E)
+    return (total[:, T:] - total[:, :-T] > 0).sum(-1).double().mean(0)
+
+
+lengths = [len(pairs) for pairs, *_ in kept]
+T_values = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+anywhere = picked[:, torch.randperm(N, generator=normal)]
+real = [torch.cat([distinct(part, n) for part in picked.split(lengths, dim=1)]).mean() for n in T_values]
+mixed = [distinct(anywhere, n).mean() for n in T_values]
+assert abs(real[0] - k) < 1e-9 and all(r < m for r, m in zip(real[1:], mixed[1:]))
+
+# %%
+left, right = figures.axes(1, 2, width=4.2, height=2.8)
+n = [2**i for i in range(12)]
+left.semilogx(n, [100 * touched(i, E80, k80) / E80 for i in n], "o-", base=2, markersize=4)
+for i, name, mark in ((1, "one token", "s"), (3, "one and 2 drafts", "^"), (256, "prompt of 256", "D")):
+    at = 100 * touched(i, E80, k80) / E80
+    left.plot(i, at, mark, markersize=9, color=figures.RED, label=f"{name}: {at:.0f} %")
+left.legend(loc="upper left", fontsize=9)
+left.set(xlabel="tokens together, T", ylabel="experts' bytes read (%, the 80B)", ylim=(0, 105))
+right.plot(T_values, [touched(n, E, k) for n in T_values], ":", color=figures.BLACK, label="even choices (formula)")
+right.plot(T_values, mixed, "s--", color=figures.ORANGE, label="tokens from anywhere")
+right.plot(T_values, real, "o-", color=figures.BLUE, label="tokens that follow each other")
+right.set(xlabel="tokens together, T", ylabel=f"different experts of {E} (tiny/)", ylim=(0, E + 1))
+right.legend(loc="lower right", fontsize=9)
+pyplot.show()
+
+# %% [markdown]
+# Right, the dotted line is the formula. Tokens from anywhere stay below it because some experts are busier than others.
+# Tokens that follow each other stay lower still: neighbours are alike. Both save reading, and the less even the load,
+# the more. A processor that reads from one memory has no use for even loads. They matter where experts live on
+# different machines, and all wait for the busiest one.
+#
+# ### Arithmetic intensity
+#
+# $T$ tokens take $2$ FLOPs for each weight of each expert they use: $2 \cdot Tk$ times the weights of one expert. They
+# read $2$ bytes for each weight of each expert touched. The ratio, FLOPs per byte, is the *arithmetic intensity*, here
+# just the mean number of tokens of an expert that is read:
+#
+# $$\text{intensity} = \frac{T k}{E\,(1 - (1 - k/E)^T)} \qquad \text{dense MLP: } T$$
+#
+# A processor that can do $F$ FLOPs and read $B$ bytes in a second waits for memory while the intensity is below $F/B$.
+# `benchmarks/bench.py` measured both limits of one machine, and we take them from its file. The time of a token is then
+# at least the larger one of bytes$/B$ and FLOPs$/F$, divided by $T$. We compare the 80B's routed experts with two dense
+# MLPs: one with as many weights as a token *uses* (10 experts' worth), and one with as many as the layer *stores*.
+
+# %%
+bench = json.loads((root / "benchmarks" / "results" / "bench_cpu.json").read_text(encoding="utf-8"))
+limits = bench["slice"]["limits"]
+B, FLOPS = limits["read_bytes_per_s"], limits["flops_per_s"]
+
+
+def token_time(T, experts_read, experts_used):
+    """Seconds a token and layer, at least: so many experts read for T tokens, each of which uses so many"""
+    return max(experts_read * each / B, T * experts_used * each / FLOPS) / T  # 2 bytes, and 2 FLOPs, a weight
+
+
+n = [2**i for i in range(14)]
+axis = figures.axes(1, 1, width=7.5, height=3.4)
+dense = {
+    "dense, as much as is stored": (512, figures.RED, ":"),
+    "dense, as much as is used": (10, figures.ORANGE, "--"),
+}
+for name, (size, color, style) in dense.items():
+    axis.loglog(n, [1e6 * token_time(T, size, size) for T in n], style, color=color, label=name)
+axis.loglog(
+    n, [1e6 * token_time(T, touched(T, E80, k80), k80) for T in n], color=figures.BLUE, label="10 of 512 experts"
+)
+axis.set(xlabel="tokens together, T", ylabel="time of a token, at least (µs a layer)", title="bfloat16, one layer")
+axis.legend()
+pyplot.show()
+
+balance_point = FLOPS / B
+experts_at = next(T for T in range(1, 10**5) if T * k80 / touched(T, E80, k80) >= balance_point)
+print(f"{B / 1e9:.1f} GB/s, {FLOPS / 1e12:.2f} TFLOP/s: {balance_point:.0f} FLOPs a byte")
+print(f"memory is the limit up to {balance_point:.0f} tokens in a dense MLP, up to {experts_at} with experts")
+for T in (1, 256, 2048):
+    print(f"{T:5} tokens: {T * k80 / touched(T, E80, k80):5.1f} tokens for each expert read, dense {T}")
+
+# %% [markdown]
+# The blue line is what sparsity means for time.
+#
+# - At one token it lies on the line of the small MLP: 50 times cheaper than a dense layer with the same weights.
+# - Then it stays nearly flat, where both dense lines fall: more tokens do not share reading, they bring experts of
+#   their own. Here lie decoding for a few users, and drafts.
+# - It falls once nearly all experts are read anyway, and reaches its floor, the FLOPs, only with thousands of tokens.
+#   Here lies a prompt. The intensity is $k/E$ of a dense layer's, so it takes $E/k$ times as many tokens.
+#
+# ### Beside the clock
+#
+# A small mixture of our own, 64 experts with 4 per token, 100 MB in float32, against dense MLPs as large as 4 experts:
+# 16 of them, used in turn, so that their weights too come from memory and not from a small cache. For a token both do
+# the same arithmetic. We take the processor's time of one thread. It varies from machine to machine and run to run;
+# look at how it grows.
+
+# %%
+E64, k4, D64, I64 = 64, 4, 512, 256
+experts, dense = Experts(E64, D64, I64), [MLP(D64, k4 * I64) for _ in range(16)]
+with torch.no_grad():
+    for weight in [w for module in (experts, *dense) for w in module.parameters()]:
+        weight.normal_(0, 0.02, generator=normal)
+
+
+@torch.no_grad()
+def milliseconds(module, *inputs):
+    started = time.process_time()
+    module(*inputs)
+    return 1e3 * (time.process_time() - started)
+
+
+torch.set_num_threads(1)
+T_values, rows = [1, 2, 4, 8, 16, 32, 64], []
+for n in T_values:
+    x_n, w_n, turns = torch.randn(n, D64, generator=normal), torch.full((n, k4), 1 / k4), []
+    for turn in range(21):
+        ids = torch.rand(n, E64, generator=normal).topk(k4, dim=-1).indices  # new choices each time
+        both = milliseconds(experts, x_n, w_n, ids), milliseconds(dense[turn % 16], x_n)
+        turns.append((len(ids.unique()), *both))
+    rows.append([statistics.median(column) for column in zip(*turns)])
+counted, sparse_ms, dense_ms = zip(*rows)
+torch.set_num_threads(threads)
+
+# %%
+left, right = figures.axes(1, 2, width=4.2, height=2.8)
+left.loglog(T_values, sparse_ms, "o-", color=figures.BLUE, label="4 of 64 experts")
+left.loglog(T_values, dense_ms, "s--", color=figures.ORANGE, label="dense, as large as 4")
+left.set(xlabel="tokens together, T", ylabel="time (ms)")
+left.set_xticks(T_values, T_values)
+left.minorticks_off()
+left.legend(loc="upper left")
+right.plot(counted, sparse_ms, "o", color=figures.BLUE)
+right.set(xlabel="different experts touched", ylabel="time of the experts (ms)")
+right.set(xlim=(0, 1.05 * E64), ylim=(0, 1.15 * max(sparse_ms)))
+for n, e, ms in list(zip(T_values, counted, sparse_ms))[1::2]:
+    right.annotate(f"T={n}", (e, ms), xytext=(-6, 6), textcoords="offset points", fontsize=9, ha="right")
+pyplot.show()
+
+# %% [markdown]
+# Left, the dense MLP takes more rows at little more time (from 1 to 2 it changes from a product with a vector to one
+# with a matrix), while the mixture takes longer with every token. Right, its time against the number of experts
+# touched: at first in proportion; at the end more, as experts then have several rows each, in products too small to be
+# fast. The price is for experts, not for tokens.
+#
+# And a whole model? The benchmark's has four layers of the released width, 10 of 128 experts. Decoding is set beside
+# the time of reading the weights in use, a prompt beside its FLOPs at the machine's rate, and beside reading all
+# experts once.
+
+# %%
+experts_bytes = 4 * 128 * each
+print(f"{'':14}{'tokens/s':>9}{'tokens an expert read':>23}{'reading':>10}{'FLOPs':>8}")
+for row in bench["slice"]["rows"]:
+    if row["system"] == "ours":
+        task, n = row["task"], int(row["task"].split()[1]) if row["task"].startswith("prefill") else 1
+        reading = row["of_limit"] if n == 1 else experts_bytes / B / (n / row["tokens_per_s"])
+        flops = f"{row['of_limit']:.0%}" if n > 1 else "-"
+        print(f"{task:14}{row['tokens_per_s']:9.1f}{n * k80 / touched(n, 128, k80):23.1f}{reading:10.0%}{flops:>8}")
+
+# %% [markdown]
+# The last two columns are shares of the measured time. Decoding is, for a good part, reading. A prompt is not: reading
+# and FLOPs at the full rate together make up the smaller part of its time. The rest is what this simple picture leaves
+# out: products too small for the processor's best rate, everything that is not a product, and moving activations. The
+# limits tell what can't be faster, not what is as fast.
+#
+# ## Exercises
+#
+# **1. Below even.** The balancing loss is $k$ when all is even. Is that its smallest value? Find a router for two
+# experts and $k = 1$ with a smaller one, or show that there is none.
+#
+# <details><summary>Solution</summary>
+#
+# If $f$ and $P$ are ordered alike, Chebyshev's inequality for sums says $E \sum_e f_e P_e \ge k$. But they need not be
+# ordered alike: $f$ counts choices, $P$ means of probabilities. Let three tokens choose expert 0 by a hair, and one
+# token choose expert 1 with conviction. Then expert 0 has more choices and less probability.
+#
+# ```python
+# p = torch.tensor([[0.51, 0.49]] * 3 + [[0.01, 0.99]], dtype=torch.float64)
+# value = load_balancing_loss([p.log()], 1)
+# f, P = sets(p, 1).double().mean(0), p.mean(0)
+# print(f"f {f.tolist()}, P {[round(v, 3) for v in P.tolist()]}, loss {value:.3f}")
+# assert value < 1 and f[0] > f[1] and P[0] < P[1]
+# ```
+#
+# So $k$ is not the minimum, and the loss is no distance from balance. It is a quantity whose *gradient* points the
+# right way: it pushes down what is chosen often.
+# </details>
+#
+# **2. From below.** Does the shuffled baseline take away the right amount? Estimate $I(e; X)$ from below instead, with
+# nothing to correct: learn $q(e \mid X)$ from every other document, and use it to code the experts of the remaining
+# ones. It costs $-\log_2 q(e \mid X)$ bits for each; how much less is that than $H(e)$? Why is this a lower bound?
+#
+# <details><summary>Solution</summary>
+#
+# No code is shorter than the entropy: whatever $q$ is, the mean cost is at least $H(e \mid X)$ of the documents coded.
+# So what is saved, $H(e)$ less the mean cost, is at most their $I(e; X)$. A value of $X$ that was hardly ever seen in
+# the learning half must not surprise, so its counts get 5 more, spread like $q(e)$.
+#
+# ```python
+# half = torch.tensor([i % 2 == 0 for i, n in enumerate(lengths) for _ in range(n)])
+# def saved(X, picked):
+#     counts = torch.zeros(int(X.max()) + 1, E).index_add(0, X[half], picked[half]).double()
+#     q = counts.sum(0) / counts.sum()
+#     given = (counts + 5 * q) / (counts.sum(1, keepdim=True) + 5)  # (values of X, E)
+#     coded = picked[~half]
+#     cost = -(given.clamp(min=1e-9).log2()[X[~half]] * coded).sum() / coded.sum()
+#     return entropy(coded.sum(0)) - cost.item()
+# for i in (0, L // 2, L - 1):
+#     for name, X in (("identity", token), ("role", role)):
+#         low, high = saved(X, picked[i]), information(X[~half], picked[i][~half])
+#         chance = statistics.mean(information(shuffled(X[~half]), picked[i][~half]) for _ in range(10))
+#         print(f"layer {i}, {name:8}: at least {low:.3f}, shuffled subtracted {high - chance:.3f}, raw {high:.3f}")
+#         assert 0 < low < high
+#     assert saved(role, picked[i]) < saved(token, picked[i])
+# ```
+#
+# For role, with few values, the shuffle takes away little. For identity much: the code is bad at words that it has
+# hardly seen, and the raw estimate believes every one of them. The corrected figure lies between the two. That identity
+# tells far more than role holds by all three.
+# </details>
+#
+# **3. Balance without a loss.** [V3] (section 2.1.2) adds a number $b_e$ to each expert's score, for the choice only:
+# the weights are still made of the scores without it. After each batch, $b_e$ goes down by a fixed step if the expert
+# had more than its part, and up if it had less. Build it for layer 5, with `some` as the batch and the trained router
+# left as it is. Does it balance? What do tokens give up?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# p = (some @ W["gate.weight"].T).softmax(-1)
+# b = torch.zeros(E, dtype=torch.float64)
+# for _ in range(1000):
+#     f = sets(p + b, k).double().mean(0)
+#     b -= 0.001 * (f - k / E).sign()
+# mine, free = sets(p + b, k), sets(p, k)
+# load_now = mine.double().mean(0) * E / k
+# print(f"load {load_now.min():.2f} to {load_now.max():.2f}, was {free.double().mean(0).min() * E / k:.2f} to",
+#       f"{free.double().mean(0).max() * E / k:.2f}")
+# print(f"tokens with another set: {(mine != free).any(-1).double().mean():.0%};",
+#       f"probability of the chosen: {(p * mine).sum(-1).mean():.2f}, was {(p * free).sum(-1).mean():.2f}")
+# assert load_now.std() < 0.3 * (free.double().mean(0) * E / k).std()
+# assert (p * mine).sum(-1).mean() < (p * free).sum(-1).mean()
+# ```
+#
+# It balances, and needs no gradient, so that nothing competes with the language loss. (V3's scores are sigmoids, ours
+# softmax probabilities; the idea is the same.) Tokens pay by getting experts that their router finds less suitable. In
+# training both adapt to that; here, afterwards, the model would lose.
+# </details>
+#
+# ## Sources
+#
+# The papers are in the table at the top. Sizes and `norm_topk_prob`: config.json of Qwen/Qwen3-Next-80B-A3B-Instruct.
+# The pooled loss: `load_balancing_loss_func` in transformers 5.24, models/qwen3_next. The bound by bytes and FLOPs is
+# the roofline model (Williams, Waterman and Patterson, Communications of the ACM 52, 2009).
