@@ -330,7 +330,7 @@ for column, style in ((0, ":"), (1, "-.")):
 ax.set(xlabel="pairs told", ylabel="pairs returned, by seed", xscale="log", ylim=(0, 1.08 * most))
 ax.set_xticks(recall.PAIRS, recall.PAIRS)
 ax.minorticks_off()
-ax.legend(fontsize=9, loc="center left")
+ax.legend(fontsize=9, loc="upper right", frameon=True, framealpha=1, edgecolor="none")
 pyplot.show()
 
 # %%
