@@ -124,7 +124,7 @@ def picture(kind: str, least: int, most: int, width: int = 100):
     for token, role, _, entropy in source.floor(units, encode):
         piece = tokenizer.decode([token])
         text = piece.strip("\n")
-        if x + len(text) > width:
+        if x + len(text) > width and text.startswith(" "):  # no line begins with a full stop
             x, y, text = 0, y + 1, text.lstrip()
         places.append((x, y, text, color(role), BITS * entropy))
         x, y = (0, y + 1) if "\n" in piece else (x + len(text), y)
@@ -430,8 +430,8 @@ pyplot.show()
 # The first phase of that, as far as a minute carries: a model with two layers, one of Gated DeltaNet and one of
 # attention, 64 wide and with a dense MLP, on phone books of two entries that are told six times over, in another order
 # each time. Muon for the matrices, AdamW for the rest, as in the real run. **This is far too short to be good at
-# anything else**: the committed model saw thirty times as many tokens, with nearly twenty times as many parameters.
-# What to look for is the shape. (With `STEPS` at 2,000 it takes three times as long.)
+# anything else**: the committed model has many times the parameters, and saw many times the tokens (section 6). What to
+# look for is the shape. (With `STEPS` at 2,000 it takes three times as long.)
 
 # %%
 torch.manual_seed(0)
@@ -478,15 +478,13 @@ def digits(model, entries: int, count: int = 16) -> tuple[float, float]:
 
 
 def sample(model, tokens: int = 40) -> str:
-    start = tokenizer(
-        "<|im_start|>user\nPhone book:\n- Rosa: 4071\n- Finn: 2259\n- Rosa:", return_tensors="pt"
-    ).input_ids
-    made = model.generate(start, max_new_tokens=tokens, seed=0, do_sample=True, top_k=20, eos_token_id=None)
-    return tokenizer.decode(made[0].tolist())
+    """How the model goes on where Rosa's number is to be told again: the likeliest token each time."""
+    start = "<|im_start|>user\nPhone book:\n- Rosa: 4071\n- Finn: 2259\n- Rosa:"
+    made = model.generate(tokenizer(start, return_tensors="pt").input_ids, max_new_tokens=tokens, eos_token_id=None)
+    return tokenizer.decode(made[0].tolist()).removeprefix(start)
 
 
 before = sample(model)
-print(before)
 
 # %%
 optimizers, history, recall = train.make_optimizers(model, RATE), [], []
@@ -515,9 +513,9 @@ left.axhline(math.log(10), color=figures.BLACK, lw=0.8, ls=":")
 left.text(thousands[-1], math.log(10) * 1.05, "guessing a digit", ha="right")
 left.set(xlabel="tokens trained on (thousands)", ylabel="nats per token", ylim=(0, None))
 left.legend()
-for n, right, color, marker in ((2, right2, figures.GREEN, "o"), (4, right4, figures.ORANGE, "s")):
-    beside.plot(thousands, 100 * right, color=color, marker=marker, ms=3, label=f"{n} entries")
-    beside.axhline(100 / n + 10 * (1 - 1 / n), color=color, lw=0.8, ls="--")
+for n, right, shade, marker in ((2, right2, figures.GREEN, "o"), (4, right4, figures.ORANGE, "s")):
+    beside.plot(thousands, 100 * right, color=shade, marker=marker, ms=3, label=f"{n} entries")
+    beside.axhline(100 / n + 10 * (1 - 1 / n), color=shade, lw=0.8, ls="--")
 beside.axhline(10, color=figures.BLACK, lw=0.8, ls=":")
 beside.set(xlabel="tokens trained on (thousands)", ylabel="digits told again: right (%)", ylim=(0, 103))
 beside.legend(loc="upper left")
@@ -532,17 +530,19 @@ assert smooth[-1] < smooth[0] / 2 and nats2[-1] < math.log(10)
 # On the right, the share of digits predicted right; dashed lines are the stage between, copying from some entry. A
 # curve that stays there has learned to find *a* number, but not *whose*. When it leaves them is a matter of luck: with
 # other initial weights, or another number of threads, which adds in another order, earlier or later. Books of four
-# entries were never shown. What it writes, before and after:
+# entries were never shown. How it goes on with a book in which Rosa has 4071 and Finn 2259, after "Rosa:", before and
+# after:
 
 # %%
-print(f"before: {before[before.index('- Rosa: 4') :]!r}\n")
-after = sample(model)
-print(after[after.index("Phone book") :])
+print(f"before: {before!r}\n\nafter: {sample(model)}")
 
 # %% [markdown]
-# The prompt ended with "Rosa:" in the third line of the book, and her number stands in the first. What longer
-# training brings, or does not, in the same measure: `tiny/micro` was trained for some minutes on all kinds of
-# documents, `tiny/` for more than an hour.
+# The first number should be Rosa's, 4071. Where it is Finn's, the model has found a number and not whose: what is right
+# in most held-out books is still fragile. The names are missing because a name that comes next counted nowhere in this
+# training: nobody can know it.
+#
+# The same measure for the committed models. Both were trained for longer, on all kinds of documents. For a model as
+# small as `tiny/micro` that was not enough to learn to look back: 10 % is guessing.
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
