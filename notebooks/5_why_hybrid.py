@@ -46,6 +46,7 @@ import copy
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 
 import corpus
@@ -251,10 +252,10 @@ shares = {}  # kind -> (seeds, sizes)
 for kind in models:
     rows = [[run["accuracy"][str(n)] for n in recall.PAIRS] for run in recorded if run["kind"] == kind]
     shares[kind] = torch.tensor(rows)
-ax = figures.axes(width=7.2, height=4.2)
-for kind, x in shares.items():
+ax, WIDTH = figures.axes(width=7.2, height=4.2), {"LLLF": 2, "LLLL": 2.5, "FFFF": 5}
+for kind, x in sorted(shares.items(), key=lambda pair: -WIDTH[pair[0]]):  # the thickest lies below
     ax.plot(recall.PAIRS, x.mT, color=COLORS[kind], linewidth=0.8, alpha=0.5)
-    ax.plot(recall.PAIRS, x.mean(0), "o-", color=COLORS[kind], linewidth=2.5, label=NAMES[kind])
+    ax.plot(recall.PAIRS, x.mean(0), "o-", color=COLORS[kind], linewidth=WIDTH[kind], label=NAMES[kind])
 for column, style in ((0, ":"), (1, "-.")):
     label = f"untrained memory, {'one layer' if column == 0 else 'four layers'}"
     ax.plot(recall.PAIRS, [untrained[n][column] for n in recall.PAIRS], style, color="gray", label=label)
@@ -323,14 +324,14 @@ for row in shares["LLLL"]:
     ax.plot(recall.PAIRS, row * torch.tensor(recall.PAIRS), "o-", color=figures.ORANGE, markersize=4)
 for layers in range(1, LAYERS + 1):
     ax.axhline(layers * H * K, color="gray", linewidth=1, linestyle="--")
-    ax.text(4, layers * H * K + 2, f"{layers} H K", color="gray", fontsize=9)
+    ax.text(1.02, layers * H * K, f"{layers} H K", color="gray", va="center", transform=ax.get_yaxis_transform())
 for column, style in ((0, ":"), (1, "-.")):
     label = f"untrained, {'one layer' if column == 0 else 'four layers'}"
     ax.plot(recall.PAIRS, [n * untrained[n][column] for n in recall.PAIRS], style, color=figures.BLACK, label=label)
 ax.set(xlabel="pairs told", ylabel="pairs returned, by seed", xscale="log", ylim=(0, 1.08 * most))
 ax.set_xticks(recall.PAIRS, recall.PAIRS)
 ax.minorticks_off()
-ax.legend(fontsize=9, loc="upper right", frameon=True, framealpha=1, edgecolor="none")
+ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.71))
 pyplot.show()
 
 # %%
@@ -417,7 +418,7 @@ pyplot.show()
 
 # %% [markdown]
 # Left: each line is a head of a new LLLL model, eight heads from each of five seeds. Right: LLLL trained on texts of few
-# pairs from either start, five seeds each, and otherwise alike.
+# pairs from either start, three seeds each, and otherwise alike.
 
 # %%
 for start, values in half_lives.items():
@@ -641,17 +642,14 @@ assert less["attention", "phone books", 16].mean() < 0.1 < less["state", "phone 
 # %% [markdown]
 # Points are means over documents, bars standard errors. What to see:
 #
-# - **Phone books** follow attention's window: a number is found if its entry is still in sight, and hardly otherwise.
-#   The states do not step in. Clearing the states hurts, too, but far less: even with empty states every 16 tokens,
-#   which is two entries, a good part of the numbers is right.
-# - **Accounts** are short, so the wider windows cut nothing. Both memories are needed: who has what now is the outcome
-#   of all moves, not one place to look up.
-# - **Stories** need the least. Part of the replies can be told from the question, as the next section measures.
+# - **Attention fetches.** Phone books follow its window: a number is found if its entry is in sight, and otherwise hardly
+#   ever; the states do not step in. Stories and accounts fall as well. (Accounts are short: the wider windows cut nothing.)
+# - **States work at short range.** Even emptied every 16 tokens, two entries of a phone book, most replies stay right;
+#   stories hardly notice. With 128 tokens at a time next to nothing is lost.
 #
-# In `tiny/`, then, attention fetches what lies far back, and the states work at short range: with 256 tokens at a time
-# in them next to nothing is lost. LLLF has learned the same division of labour in section 5, or it could not be right
-# where LLLL is not. That states *can* carry facts, LLLL has shown; where there is attention, it is not what they are used
-# for.
+# So LLLL has shown that states *can* carry facts far; where there is attention, they are not needed for it. Whether they
+# do so all the same is another question. What a model can do without is one thing, what it relies on when it has both is
+# another, and the next section ends with an experiment on that.
 #
 # ## 8. One memory without the other
 #
@@ -749,17 +747,85 @@ for x in moved.values():
 # %% [markdown]
 # What to see:
 #
-# - **Keys and values alone** answer phone books as if nothing were missing. Accounts lose by it: part of who has what is
-#   held by the states.
-# - **States alone** answer hardly anything beyond what "neither" does, but look at the bits. A reply costs about half of
-#   what it costs without any memory: the states know which names are likely, and not which belongs where.
-# - **Another document's states** are the control. If they do worse than no states at all, it is the contents that counts.
+# - **Keys and values alone** answer phone books and stories as if nothing were missing. Accounts lose by it.
+# - **States alone** answer hardly anything beyond what "neither" does. They make the answer a few bits cheaper, most in
+#   accounts, which is not enough.
+# - **Another document's states** are no better than none; for accounts, then, it is the contents that counts.
 #
-# Compare the phone books with section 7. There, clearing the states *while the book was read* cost a large part of the
-# numbers. Here the states are taken away *after* it was read, and nothing is lost. Keys and values of the second F layer
-# are made from what the L layers below it put together: a name's digits, each with the name it belongs to. That work is
-# done on the way in, and afterwards it lies in the keys and values. It is the division that section 3 counted on: L layers
-# join neighbours, F layers look up.
+# Compare the phone books with section 7. There, emptying the states *while the book was read* cost many numbers. Here
+# they are taken away *after* it was read, and nothing is lost. Keys and values of the second F layer are made from what
+# the L layers below it have put together: digits with the name they belong to. That is the division that section 3
+# counted on: L layers join neighbours, F layers look up. The joining is done on the way in, and its result lies
+# in the keys and values.
+#
+# ### When they contradict each other
+#
+# Now the sharpest test. Of a document we make a second version in which two answers have changed places: two numbers of
+# a phone book, or, in an account, the name of who has the thing and that of another character, everywhere in the text.
+# The two versions are read; the question is asked with the keys and values of one and the states of the other, both
+# ways. Each memory is complete, and they disagree. Which of the two answers does the model find more likely?
+
+
+# %%
+def exchanged(text, one, other):
+    """The text with two words in each other's place"""
+    places = {one: other, other: one}
+    return re.sub(r"\w+", lambda word: places.get(word[0], word[0]), text)
+
+
+def two_versions(task, ids, replies):
+    """The caches of both, the question, and the answers that are right by the first and by the second; or None"""
+    told, question, reply = text_and_question(ids, replies)
+    text, right = tokenizer.decode(told), tokenizer.decode(question[reply[0] :])
+    pattern = r": (\d+)" if task == "phone books" else r"user\n(\w+), (\w+) and (\w+) are friends"
+    choices = re.findall(pattern, text)
+    choices = choices if task == "phone books" else choices[0]
+    if right.strip() not in choices:  # the thing is not with anybody
+        return None
+    other = next(x for x in choices if x != right.strip())
+    second = tokenizer.encode(exchanged(text, right.strip(), other))
+    answers = question[reply[0] :], tokenizer.encode(right.replace(right.strip(), other))  # with the space before
+    return after(tiny, told), after(tiny, second), question[: reply[0]], answers
+
+
+def prefers_first(cache, question, answers):
+    """Whether the first answer is the likelier one"""
+    likely = []
+    for answer in answers:
+        logs = ask(tiny, cache, question + answer)[len(question) - 1 :]
+        likely.append(sum(logs[i, word] for i, word in enumerate(answer)))
+    return (likely[0] > likely[1]).item()
+
+
+# %%
+disputed = {}  # task -> (documents, arms) whether the first version's answer is preferred
+for task in ("phone books", "accounts"):
+    versions = [found for found in (two_versions(task, *row) for row in read[task]) if found]
+    rows = []
+    for first, second, question, answers in versions:
+        pairs = ((first, first), (second, second), (first, second), (second, first))  # keys and values, states
+        rows.append([prefers_first(mixed(*pair), question, answers) for pair in pairs])
+    disputed[task] = torch.tensor(rows)
+believed = {}  # task -> share that goes with the keys and values, one for each document
+for task, x in disputed.items():
+    believed[task] = (x[:, 2].float() + 1 - x[:, 3].float()) / 2
+    agreed = (x[:, 0].float() + 1 - x[:, 1].float()) / 2
+    error = believed[task].std() / len(x) ** 0.5
+    print(f"{task} ({len(x)}): both memories of one version: its answer is preferred in {agreed.mean():.0%}")
+    print(
+        f"   contradicting: the keys and values' answer {believed[task].mean():.0%} ±{error:.0%}, the states' the rest"
+    )
+assert believed["phone books"].mean() > 0.8 and believed["accounts"].mean() < 0.45
+
+# %% [markdown]
+# A model that trusted one of its memories would go with that one each time. `tiny/` does not. Asked for a **number**, it
+# goes with its keys and values: what stands in one place is looked up there. Asked **who has the thing now**, it goes
+# mostly with its states, although states alone answered nothing above, and keys and values alone a good part.
+#
+# Care with the reading: the two memories are not read beside each other. What attention looks for depends on what
+# the L layers return, and both names stand among its keys. So this shows which memory decides, not where alone a fact is
+# kept. A likely story is that the states choose the person and attention supplies the name. Still, it is what the word
+# hybrid promises: two memories, each used for what it is good at. One small model, two tasks.
 #
 # ## 9. Further than it was trained
 #
@@ -782,7 +848,7 @@ print(card.split("<!-- far -->")[1].split("<!-- /far -->")[0].strip())
 # %%
 far = corpus.Corpus("held out", {"book": 1.0}, entries=8, **{"single questions": 1.0})
 chats = corpus.Corpus("held out", {"chat": 1.0})
-LENGTHS, BOOKS = (512, 1024, 2048), 12
+LENGTHS, BOOKS = (512, 1024, 2048), 16
 
 
 def book_and_stories(number):
@@ -810,65 +876,59 @@ def is_right(cache, question, reply, gap=0):
 
 FAR_ARMS = ("all", "states of the book", "keys of the book")
 found = torch.zeros(BOOKS, len(LENGTHS), len(FAR_ARMS))
-gaps = (0, 128, 256, 512, 768, 1024, 1280, 1536, 1792, 2048, 3072)
+gaps = (0, 512, 1024, 2048, 3072)
 by_gap = torch.zeros(BOOKS, len(gaps))  # nothing between, but positions that say so
 for number in range(BOOKS):
     book, question, reply, stories = book_and_stories(number)
     near = after(tiny, book)
+    by_gap[number] = torch.tensor([is_right(near, question, reply, gap) for gap in gaps]).float()
     for column, length in enumerate(LENGTHS):
         room = length - len(book) - len(question)
-        cache = after(tiny, book + stories[:room])
-        arms = (
-            is_right(c, question, reply, gap)
-            for c, gap in ((cache, 0), (mixed(cache, near), 0), (mixed(near, cache), room))
-        )
-        found[number, column] = torch.tensor([*arms]).float()
-    by_gap[number] = torch.tensor([is_right(near, question, reply, gap) for gap in gaps]).float()
+        full = after(tiny, book + stories[:room])
+        arms = ((full, 0), (mixed(full, near), 0), (mixed(near, full), room))
+        found[number, column] = torch.tensor([is_right(cache, question, reply, gap) for cache, gap in arms]).float()
 
 # %%
-left, right = figures.axes(1, 2, width=4.6, height=3.0, sharey=True)
+ax = figures.axes(width=5.6, height=3.0)
 for arm, (name, color) in enumerate(zip(FAR_ARMS, (figures.BLACK, figures.ORANGE, figures.GREEN))):
     x = found[:, :, arm]
     error = x.std(0) / BOOKS**0.5
-    left.errorbar(torch.arange(3) + 0.05 * (arm - 1), x.mean(0), error, fmt="o-", color=color, capsize=3, label=name)
-left.set_xticks(range(3), LENGTHS)
-left.set(xlabel="tokens from the book to the question", ylabel="share of numbers right", ylim=(-0.03, 1.06))
-left.legend(fontsize=9, loc="lower left")
-right.plot(gaps, by_gap.mean(0), "s-", color=figures.PINK)
-right.set(xlabel="positions left empty behind the book")
+    ax.errorbar(torch.arange(3) + 0.05 * (arm - 1), x.mean(0), error, fmt="o-", color=color, capsize=3, label=name)
+ax.set_xticks(range(3), LENGTHS)
+ax.set(xlabel="tokens in all, book to question", ylabel="share of numbers right", ylim=(-0.03, 1.06))
+ax.legend(fontsize=9, loc="lower left")
 pyplot.show()
 
 # %%
 print(f"share of numbers right, {BOOKS} books of eight entries\n")
-print(f"{'length':24}" + "".join(f"{n:6}" for n in LENGTHS))
-for name, row in zip(FAR_ARMS, found.mean(0).T):
-    print(f"{name:24}" + "".join(f"{x:6.0%}" for x in row))
-print(f"\n{'positions left empty':24}" + "".join(f"{n:6}" for n in gaps))
-print(f"{'':24}" + "".join(f"{x:6.0%}" for x in by_gap.mean(0)))
-mean = found.mean(0)
-assert mean[2, 0] < mean[0, 0] and mean[2, 2] > mean[2, 0] + 0.2
+print(f"{'tokens':24}" + "".join(f"{n:12}" for n in LENGTHS))
+for arm, name in enumerate(FAR_ARMS):
+    x = found[:, :, arm]
+    print(f"{name:24}" + "".join(f"{a:7.0%} ±{s:3.0%}" for a, s in zip(x.mean(0), x.std(0) / BOOKS**0.5)))
+print(f"\n{'positions left empty':24}" + "".join(f"{n:7}" for n in gaps))
+print(f"{'':24}" + "".join(f"{x:7.0%}" for x in by_gap.mean(0)))
+mean = found.mean(0)[1:].mean(0)  # beyond the training length
+assert mean[0] < 0.85 and mean[2] > mean[0] + 0.1
 
 # %% [markdown]
 # The suspicion was wrong. With the keys of the book alone, at their true distance, and with states that have been through
 # all of the stories, the numbers are found nearly as in a short text. It is **attention** that fails beyond the
-# training length, drowned by what lies between: thousands of keys that it was never trained to ignore. Fresh states help
-# somewhat, since what the F layers ask for is computed by the L layers below.
+# training length: what lies between drowns the book, thousands of keys that it was never trained to ignore. Fresh states
+# help somewhat, since what the F layers ask for is computed from what the L layers return.
 #
-# And the distance itself? In the picture on the right nothing lies between book and question; only the positions are
-# farther apart. Distances that training never had do no harm as such: a quarter of a head is rotated, and the rest knows
-# no positions. If one of the distances stands out, it is one at which the rotated pairs happen to stand badly.
+# The distance itself is not to blame, either. In the last two lines nothing lies between book and question; only the
+# positions are farther apart, and the numbers are found. (A quarter of each head is rotated; the rest knows no positions.)
 #
-# So the weak spot of this hybrid at length is where its strength is. The released models have learned lengths of 262,144
-# tokens by training on long texts; nothing in the layer gives it for free.
-
-# %% [markdown]
+# So at length the hybrid fails where its strength is. Nothing in the layer gives a longer reach for free. It takes
+# training on long texts.
+#
 # ## What to take along
 #
 # | | Gated DeltaNet | attention |
 # |---|---|---|
 # | keeps of $n$ tokens | states of $H K V$ numbers, whatever $n$ | $2 n H_{kv} d$ numbers |
-# | how many pairs | as many as its keys have dimensions, more or less | all of them |
-# | what it learns easily | to join neighbours, to follow what changes | to look up, once neighbours are joined |
+# | pairs it can return | at most about as many as its keys have dimensions | all |
+# | used in `tiny/` for | joining neighbours; what changes | looking up what stands in one place |
 # | what goes wrong | pairs disturb one another | the cost; too much other text, beyond the lengths of training |
 #
 # One attention layer in four is enough for recall, and the cache is a quarter of that of attention everywhere, plus a
@@ -927,35 +987,28 @@ assert mean[2, 0] < mean[0, 0] and mean[2, 2] > mean[2, 0] + 0.2
 #
 # </details>
 #
-# **3.** Let the two memories contradict each other. Take accounts whose first answer is a name, make a second version
-# of each in which this name and another character's change places, and ask with the keys and values of one version
-# and the states of the other. Whom does `tiny/` name?
+# **3.** In accounts the states decide. All of them? Let the states of *one* L layer contradict everything else, and see
+# how often the answer changes. (`versions` holds the accounts, from section 8.)
 #
 # <details><summary>Solution</summary>
 #
-# Mostly as the states have it, though in section 8 states alone answered nothing. The two memories are not read beside
-# each other: what attention looks for depends on what the layers before it return, and both names stand among its keys.
-# So a conflict shows who wins it, not where a fact is kept. (A state knows no positions: the two versions need not even
-# have the same length.)
+# A cache is a list of layers; put one of the second version's into a copy of the first's.
 #
 # ```python
-# import re
-#
-# votes = {"keys and values": 0, "states": 0, "neither": 0}
-# for ids, replies in read["accounts"]:
-#     told, question, reply = text_and_question(ids, replies)
-#     text, name = tokenizer.decode(told), tokenizer.decode(question[reply[0] :]).strip()
-#     people = re.search(r"user\n(\w+), (\w+) and (\w+) are friends", text).groups()
-#     if name in people:
-#         other = next(one for one in people if one != name)
-#         places = {name: other, other: name}
-#         swapped = re.sub(r"\w+", lambda word: places.get(word[0], word[0]), text)
-#         cache = mixed(after(tiny, told), after(tiny, tokenizer.encode(swapped)))
-#         logs = ask(tiny, cache, question)[reply[0] - 1]
-#         said = tokenizer.decode([logs.argmax().item()]).strip()
-#         votes[{name: "keys and values", other: "states"}.get(said, "neither")] += 1
-# print("named as in", votes)
-# assert votes["neither"] < sum(votes.values()) / 2
+# changed = {}
+# for i in L_LAYERS:
+#     votes = []
+#     for first, second, question, answers in versions:
+#         cache = first.clone()
+#         cache.layers[i] = second.layers[i].clone()
+#         votes.append(prefers_first(cache, question, answers))
+#     changed[i] = 1 - sum(votes) / len(votes)
+#     print(f"layer {i} contradicts: the second version's answer is preferred in {changed[i]:.0%}")
+# none = 1 - disputed["accounts"][:, 0].float().mean().item()
+# print(f"none contradicts: {none:.0%}; all of them: {1 - disputed['accounts'][:, 2].float().mean():.0%}")
+# assert max(changed.values()) < 1 - disputed["accounts"][:, 2].float().mean()
 # ```
+#
+# If no single layer turns the answer as all together do, who has what is spread over several.
 #
 # </details>
