@@ -144,6 +144,19 @@ class Card:
         found = [right for n in range(documents) for right in self.answers(source.document(f"questions:{n}"))]
         return sum(found) / len(found)
 
+    @torch.no_grad()
+    def yes_or_no(self, documents: int) -> float:
+        """The share of replies with Yes or No for a first word that begin right. To the corpus these are template."""
+        source, found = corpus.Corpus("held out", {"chat": 1.0}), []
+        begin, words = self.encode("<|im_start|>assistant\n"), (self.encode("Yes"), self.encode("No"))
+        for n in range(documents):
+            ids, _ = self.ids_and_roles(source.document(f"questions:{n}"))
+            best = self.exact(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+            for i in range(len(begin), len(ids)):
+                if ids[i - len(begin) : i] == begin and [ids[i]] in words:
+                    found.append(best[i - 1] == ids[i])
+        return sum(found) / len(found)
+
     def far(self, entries: int, length: int, documents: int = 12) -> float:
         """The share of numbers found when stories stand between the book and the last question, `length` in all."""
         books, chats = (
@@ -202,8 +215,8 @@ def main():
     ]
     sections = {
         "excess": excess,
-        "questions": f"Questions about stories: {stories:.1%} right.\n\n"
-        + table(["moves", "two things", "three"], moves),
+        "questions": f"Questions about stories: {stories:.1%} right, leaving out whether a reply begins with Yes or "
+        f"No; that is right in {card.yes_or_no(150):.0%}.\n\n" + table(["moves", "two things", "three"], moves),
         "books": table(["entries", "right"], books),
         "far": table(["entries", "512", "1K", "2K", "4K"], far),
         "load": load,
