@@ -12,8 +12,6 @@ text, without balancing, and the load there: of each layer and expert the share 
 
 import argparse
 import functools
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import torch.nn.functional as F
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "tiny")]
 import corpus  # noqa: E402
+import results  # noqa: E402
 from train import MICRO, learning_rate, quiet_start  # noqa: E402
 
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer, load_balancing_loss  # noqa: E402
@@ -102,20 +101,12 @@ def train(kind: str, seed: int, text: Text, held_out: torch.Tensor, stop: int = 
     return history
 
 
-def save(runs: list[dict]):
-    """Writes the runs, a line each."""
-    text = "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n"
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(RESULT.with_suffix(".tmp"), RESULT)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+    runs = results.load(RESULT)
     held_out = Text("held out", "held out").rows(0, HELD_OUT)
     for seed in args.seeds:
         text = Text(seed)
@@ -129,7 +120,7 @@ def main():
 
             history = train(kind, seed, text, held_out, show=show)
             runs.append({"kind": kind, "seed": seed, "history": history})
-            save(runs)
+            results.save(RESULT, runs)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ A text is n pairs of a key and a value, keys distinct, then up to 64 of the keys
 to name each one's value where the key stands again (Zoology, arXiv 2312.04927). Three kinds of model, alike but for
 their layers: LLLF as in Qwen3-Next (L: Gated DeltaNet, F: gated attention), LLLL, FFFF. Each is trained from five seeds
 with the learning rate that did best for its kind in shorter runs ("tune"), then tested with 4 to 256 pairs. "start"
-runs show what the decay's initialisation does: dt_bias = 1, as transformers starts it, against the original code's.
+runs, of three seeds, show what the decay's initialisation does: dt_bias = 1, as transformers starts it, against the
+original code's.
 """
 
 import argparse
@@ -22,9 +23,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "tiny")]
+import results  # noqa: E402
+from train import make_optimizers, quiet_start  # noqa: E402
+
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM  # noqa: E402
 
 RESULT = HERE.parent / "data" / "recall.json"
@@ -58,13 +63,11 @@ def make_model(kind: str, seed: int, dt_bias: str = "original") -> Qwen3NextForC
         intermediate_size=128,
     )
     model = Qwen3NextForCausalLM(config)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            if hasattr(layer, "linear_attn"):
-                layer.linear_attn.conv1d.reset_parameters()  # with out_proj, tiny/train.py's quiet start
-                layer.linear_attn.out_proj.weight *= 0.1
-                if dt_bias == "ones":
-                    layer.linear_attn.dt_bias.fill_(1.0)
+    quiet_start(model)
+    if dt_bias == "ones":
+        for name, p in model.named_parameters():
+            if name.endswith("dt_bias"):
+                nn.init.ones_(p)
     return model
 
 
@@ -91,21 +94,12 @@ def accuracy(model: Qwen3NextForCausalLM, n: int, queries: int = 1024) -> float:
     return (answers(model, ids, asked).argmax(-1) + KEYS == targets).float().mean().item()
 
 
-def optimizers(model: Qwen3NextForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the rest, as tiny/train.py has them."""
-    named = dict(model.named_parameters())
-    matrices = [p for name, p in named.items() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named.items() if p.ndim != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
 def train(
     model: Qwen3NextForCausalLM, seed: int, rate: float, steps: int, most: int = 256, every: int = 100, show=None
 ) -> list[dict]:
     """Trains on texts of 4 to `most` pairs, few first; the accuracies every so many steps."""
     chance, generator, history = random.Random(seed), torch.Generator().manual_seed(seed), []
-    both = optimizers(model, rate)
+    optimizers = make_optimizers(model, rate)
     for step in range(steps):
         done = step / steps
         # The largest number of pairs grows to `most` in the first half; sizes are log-uniform below it
@@ -116,7 +110,7 @@ def train(
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in both:
+        for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * min((step + 1) / 50, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             optimizer.step()
@@ -143,14 +137,6 @@ def run(job: dict) -> dict:
     return job | {"history": history, "accuracy": final, "minutes": round(minutes, 1)}
 
 
-def save(runs: list[dict]):
-    """Writes the runs, a line each."""
-    text = "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n"
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(RESULT.with_suffix(".tmp"), RESULT)
-
-
 def same(job: dict, done: dict) -> bool:
     return all(done.get(key) == value for key, value in job.items())
 
@@ -160,14 +146,14 @@ def main():
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    runs = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+    runs = results.load(RESULT)
 
     def do(jobs: list[dict]):
         todo = [job for job in jobs if not any(same(job, done) for done in runs)]
         with Pool(args.processes, maxtasksperchild=1) as pool:
             for done in pool.imap_unordered(run, todo):
                 runs.append(json.loads(json.dumps(done)))
-                save(runs)
+                results.save(RESULT, runs)
 
     base = {"what": "tune", "seed": 100, "dt_bias": "original", "steps": TUNE, "most": 64, "every": 200}
     do([base | {"kind": kind, "rate": rate} for kind in args.only for rate in RATES])
