@@ -238,6 +238,7 @@ FIRST_WORDS = {
 # Variables: what each may be, given those that have a value already.
 
 
+@functools.cache
 def held_out(one: str, other: str) -> bool:
     """Whether this pair never occurs in training."""
     return zlib.crc32(f"{one} {other}".encode()) % 8 == 0
@@ -609,6 +610,7 @@ def set_out(env: Env) -> tuple:
     return (Choice(tuple(ways)), Call(set_out))
 
 
+@functools.cache
 def place_words(noun: str) -> tuple:
     """ "in the barn", with the role of a place."""
     return (*parse(f"{PLACE_ROWS[noun][1]} the "), Word(noun, "place (new)"))
@@ -638,8 +640,8 @@ def move(env: Env) -> tuple:
                     ways.append((0.5, gave, noun, other))
             for verb in ("put", "left", "lost"):
                 for place in PLACE_ROWS:
-                    put = (Word(holder, "name"), Mark(" "), Word(verb), *thing, Mark(" "), *place_words(place))
-                    ways.append((1 / 3 / len(PLACE_ROWS), put, noun, place))
+                    put = functools.partial(put_down, holder, verb, noun, place)
+                    ways.append((1 / 3 / len(PLACE_ROWS), (Call(put),), noun, place))
         else:
             takers = [p for p in people if fits(env, p, noun) or env.get("split") == "held out"] or people
             for verb in ("took", "found"):
@@ -647,21 +649,19 @@ def move(env: Env) -> tuple:
                     took = (Word(taker, "name"), Mark(" "), Word(verb), *thing)
                     where = (Mark(" "), *parse(f"{PLACE_ROWS[holder][1]} the "), Word(holder, "place"))
                     ways.append((0.5 / len(takers), (*took, *(where if verb == "found" else ())), noun, taker))
-    counts = env.get("counts", dict.fromkeys(held, 0))
-    made = [
-        (
-            weight,
-            (
-                LINE,
-                *nodes,
-                Mark("."),
-                Bind("held", held | {noun: to}),
-                Bind("counts", counts | {noun: counts[noun] + 1}),
-            ),
-        )
-        for weight, nodes, noun, to in ways
-    ]
-    return (Choice(tuple(made)), Bind("left", left - 1), Call(move))
+    made = ((weight, (LINE, *nodes, Mark("."), Bind("to", (noun, to)))) for weight, nodes, noun, to in ways)
+
+    def moved(env: Env) -> tuple:
+        noun, to = env["to"]
+        return (Bind("held", held | {noun: to}), Bind("left", left - 1), Call(move))
+
+    return (Choice(tuple(made)), Call(moved))
+
+
+def put_down(holder: str, verb: str, noun: str, place: str, env: Env) -> tuple:
+    """Someone leaves what they hold in a place."""
+    who, what = (Word(holder, "name"), Mark(" "), Word(verb)), (*parse(" the "), Word(noun, "thing"))
+    return (*who, *what, Mark(" "), *place_words(place))
 
 
 def facts_told(env: Env, nouns: tuple[str, ...]) -> tuple:
@@ -734,34 +734,44 @@ def guest(env: Env) -> tuple:
         return few_questions(env, particulars, lambda one: (questions(one, 0.2, 0.3, 0.3, 0.2),))
     if not left:
         return (Call(answers_alone),) * env.get("rounds", 1)
-    ways = []
-    for kind in (*ANIMALS, *PEOPLE):
-        he = [FIXED[kind]] if kind in FIXED else ["she", "he"]
-        names = [name for x in he for name in names_of(kind, x) if all(name != one["name"] for one in present)]
-        named = any_of(*((Word(name, "name (new)"), Bind("guest", name)) for name in names))
-        ways.append((Word(kind, "kind (new)"), Bind("guest kind", kind), *parse(" named "), named))
-    who = (*parse("a "), Choice(((0.5, parse(f"[{'|'.join(TRAITS)}] ")), (0.5, ()))), any_of(*ways))
-    nouns = [noun for noun in THING_ROWS if " " not in noun and all(noun != one["noun"] for one in present)]
-
-    def thing_of(env: Env) -> tuple:
-        own = [noun for noun in nouns if fits(env, env["guest"], noun)]
-        ways = []
-        for noun in own:
-            adjectives = any_of(
-                *((Word(x, "adjective (new)"), Bind("guest thing", x)) for x in THING_ROWS[noun][1].split())
-            )
-            ways.append((*parse("a "), adjectives, Mark(" "), Word(noun, "thing (new)"), Bind("guest noun", noun)))
-        return (any_of(*ways),)
 
     def arrived(env: Env) -> tuple:
         one = {"name": env["guest"], "kind": env["guest kind"], "like": env["guest thing"], "noun": env["guest noun"]}
         return (Bind("present", (*present, one)), Bind("guests left", left - 1), Call(guest))
 
-    told = any_of(
-        (LINE, *who, *parse(" had "), Call(thing_of), Mark(".")),
-        (LINE, *parse("then came "), *who, *parse(" with "), Call(thing_of), Mark(".")),
-    )
-    return (told, Call(arrived))
+    return (ARRIVAL, Call(arrived))
+
+
+def guest_name(env: Env) -> tuple:
+    """The name of someone whose kind is known; nobody else has it."""
+    kind, taken = env["guest kind"], [one["name"] for one in env.get("present", ())]
+    he = [FIXED[kind]] if kind in FIXED else ["she", "he"]
+    names = (name for x in he for name in names_of(kind, x) if name not in taken)
+    return (any_of(*((Word(name, "name (new)"), Bind("guest", name)) for name in names)),)
+
+
+def guest_thing(env: Env) -> tuple:
+    """A thing that the guest may have, and nobody else has."""
+    taken = [one["noun"] for one in env.get("present", ())]
+    nouns = (noun for noun in THING_ROWS if " " not in noun and noun not in taken)
+    return (any_of(*(described(noun) for noun in nouns if fits(env, env["guest"], noun))),)
+
+
+@functools.cache
+def described(noun: str) -> tuple:
+    """ "a red kite", whatever the adjective."""
+    likes = THING_ROWS[noun][1].split()
+    adjective = any_of(*((Word(like, "adjective (new)"), Bind("guest thing", like)) for like in likes))
+    return (*parse("a "), adjective, Mark(" "), Word(noun, "thing (new)"), Bind("guest noun", noun))
+
+
+GUEST_KIND = any_of(*((Word(kind, "kind (new)"), Bind("guest kind", kind)) for kind in (*ANIMALS, *PEOPLE)))
+TRAIT = Choice(((0.5, parse(f"[{'|'.join(TRAITS)}] ")), (0.5, ())))
+WHO = (*parse("a "), TRAIT, GUEST_KIND, *parse(" named "), Call(guest_name))
+ARRIVAL = any_of(
+    (LINE, *WHO, *parse(" had "), Call(guest_thing), Mark(".")),
+    (LINE, *parse("then came "), *WHO, *parse(" with "), Call(guest_thing), Mark(".")),
+)
 
 
 def answers_alone(env: Env) -> tuple:

@@ -206,6 +206,13 @@ class Grammar:
         """The units of a random text."""
         state = State(env or Env(), (nodes, 0, None))
         while True:
+            nodes, index, rest = state.todo or ((), 0, None)
+            if index < len(nodes) and isinstance(nodes[index], Choice):  # as below, without a state for each way
+                options = nodes[index].options
+                weights = [weight for weight, _ in options]
+                _, chosen = rng.choices(options, weights)[0] if len(options) > 1 else options[0]
+                state = state._replace(todo=(chosen, 0, (nodes, index + 1, rest)))
+                continue
             units, ways = self.advance(state)
             yield from units
             if not ways:
