@@ -90,6 +90,22 @@ def test_training_resumes_where_it_stopped(tmp_path):
     assert (tmp_path / "whole_out" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_matrices_in_a_stack_are_trained_as_one_by_one():
+    """Catches a stacked Muon that mixes up matrices, turns tall ones, or scales a step by another shape's size."""
+    shapes, trained = [(6, 10), (10, 6), (6, 10), (8, 8), (6, 10)], []
+    for kind in (torch.optim.Muon, train.StackedMuon):
+        gen = torch.Generator().manual_seed(0)
+        matrices = [torch.randn(shape, generator=gen).requires_grad_() for shape in shapes]
+        optimizer = kind(matrices, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=gen)
+            optimizer.step()
+        trained.append(matrices)
+    for one, other in zip(*trained):
+        torch.testing.assert_close(other, one, rtol=0, atol=2e-3)  # of weights that moved by 0.1; bfloat16 inside
+
+
 def test_two_processes_train_as_one(tmp_path):
     """Catches gradients that are not averaged, or processes that see the same rows."""
     common = ["--size", "micro", "--batch", "2", "--length", "64", "--device", "cpu"]

@@ -256,6 +256,30 @@ def quiet_start(model: Qwen3NextForCausalLM):
             layer.linear_attn.out_proj.weight *= 0.1
 
 
+class StackedMuon(torch.optim.Muon):
+    """Muon with all matrices of one shape as one stack, since hundreds of experts each take a few small products."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            rate, momentum, (a, b, c) = group["lr"], group["momentum"], group["ns_coefficients"]
+            for shape in dict.fromkeys(p.shape for p in group["params"]):
+                matrices = [p for p in group["params"] if p.shape == shape]
+                grads = [p.grad for p in matrices]
+                means = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
+                torch._foreach_lerp_(means, grads, 1 - momentum)
+                x = torch.stack(torch._foreach_lerp(grads, means, momentum)).bfloat16()  # (matrices, rows, columns)
+                x = x.mT if shape[0] > shape[1] else x
+                x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+                for _ in range(group["ns_steps"]):  # Newton-Schulz: makes all singular values nearly 1
+                    gram = x @ x.mT
+                    x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+                x = x.mT if shape[0] > shape[1] else x
+                torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+                step = -0.2 * math.sqrt(max(shape)) * rate  # as large as AdamW's
+                torch._foreach_add_(matrices, list(x.float().unbind()), alpha=step)
+
+
 def make_optimizers(model: Qwen3NextForCausalLM, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers; AdamW for the rest: embedding, routers, gates, norms, decay."""
     plain = ("embed_tokens", "mlp.gate.", "shared_expert_gate")
@@ -263,7 +287,7 @@ def make_optimizers(model: Qwen3NextForCausalLM, rate: float, muon: bool = True)
     matrices = {name: p for name, p in named.items() if p.ndim == 2 and not any(part in name for part in plain)}
     others = [p for name, p in named.items() if name not in matrices]
     if muon:
-        first = torch.optim.Muon(matrices.values(), lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        first = StackedMuon(matrices.values(), lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     else:
         first = torch.optim.AdamW(matrices.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
     return [first, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
