@@ -58,9 +58,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 # ==== Tracing =========================================================================================================
@@ -83,7 +86,6 @@ class Trace(dict):
     """
 
     def __init__(self, *globs: str):
-        super().__init__()
         self.globs = globs or ("*",)
         self.lines: dict[str, str] = {}  # key -> the line of this file that computes it
 
@@ -107,9 +109,6 @@ def tracing(model: nn.Module, trace: dict) -> Iterator[None]:
                 frame = frame.f_back
             lines[key] = f"{Path(__file__).name}:{frame.f_lineno}" if frame else "called from outside"
 
-    def enter(module: nn.Module, _: Any):
-        path.append(names[module])
-
     def leave(module: nn.Module, _: Any, out: Any):
         nonlocal last
         out = out[0] if isinstance(out, tuple) else out
@@ -119,7 +118,7 @@ def tracing(model: nn.Module, trace: dict) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for module in names:
-            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_pre_hook(lambda module, _: path.append(names[module])).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
         tracer = record
         try:
@@ -254,8 +253,7 @@ class Qwen3NextConfig:
             n, many = self.linear_num_key_heads, self.linear_num_value_heads
             check("linear_num_value_heads", many % n == 0, f"a multiple of linear_num_key_heads ({n})")
         self.mlp_only_layers = self.mlp_only_layers or []
-        right = all(i in layers for i in self.mlp_only_layers)
-        check("mlp_only_layers", right, f"layers from 0 to {len(layers) - 1}")
+        check("mlp_only_layers", all(i in layers for i in self.mlp_only_layers), f"layers from 0 to {len(layers) - 1}")
         check("num_experts", e is not None and e >= 0, "a number (0: dense layers only)")
         check("mtp_num_hidden_layers", self.mtp_num_hidden_layers in (0, 1), "0 or 1")
         moe = [self.is_moe(i) for i in layers] + [e > 0] * self.mtp_num_hidden_layers
@@ -265,10 +263,9 @@ class Qwen3NextConfig:
         if not all(moe):
             need("intermediate_size")
 
-    def is_moe(self, layer: int) -> bool:
-        """Whether a layer's MLP is a mixture of experts."""
-        sparse = (layer + 1) % self.decoder_sparse_step == 0
-        return self.num_experts > 0 and sparse and layer not in self.mlp_only_layers
+    def is_moe(self, i: int) -> bool:
+        """Whether layer i's MLP is a mixture of experts."""
+        return self.num_experts > 0 and (i + 1) % self.decoder_sparse_step == 0 and i not in self.mlp_only_layers
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Qwen3NextConfig":
@@ -343,9 +340,8 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
     """
     dim = int(config.head_dim * config.partial_rotary_factor)
     inv_freq = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
-    if config.rope_scaling is None:
+    if (yarn := config.rope_scaling) is None:
         return inv_freq, 1.0
-    yarn = config.rope_scaling
     original = yarn.get("original_max_position_embeddings") or config.max_position_embeddings
     turns = (yarn.get("beta_fast") or 32, yarn.get("beta_slow") or 1)  # and the pairs that turn as often:
     low, high = (dim * math.log(original / (n * 2 * math.pi)) / (2 * math.log(config.rope_theta)) for n in turns)
@@ -388,6 +384,7 @@ class Step:
         self.cos, self.sin = ((turn * factor).to(x.dtype) for turn in (angle.cos(), angle.sin()))  # (B, T, 1, R/2)
 
 
+@dataclass
 class KVCache:
     """Keys and values of one attention layer, (B, heads, capacity, head_dim): slot j holds a sequence's j-th token.
 
@@ -412,9 +409,7 @@ class KVCache:
         """Nothing to do: the next tokens overwrite the slots of those taken back."""
 
     def clone(self) -> "KVCache":
-        new = KVCache()
-        new.k, new.v = (None if x is None else x.clone() for x in (self.k, self.v))
-        return new
+        return KVCache(*(None if x is None else x.clone() for x in (self.k, self.v)))
 
 
 class GatedAttention(nn.Module):
@@ -596,7 +591,7 @@ class GatedDeltaNet(nn.Module):
     """Project, convolve, run the gated delta rule, normalise, gate ([GDN] section 3.4)."""
 
     delta_rule = "chunk"  # or "recurrent", for more than one token
-    chunked = functools.partial(chunk_gated_delta_rule, chunk_size=32)  # on CPUs faster than 64
+    chunked = staticmethod(functools.partial(chunk_gated_delta_rule, chunk_size=32))  # on CPUs faster than 64
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -630,8 +625,7 @@ class GatedDeltaNet(nn.Module):
         b, a = ba.unflatten(-1, groups).split([r, r], dim=-1)
         v, z = (x.reshape(*x.shape[:2], -1, self.V) for x in (v, z))  # (B, T, H, V)
         b, a = b.flatten(2), a.flatten(2)
-        for name, x in zip("qkvzba", (q, k, v, z, b, a)):
-            tap(name, x)
+        tap("q", q), tap("k", k), tap("v", v), tap("z", z), tap("b", b), tap("a", a)
         return torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], dim=-1), z, b, a
 
     def forward(self, x: Tensor, step: Step, cache: DeltaNetCache | None = None) -> Tensor:
@@ -652,8 +646,7 @@ class GatedDeltaNet(nn.Module):
         if step.lengths is not None:  # padding neither forgets nor writes
             real = torch.arange(x.shape[1], device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
-        for name, x in {"q_l2norm": q, "k_l2norm": k, "g": g, "beta": beta}.items():
-            tap(name, x)
+        tap("q_l2norm", q), tap("k_l2norm", k), tap("g", g), tap("beta", beta)
         one_by_one = x.shape[1] == 1 or self.delta_rule == "recurrent"
         rule = recurrent_gated_delta_rule if one_by_one else self.chunked
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
@@ -732,12 +725,6 @@ class Experts(nn.Module):
         weight, scale = self._parameters[key], self._buffers.get(f"{key}_scale_inv")
         return weight if scale is None else dequantise(weight, scale, dtype)
 
-    def read_ahead(self, experts: Iterable[int]):
-        """Begins to read experts that are mapped from disk."""
-        for e in experts:
-            for name in self.names:
-                self.prefetch(self._parameters[f"{e}.{name}.weight"])
-
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x (tokens, D), weights and experts (tokens, k) -> (tokens, D): each token's weighted sum of k experts.
 
@@ -754,9 +741,10 @@ class Experts(nn.Module):
             groups = [(e, x.index_select(0, chosen)) for e, chosen in enumerate(tokens) if len(chosen)]
         self.used += len(groups)
         coming, outputs = iter([e for e, _ in groups] if self.prefetch else []), []
-        self.read_ahead(islice(coming, 16))  # the disk is busy with what comes while an expert is computed
-        for e, rows in groups:
-            self.read_ahead(islice(coming, 1))
+        for i, (e, rows) in enumerate(groups):
+            for ahead in islice(coming, 1 if i else 17):  # the disk is busy with what comes while one is computed
+                for name in self.names:
+                    self.prefetch(self._parameters[f"{ahead}.{name}.weight"])
             gate, up, down = (self.weight(e, name, x.dtype) for name in self.names)
             outputs.append(linear(F.silu(linear(rows, gate)) * linear(rows, up), down))
         if one:
@@ -932,12 +920,6 @@ class PreTrainedModel(nn.Module):
                 p.zero_()
             elif p.ndim > 1:  # the norms have set themselves
                 p.normal_(0, self.config.initializer_range)
-
-    @classmethod
-    def place(cls, name: str) -> str:
-        """Where this model has the parameter that another one calls `name`."""
-        bare = name.removeprefix("model.").removeprefix("transformer.")
-        return cls.backbone + bare if bare.startswith(("embed_tokens.", "layers.", "norm.")) else name
 
     def tie_weights(self):
         """Makes one tensor of those that the config ties."""
@@ -1171,10 +1153,12 @@ class LinearHead(PreTrainedModel):
         self.init_weights(self.get_submodule(self.head))
         self.dropout = nn.Dropout(0.0)
 
-    def read(self, *inputs: Any, **options: Any) -> ModelOutput:
-        """The backbone's output, with logits (B, T, outputs). Arguments as `Qwen3NextModel.forward`."""
+    def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any) -> ModelOutput:
+        """logits (B, T, outputs). labels (B, T) int64 add a mean cross-entropy, -100 left out. Else as the backbone."""
         out = self.get_submodule(self.backbone[:-1])(*inputs, **options)
         out.logits = self.get_submodule(self.head)(self.dropout(out.last_hidden_state))
+        if labels is not None:
+            out.loss = F.cross_entropy(upcast(out.logits).flatten(0, 1), labels.flatten())
         return out
 
 
@@ -1189,7 +1173,7 @@ class Qwen3NextForSequenceClassification(LinearHead):
         """logits (B, num_labels). labels (B,) int64: cross-entropy; (B,) or (B, num_labels) float: squared error if
         there is one label, else a yes or no for each; config.json's problem_type decides differently.
         """
-        out = self.read(input_ids, attention_mask, *inputs, **options)
+        out = super().forward(input_ids, attention_mask, *inputs, **options)
         (B, T, n), real, pad = out.logits.shape, attention_mask, getattr(self.config, "pad_token_id", None)
         if real is None:  # then padding is told by its token
             known = input_ids is not None and pad is not None
@@ -1219,13 +1203,6 @@ class Qwen3NextForTokenClassification(LinearHead):
         rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
         self.dropout.p = next((rate for rate in rates if rate is not None), 0.1)
 
-    def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any) -> ModelOutput:
-        """logits (B, T, num_labels); labels (B, T) int64 adds the mean cross-entropy, -100 left out."""
-        out = self.read(*inputs, **options)
-        if labels is not None:
-            out.loss = F.cross_entropy(upcast(out.logits).flatten(0, 1), labels.flatten())
-        return out
-
 
 class Qwen3NextForQuestionAnswering(LinearHead):
     """The span of the input that answers a question."""
@@ -1236,7 +1213,7 @@ class Qwen3NextForQuestionAnswering(LinearHead):
         self, *inputs: Any, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **options: Any
     ) -> ModelOutput:
         """start_logits and end_logits (B, T). Positions (B,) int64 add their mean cross-entropy; beyond T: left out."""
-        out = self.read(*inputs, **options)
+        out = super().forward(*inputs, **options)
         out.start_logits, out.end_logits = out.logits.unbind(-1)
         if start_positions is not None and end_positions is not None:
             T, pairs = out.logits.shape[1], ((out.start_logits, start_positions), (out.end_logits, end_positions))
@@ -1250,7 +1227,7 @@ FP8 = torch.float8_e4m3fn
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
 libc = ctypes.CDLL(None) if hasattr(mmap, "MADV_WILLNEED") else None  # for madvise and mincore; not on Windows
 ADVISED = 2**18  # bytes of a matrix from which the system is told how it will be read: that takes microseconds, too
-HEADS = ("lm_head", "mtp", "score", "qa_outputs")  # what stands beside the backbone, each in some models
+BACKBONE = re.compile(r"^(model\.)?(transformer\.)?(?=(embed_tokens|layers|norm)\.)")  # each model's own prefix
 
 
 def some(names: Iterable[str]) -> str:
@@ -1274,19 +1251,15 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-def parse_json(text: str, source: Any, kind: type = object) -> Any:
-    """What a JSON text says. Raises ValueError naming the source if it is none, or not of that kind."""
+def read_json(source: Any, kind: type = dict, text: str | None = None) -> Any:
+    """What a JSON file says, or a text from that source. Raises FileNotFoundError or ValueError naming the source."""
+    text = read_text(source) if text is None else text
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     expect(isinstance(content, kind), f"{source}: holds {type(content).__name__}, expected {kind.__name__}")
     return content
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
-    return parse_json(read_text(path), path, dict)
 
 
 def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
@@ -1307,8 +1280,7 @@ def download(repo: str) -> Path:
     the disk is too full, FileNotFoundError if hub and cache fail or the download breaks off: files got so far stay.
     """
     from huggingface_hub import HfApi, constants, snapshot_download  # slower to import than all the rest
-    from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import RepositoryNotFoundError, disable_progress_bars
 
     home = Path(constants.HF_HUB_CACHE)
     folder = home / f"models--{repo.replace('/', '--')}"  # with refs/main, blobs/HASH, snapshots/REVISION/FILE
@@ -1346,16 +1318,14 @@ def download(repo: str) -> Path:
 
 def find_file(folder: Path, name: str) -> Path | None:
     """A file of a checkpoint, None if there is none. Raises ValueError if it is a link to somewhere else."""
-    path, homes = folder / name, [folder.resolve()]
+    path = folder / name
     if not path.is_file():
         expect(not os.path.lexists(path), f"{path}: not a file, or a link to nowhere")
         return None
-    if homes[0].parent.name == "snapshots":  # the hub's cache, where files are links to its blobs
-        homes += [place / "blobs" for place in homes[0].parents[1:3]]
-    right = path.parent == folder and (
-        path.resolve().parent == homes[0] or any(map(path.resolve().is_relative_to, homes[1:]))
-    )
-    expect(right, f"{path}: leads out of the folder, to {path.resolve()}")
+    home, target = folder.resolve(), path.resolve()
+    blobs = [up / "blobs" for up in home.parents[1:3] if home.parent.name == "snapshots"]  # where the hub's links lead
+    inside = target.parent == home or any(map(target.is_relative_to, blobs))
+    expect(inside, f"{path}: leads out of the folder, to {target}")
     return path
 
 
@@ -1367,8 +1337,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     the page and never reaches the file; on Linux no memory is set aside for that, so a file may exceed the memory.
     Raises ValueError, naming the file, if it is not whole.
     """
-    from safetensors import SafetensorError, safe_open
-
     linux = {"flags": mmap.MAP_PRIVATE | 0x4000, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # 0x4000: MAP_NORESERVE
     try:
         with path.open("rb") as file:
@@ -1426,8 +1394,7 @@ def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             right = tensor.ndim == 3 and tensor.numel() > 0 and tensor.shape[1] % len(names) == 0
             expect(right, f"{name} has shape {tuple(tensor.shape)}, expected (experts, rows, columns)")
             for e, matrix in enumerate(tensor.unbind()):
-                parts = zip(names, matrix.chunk(len(names)))
-                new = {f"{prefix}.{e}.{part}.weight{scale}": rows for part, rows in parts}
+                new = {f"{prefix}.{e}.{part}.weight{scale}": x for part, x in zip(names, matrix.chunk(len(names)))}
                 expect(not new.keys() & tensors, f"{name}: experts are there twice, fused and {some(new)}")
                 split.update(new)
         else:
@@ -1444,11 +1411,8 @@ def dequantise_all(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, 
         scale, weight = tensors[scale_name], tensors.get(name)
         right = weight is not None and weight.dtype == FP8 and weight.ndim == 2 and weight.numel() > 0
         expect(right, f"{scale_name} has no FP8 matrix {name} beside it")
-        blocks = tuple(math.ceil(n / 128) for n in weight.shape)
-        expect(
-            scale.shape == blocks,
-            f"{scale_name} has shape {tuple(scale.shape)}, expected {blocks}: blocks of 128 x 128",
-        )
+        found, blocks = tuple(scale.shape), tuple(math.ceil(n / 128) for n in weight.shape)
+        expect(found == blocks, f"{scale_name} has shape {found}, expected {blocks}: blocks of 128 x 128")
         if ".experts." not in name:
             tensors[name] = dequantise(weight, tensors.pop(scale_name), dtype)
     return tensors
@@ -1474,9 +1438,7 @@ def as_device(device_map: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device_map)!r} can't be used: {str(error).partition('. ')[0]}") from None
 
 
-def choose_devices(
-    device_map: str | torch.device, tensors: dict[str, Tensor], dtype: torch.dtype
-) -> list[torch.device]:
+def choose_devices(device_map: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[torch.device]:
     """The devices of the routed experts and of all else. "auto" leaves the experts, or all, on the CPU if the GPU is
     too small, and then says so; a tenth of its free memory is left for caches and activations.
     """
@@ -1487,15 +1449,11 @@ def choose_devices(
     if str(device_map) != "auto" or device == cpu:
         return [device, device]
     free, (experts, rest) = torch.cuda.mem_get_info(device)[0], sizes
-    fits = [size <= 0.9 * free for size in (experts + rest, rest)]
-    devices = [device, device] if fits[0] else [cpu, device] if fits[1] else [cpu, cpu]
-    if not fits[0]:
-        print(
-            f"{free / 1e9:.1f} GB free on {device}: {experts / 1e9:.1f} GB of routed experts stay on {devices[0]}",
-            end=", ",
-            file=sys.stderr,
-        )
-        print(f"and are computed there; all else ({rest / 1e9:.1f} GB) goes to {devices[1]}", file=sys.stderr)
+    devices = [device if size <= 0.9 * free else cpu for size in (experts + rest, rest)]
+    if devices[0] == cpu:
+        routed = f"{experts / 1e9:.1f} GB of routed experts stay on {devices[0]}, and are computed there"
+        others = f"all else ({rest / 1e9:.1f} GB) goes to {devices[1]}"
+        print(f"{free / 1e9:.1f} GB free on {device}: {routed}; {others}", file=sys.stderr)
     return devices
 
 
@@ -1506,17 +1464,13 @@ def advise(tensor: Tensor, advice: int):
 
 
 def read_ahead(tensor: Tensor):
-    """Begins to read a mapped tensor, unless its middle is in memory (asking takes a tenth of the time). Its first and
-    last page may be there for a neighbour's sake.
-    """
+    """Begins to read a mapped tensor, unless its middle (its ends may be a neighbour's, too) is in memory already."""
     page, resident = (tensor.data_ptr() + tensor.nbytes // 2) // mmap.PAGESIZE * mmap.PAGESIZE, ctypes.c_ubyte()
     if libc.mincore(ctypes.c_void_p(page), ctypes.c_size_t(1), ctypes.byref(resident)) or not resident.value & 1:
         advise(tensor, mmap.MADV_WILLNEED)
 
 
-def assign_weights(
-    model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, devices: list[torch.device], dtype: torch.dtype
-):
+def assign_weights(model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, devices: list, dtype: torch.dtype):
     """Puts the tensors in place of the model's parameters, copying only where dtype or device differ.
 
     Other models' heads are left alone; the model's own, if the checkpoint has none, starts anew, with a warning.
@@ -1528,7 +1482,7 @@ def assign_weights(
         model.init_weights(head)
         tensors = {**tensors, **{f"{model.head}.{name}": p.detach() for name, p in head.named_parameters()}}
     want = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    others = {*HEADS} - {name.partition(".")[0] for name in want}
+    others = {"lm_head", "mtp", "score", "qa_outputs"} - {name.partition(".")[0] for name in want}
     found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
     wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
     extra = {name for name in found.keys() - want if name.removesuffix("_scale_inv") not in want}
@@ -1553,10 +1507,7 @@ def assign_weights(
 
 
 def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
-    """The config of a folder, some fields replaced, and the module that knows its family's tensors; None: Qwen3-Next.
-
-    Raises FileNotFoundError or ValueError naming the file.
-    """
+    """A folder's config, some fields replaced, and the module that knows its family's tensors; None: Qwen3-Next."""
     path, family = find_file(folder, "config.json") or folder / "config.json", None
     content = read_json(path)
     try:
@@ -1566,8 +1517,7 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
             content = family.translate_config(content)
         quantised = content.get("quantization_config") or {}
         method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
-        right = isinstance(quantised, dict) and method == "fp8"
-        expect(right, f"quant_method is {method!r:.99}, expected 'fp8', or no quantization_config")
+        expect(method == "fp8", f"quant_method is {method!r:.99}, expected 'fp8', or no quantization_config")
         return Qwen3NextConfig.from_dict({**content, **fields}), family
     except (ValueError, RecursionError) as error:  # of what is nested too deep to be copied
         raise ValueError(f"{path}: {error}") from None
@@ -1609,7 +1559,7 @@ def from_pretrained(
         tensors = family.repack(tensors, config.to_dict()) if family else tensors
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    names = {cls.place(name): name for name in tensors}
+    names = {BACKBONE.sub(cls.backbone, name): name for name in tensors}
     twice = tensors.keys() - names.values()
     expect(not twice, f"{folder}: there twice, with and without their prefix: {some(twice)}")
     tensors = {place: tensors[name] for place, name in names.items()}
@@ -1637,43 +1587,30 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
     max_shard_size: bytes, or a string such as "500MB". What is kept in 8 bits is written dequantised. Files get their
     names when all are complete, so that a failure, an OSError, leaves what was there before.
     """
-    from safetensors.torch import save_file
+    from huggingface_hub import split_state_dict_into_shards_factory as split
 
-    try:
-        limit = float(max_shard_size[:-2]) * 1000 ** (1 + ["KB", "MB", "GB"].index(max_shard_size[-2:]))
-    except (TypeError, ValueError):
-        limit = max_shard_size
-    expect(isinstance(limit, (int, float)) and limit > 0, f"max_shard_size is {limit!r}, expected bytes, or like '5GB'")
-    scales, shards, used = dict(self.named_buffers()), [{}], 0
-    for name, p in self.named_parameters():  # a tied weight comes once
-        size = p.numel() * (self.dtype if p.dtype == FP8 else p).itemsize
-        if used and used + size > limit:
-            shards.append({})
-            used = 0
-        shards[-1][name] = p.detach()
-        used += size
-    n, dtype = len(shards), str(self.dtype).removeprefix("torch.")
-    names = [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
+    parameters, scales = dict(self.named_parameters()), dict(self.named_buffers())  # a tied weight comes once
+    sizes = {name: p.numel() * (self.dtype if p.dtype == FP8 else p).itemsize for name, p in parameters.items()}
+    pattern, dtype = "model{suffix}.safetensors", str(self.dtype).removeprefix("torch.")
+    shards = split(sizes, get_storage_size=int, filename_pattern=pattern, max_shard_size=max_shard_size)
     config = {"architectures": [type(self).__name__], **self.config.to_dict(), "torch_dtype": dtype}
     texts = {"config.json": {k: x for k, x in config.items() if k not in ("quantization_config", "dtype")}}
     if self.generation_config:
         texts["generation_config.json"] = self.generation_config
-    if n > 1:
-        weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
-        total = {"total_size": sum(p.nbytes for p in self.parameters())}
-        texts["model.safetensors.index.json"] = {"metadata": total, "weight_map": weight_map}
+    if shards.is_sharded:
+        texts["model.safetensors.index.json"] = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    new = {name: folder / f"{name}.tmp" for name in (*names, *texts)}
+    new = {name: folder / f"{name}.tmp" for name in (*shards.filename_to_tensors, *texts)}
     try:
         for name in new:
             expect(not (folder / name).is_dir(), f"{name} is a folder")
-        for name, shard in progress([*zip(names, shards)], "saving", "file"):
-            full = {
-                key: p if p.dtype != FP8 else dequantise(p, scales[f"{key}_scale_inv"], self.dtype)
-                for key, p in shard.items()
-            }
-            save_file({key: p.contiguous() for key, p in full.items()}, new[name], metadata={"format": "pt"})
+        for name, keys in progress(shards.filename_to_tensors.items(), "saving", "file"):
+            full = {}
+            for key in keys:
+                p, scale = parameters[key].detach(), scales.get(f"{key}_scale_inv")
+                full[key] = p.contiguous() if scale is None else dequantise(p, scale, self.dtype)
+            save_file(full, new[name], metadata={"format": "pt"})
         for name, content in texts.items():
             new[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for name, file in new.items():
@@ -1732,8 +1669,6 @@ class Qwen3NextTokenizer:
 
         Raises FileNotFoundError or ValueError naming the file.
         """
-        import tokenizers
-
         folder = find_checkpoint(path_or_repo)
         names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         path, config, jinja = (find_file(folder, name) for name in names)
@@ -1745,20 +1680,15 @@ class Qwen3NextTokenizer:
         fields = read_json(config) if config else {}
         template = read_text(jinja) if jinja else fields.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = next(
-                (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
-            )
+            named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
+            template = next(named, {}).get("template")
         return cls(backend, fields, template)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
 
     def __call__(
-        self,
-        text: str | list[str],
-        return_tensors: str | None = None,
-        padding: bool = False,
-        padding_side: str = "left",
+        self, text: str | list, return_tensors: str | None = None, padding: bool = False, padding_side: str = "left"
     ) -> Encoding:
         """Token ids and attention mask of one text or several: lists, or (B, T) int64 tensors for "pt"."""
         expect(return_tensors in (None, "pt"), f"return_tensors is {return_tensors!r}, expected 'pt' or None")
@@ -1787,30 +1717,19 @@ class Qwen3NextTokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in batch]
 
     def apply_chat_template(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None = None,
-        tokenize: bool = False,
-        add_generation_prompt: bool = True,
-        **kwargs: Any,
+        self, messages: list, tools: Any = None, tokenize: bool = False, add_generation_prompt: bool = True, **kwargs
     ) -> str | list[int]:
         """The conversation as the checkpoint's own template writes it; kwargs (enable_thinking ...) are its variables.
 
         The template is a program from the checkpoint: it runs in Jinja's sandbox and can't change what it is given.
         Raises ValueError when there is no template, or for what the template itself refuses.
         """
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2.sandbox import ImmutableSandboxedEnvironment as Sandbox
 
         expect(self.chat_template is not None, "the checkpoint has no chat template")
-
-        def refuse(message: str):
-            raise jinja2.TemplateError(message)
-
-        loops = ["jinja2.ext.loopcontrols"]
-        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
+        env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-        env.globals.update(raise_exception=refuse, strftime_now=time.strftime)
+        env.globals.update(raise_exception=functools.partial(expect, False), strftime_now=time.strftime)
         kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             text = env.from_string(self.chat_template).render(**self.special_tokens, **kwargs)
@@ -1884,9 +1803,7 @@ class Sampling:
         """A token for each distribution p (B, vocab): (B,)."""
         return torch.multinomial(p, 1, generator=generator)[:, 0] if self.do_sample else p.argmax(-1)
 
-    def verify(
-        self, p: Tensor, q: Tensor | None, drafts: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def verify(self, p: Tensor, q: Tensor | None, drafts: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Speculative sampling, [Spec] Algorithm 1: the tokens that come out are distributed as p, whatever q is.
 
         A draft x stands with probability p(x) / q(x) if all before it stand. The token after those is drawn from
@@ -1912,9 +1829,7 @@ class Decoder:
     MTP's own keys and values lie in cache.mtp, one entry a token. Drafts take one sequence.
     """
 
-    def __init__(
-        self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int, generator: torch.Generator | None
-    ):
+    def __init__(self, model: Qwen3NextForCausalLM, cache: Cache, rule: Sampling, n: int, generator: Generator | None):
         expect(not n or model.mtp, "num_draft_tokens needs an MTP layer, but the checkpoint has no mtp.* tensors")
         self.model, self.cache, self.rule, self.n, self.generator = model, cache, rule, n, generator
         self.drafted, self.accepted = [0] * n, [0] * n  # counts by position
@@ -2128,11 +2043,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, metavar="N", help="make sampling repeatable")
     drafts = "tokens that MTP drafts for each pass of the model"
     add("--draft-tokens", dest="num_draft_tokens", type=int, default=0, metavar="N", help=drafts)
-    add(
-        "--trace",
-        metavar="FILE",
-        help="write the prompt's intermediate values to a safetensors file (verify/README.md)",
-    )
+    add("--trace", metavar="FILE", help="write what the prompt makes the model compute to a safetensors file")
     add("--trace-keys", nargs="+", default=["*"], metavar="GLOB", help="of these only, such as 'model.layers.3.*'")
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
     return parser.parse_args(arguments)
@@ -2143,8 +2054,7 @@ def warn_of_slow_disk(model: Qwen3NextForCausalLM):
     size, info = sum(p.nbytes for p in model.parameters() if p.device.type == "cpu"), Path("/proc/meminfo")
     free = 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1]) if info.is_file() else math.inf
     if size > free:
-        layers = [module for module in model.model.modules() if isinstance(module, Experts)]
-        routed = sum(layer.bytes_each for layer in layers) * (model.config.num_experts_per_tok or 0)
+        routed = sum(m.k * m.experts.bytes_each for m in model.model.modules() if isinstance(m, SparseMoeBlock))
         print(f"{size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of memory free:", end=" ", file=sys.stderr)
         print(f"each token needs {routed / 1e9:.2f} GB of experts, from disk where not in memory", file=sys.stderr)
 
@@ -2153,9 +2063,7 @@ class Printer:
     """Prints an answer as its tokens arrive: whole characters only, and nothing from a stop string on."""
 
     def __init__(self, tokenizer: Qwen3NextTokenizer, stops: list[str] | None):
-        from tokenizers.decoders import DecodeStream
-
-        self.backend, self.stream = tokenizer.backend, DecodeStream(skip_special_tokens=True)
+        self.backend, self.stream = tokenizer.backend, tokenizers.decoders.DecodeStream(skip_special_tokens=True)
         self.stops, self.held, self.ids, self.stopped = stops or [], "", [], False
 
     def __call__(self, token: int):
@@ -2229,10 +2137,10 @@ def converse(model: Qwen3NextForCausalLM, tokenizer: Any, render: Callable, text
 def run(args: argparse.Namespace):
     """Loads the model and does what was asked for."""
     tokenizer = Qwen3NextTokenizer.from_pretrained(args.model)
-    variables = {"tools": parse_json(read_text(args.tools), args.tools) if args.tools else None}
+    variables = {"tools": read_json(args.tools, object) if args.tools else None}
     for pair in args.template_arg:
         key, _, value = pair.partition("=")
-        variables[key] = parse_json(value, f"--template-arg {key}")
+        variables[key] = read_json(f"--template-arg {key}", object, value)
 
     def render(messages: list[dict]) -> str:
         if not args.chat and (args.raw or not tokenizer.chat_template):

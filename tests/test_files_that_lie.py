@@ -87,7 +87,7 @@ def originals(tmp_path_factory):
     model = random_model(torch.float32, **SMALL)
     model.generation_config = GENERATION
     folders = [tmp_path_factory.mktemp(name) for name in ("whole", "shards")]
-    for folder, size in zip(folders, ("5GB", 20_000)):
+    for folder, size in zip(folders, ("5GB", 10_000)):
         model.save_pretrained(folder, max_shard_size=size)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(ROOT / "tiny" / name, folder)
