@@ -202,7 +202,7 @@ class Qwen3NextConfig:
         for key in rope.keys() & {"rope_theta", "partial_rotary_factor"}:
             old, fields[key] = fields.get(key), rope.pop(key)
             expect(old in (None, fields[key]), f"config: {key} is {old!r}, but rope_parameters has {fields[key]!r}")
-        for key, kind in self.__annotations__.items():
+        for key, kind in Qwen3NextConfig.__annotations__.items():  # of an instance, Python 3.14 has none
             value = fields.pop(key, None)
             value = getattr(type(self), key) if value is None else value  # absent and null alike
             kinds = (int, float) if kind is float else kind
@@ -249,7 +249,7 @@ class Qwen3NextConfig:
         right = len(self.layer_types) == len(layers) and all(kind in kinds for kind in self.layer_types)
         check("layer_types", right, f"{' or '.join(kinds)} for each of num_hidden_layers ({len(layers)})")
         if "linear_attention" in self.layer_types:
-            need(" ".join(key for key in self.__annotations__ if key.startswith("linear_")))
+            need(" ".join(key for key in Qwen3NextConfig.__annotations__ if key.startswith("linear_")))
             n, many = self.linear_num_key_heads, self.linear_num_value_heads
             check("linear_num_value_heads", many % n == 0, f"a multiple of linear_num_key_heads ({n})")
         self.mlp_only_layers = self.mlp_only_layers or []
@@ -274,7 +274,8 @@ class Qwen3NextConfig:
 
     def to_dict(self) -> dict:
         """config.json's content: the top-level keys that transformers and mlx-lm read, and all that was passed in."""
-        fields = {key: x for key, x in vars(self).items() if x is not None or key not in self.__annotations__}
+        ours = Qwen3NextConfig.__annotations__
+        fields = {key: x for key, x in vars(self).items() if x is not None or key not in ours}
         return copy.deepcopy({"model_type": "qwen3_next", **fields, "rope_scaling": self.rope_scaling})
 
 
@@ -1213,7 +1214,7 @@ class Qwen3NextForQuestionAnswering(LinearHead):
         self, *inputs: Any, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **options: Any
     ) -> ModelOutput:
         """start_logits and end_logits (B, T). Positions (B,) int64 add their mean cross-entropy; beyond T: left out."""
-        out = super().forward(*inputs, **options)
+        out = super().forward(*inputs, labels=None, **options)
         out.start_logits, out.end_logits = out.logits.unbind(-1)
         if start_positions is not None and end_positions is not None:
             T, pairs = out.logits.shape[1], ((out.start_logits, start_positions), (out.end_logits, end_positions))
@@ -1589,6 +1590,9 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
     """
     from huggingface_hub import split_state_dict_into_shards_factory as split
 
+    size = max_shard_size  # by 0 or less, each tensor would get a file of its own
+    right = size > 0 if isinstance(size, (int, float)) else re.fullmatch(r"(?=.*[1-9])\d+(\.\d*)?[KMGT]B", str(size))
+    expect(right, f"max_shard_size is {size!r}, expected bytes, or like '5GB'")
     parameters, scales = dict(self.named_parameters()), dict(self.named_buffers())  # a tied weight comes once
     sizes = {name: p.numel() * (self.dtype if p.dtype == FP8 else p).itemsize for name, p in parameters.items()}
     pattern, dtype = "model{suffix}.safetensors", str(self.dtype).removeprefix("torch.")
@@ -1609,7 +1613,7 @@ def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_si
             full = {}
             for key in keys:
                 p, scale = parameters[key].detach(), scales.get(f"{key}_scale_inv")
-                full[key] = p.contiguous() if scale is None else dequantise(p, scale, self.dtype)
+                full[key] = p.contiguous() if p.dtype != FP8 else dequantise(p, scale, self.dtype)
             save_file(full, new[name], metadata={"format": "pt"})
         for name, content in texts.items():
             new[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -1729,7 +1733,7 @@ class Qwen3NextTokenizer:
         expect(self.chat_template is not None, "the checkpoint has no chat template")
         env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-        env.globals.update(raise_exception=functools.partial(expect, False), strftime_now=time.strftime)
+        env.globals.update(raise_exception=lambda message: expect(False, message), strftime_now=time.strftime)
         kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             text = env.from_string(self.chat_template).render(**self.special_tokens, **kwargs)

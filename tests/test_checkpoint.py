@@ -1,6 +1,7 @@
 """Claim: checkpoints are read without copies, written whole, and every file that does not fit is refused by name."""
 
 import json
+import re
 import struct
 
 import pytest
@@ -53,6 +54,14 @@ def test_what_transformers_saves_is_read(tmp_path):
     ours = Qwen3NextForCausalLM.from_pretrained(tmp_path / "theirs")
     ids = tokens(1, 50)
     assert (theirs(ids).logits - ours(ids).logits).abs().max() / ours(ids).logits.std() < 1e-3
+
+
+@pytest.mark.parametrize("size", [None, 0, -1, float("nan"), "abc", "", "0GB", "-1GB", "5GiB", b"5GB"])
+def test_sizes_that_are_none(tmp_path, size):
+    """Catches a file for each of 75,000 tensors, or one for all, where the size of a shard was mistyped."""
+    with pytest.raises(ValueError, match=f"^max_shard_size is {re.escape(repr(size))}, expected bytes"):
+        random_model().save_pretrained(tmp_path / "new", max_shard_size=size)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_second_save_replaces_the_first(tmp_path):
