@@ -2047,7 +2047,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, metavar="N", help="make sampling repeatable")
     drafts = "tokens that MTP drafts for each pass of the model"
     add("--draft-tokens", dest="num_draft_tokens", type=int, default=0, metavar="N", help=drafts)
-    add("--trace", metavar="FILE", help="write what the prompt makes the model compute to a safetensors file")
+    add("--trace", metavar="FILE", help="file for the prompt's intermediate values, safetensors (verify/README.md)")
     add("--trace-keys", nargs="+", default=["*"], metavar="GLOB", help="of these only, such as 'model.layers.3.*'")
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
     return parser.parse_args(arguments)

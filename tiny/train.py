@@ -257,7 +257,10 @@ def quiet_start(model: Qwen3NextForCausalLM):
 
 
 class StackedMuon(torch.optim.Muon):
-    """Muon with all matrices of one shape as one stack, since hundreds of experts each take a few small products."""
+    """Muon with all matrices of one shape as one stack, since hundreds of experts each take a few small products.
+
+    Always with Nesterov momentum and "match_rms_adamw", whatever nesterov and adjust_lr_fn ask for.
+    """
 
     @torch.no_grad()
     def step(self):
