@@ -266,8 +266,9 @@ class StackedMuon(torch.optim.Muon):
     def step(self):
         for group in self.param_groups:
             rate, momentum, (a, b, c) = group["lr"], group["momentum"], group["ns_coefficients"]
-            for shape in dict.fromkeys(p.shape for p in group["params"]):
-                matrices = [p for p in group["params"] if p.shape == shape]
+            trained = [p for p in group["params"] if p.grad is not None]  # MTP's have none before its loss joins
+            for shape in dict.fromkeys(p.shape for p in trained):
+                matrices = [p for p in trained if p.shape == shape]
                 grads = [p.grad for p in matrices]
                 means = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
                 torch._foreach_lerp_(means, grads, 1 - momentum)
