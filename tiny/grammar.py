@@ -168,31 +168,31 @@ class Grammar:
 
         The second list is empty at the end of the text.
         """
-        if state.todo is None:
-            rest = [Unit(state.marks.replace(START, ""), "", "template")]
-            return [unit for unit in [state.article, *rest] if unit and unit.text], []
-        env, (nodes, index, rest) = state.env, state.todo
+        env, todo, marks, article = state
+        if todo is None:
+            rest = [Unit(marks.replace(START, ""), "", "template")]
+            return [unit for unit in [article, *rest] if unit and unit.text], []
+        nodes, index, rest = todo
         if index == len(nodes):
-            return [], [(1.0, state._replace(todo=rest))]
+            return [], [(1.0, State(env, rest, marks, article))]
         node, following = nodes[index], (nodes, index + 1, rest)
-        state = state._replace(todo=following)
         match node:
             case Mark(text):
-                return [], [(1.0, state._replace(marks=join(state.marks, text)))]
+                return [], [(1.0, State(env, following, join(marks, text), article))]
             case Word():
-                units = write(state.marks, state.article, node)
+                units = write(marks, article, node)
                 article = units.pop() if units[-1].word.strip(' "') in ("a", "A") else None
                 return units, [(1.0, State(env, following, "", article))]
             case Bind(name, value):
-                return [], [(1.0, state._replace(env=Env(env, **{name: value})))]
+                return [], [(1.0, State(Env(env, **{name: value}), following, marks, article))]
             case Choice(options):
                 total = sum(weight for weight, _ in options)
-                return [], [(p / total, state._replace(todo=(nodes, 0, following))) for p, nodes in options]
+                return [], [(p / total, State(env, (nodes, 0, following), marks, article)) for p, nodes in options]
         try:
             made = node.function(env) if isinstance(node, Call) else self.slot(node.name, env)
         except Unbound as missing:
-            return [], self.bind(str(missing), state._replace(todo=(nodes, index, rest)))
-        return [], [(1.0, state._replace(todo=(made, 0, following)))]
+            return [], self.bind(str(missing), state)
+        return [], [(1.0, State(env, (made, 0, following), marks, article))]
 
     def bind(self, name: str, state: State) -> list[tuple[float, State]]:
         """The same place, once for every value of a variable."""
