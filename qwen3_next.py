@@ -285,14 +285,16 @@ class Qwen3NextConfig:
 def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, x (..., in), W (out, in) -> (..., out).
 
-    On a CPU, F.linear rearranges W before it multiplies. A single x is therefore multiplied as a vector, which reads W
-    up to a third faster, and a few rows of an expert's as (W x^T)^T, up to twice as fast.
+    On a CPU, F.linear rearranges a W in half precision before it multiplies. A single x is therefore multiplied as a
+    vector, which reads W up to a third faster, and a few rows of an expert's as (W x^T)^T, up to twice as fast.
     """
-    if x.is_cpu and x.numel() == W.shape[1]:
-        y = torch.mv(W, x.reshape(-1)) if bias is None else torch.addmv(bias, W, x.reshape(-1))
-        return y.view(*x.shape[:-1], -1)
-    if x.is_cpu and x.ndim == 2 and len(x) < 64 and bias is None:
-        return (W @ x.t()).t()
+    if x.is_cpu and bias is None:
+        if x.ndim == 1:
+            return torch.mv(W, x)
+        if x.numel() == W.shape[1] and W.dtype != torch.float32:
+            return torch.mv(W, x.flatten()).view(*x.shape[:-1], -1)
+        if x.ndim == 2 and len(x) < 64:
+            return (W @ x.t()).t()
     return F.linear(x, W, bias)
 
 
@@ -599,7 +601,7 @@ class GatedDeltaNet(nn.Module):
         self.key_heads, self.K = config.linear_num_key_heads, config.linear_key_head_dim
         self.value_heads, self.V = config.linear_num_value_heads, config.linear_value_head_dim
         keys, values = self.key_heads * self.K, self.value_heads * self.V
-        self.widths, channels = [keys, keys, values], 2 * keys + values
+        self.widths, channels = [2 * keys, values], 2 * keys + values
         self.in_proj_qkvz = Linear(config.hidden_size, channels + values, bias=False)
         self.in_proj_ba = Linear(config.hidden_size, 2 * self.value_heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, config.linear_conv_kernel_dim, groups=channels, bias=False)
@@ -636,11 +638,11 @@ class GatedDeltaNet(nn.Module):
         before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
         tap("conv_out", qkv := F.silu(qkv))
-        q, k, v = upcast(qkv).split(self.widths, dim=-1)
-        q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
+        qk, v = upcast(qkv).split(self.widths, dim=-1)
+        v = v.unflatten(-1, (-1, self.V))  # (B, T, H, V)
         r = self.value_heads // self.key_heads  # value heads i r to i r + r - 1 share key head i
-        q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
-        k = l2_normalise(k).repeat_interleave(r, dim=2)
+        q, k = l2_normalise(qk.unflatten(-1, (2, -1, self.K))).repeat_interleave(r, dim=3).unbind(2)  # (B, T, H, K)
+        q = q * self.K**-0.5
         # float32: in half precision a decay close to 1 would round to 1
         g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))  # (B, T, H), log of the decay
         beta = upcast(b).sigmoid()
@@ -723,7 +725,7 @@ class Experts(nn.Module):
     def weight(self, e: int, name: str, dtype: torch.dtype) -> Tensor:
         """A matrix of expert e, dequantised if it is kept in 8 bits."""
         key = f"{e}.{name}.weight"
-        weight, scale = self._parameters[key], self._buffers.get(f"{key}_scale_inv")
+        weight, scale = self._parameters[key], self._buffers.get(f"{key}_scale_inv") if self._buffers else None
         return weight if scale is None else dequantise(weight, scale, dtype)
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
@@ -734,7 +736,7 @@ class Experts(nn.Module):
         device = x.device
         x, weights, experts = (t.to(self._parameters["0.up_proj.weight"].device) for t in (x, weights, experts))
         if one := len(x) == 1:  # nothing to sort
-            groups = [(e, x) for e in experts[0].tolist()]
+            groups = [(e, x[0]) for e in experts[0].tolist()]
         else:
             order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
             counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
@@ -749,7 +751,7 @@ class Experts(nn.Module):
             gate, up, down = (self.weight(e, name, x.dtype) for name in self.names)
             outputs.append(linear(F.silu(linear(rows, gate)) * linear(rows, up), down))
         if one:
-            return (weights @ torch.cat(outputs)).to(device)
+            return (weights @ torch.stack(outputs)).to(device)
         place = order.argsort().view_as(experts)  # where in outputs a token's k are: looked up, weighted and summed
         return F.embedding_bag(place, torch.cat(outputs), per_sample_weights=weights, mode="sum").to(device)
 
