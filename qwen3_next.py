@@ -550,8 +550,8 @@ def causal_conv(x: Tensor, weight: Tensor, window: Tensor, lengths: Tensor | Non
     """
     kernel = weight.shape[-1]
     x = torch.cat([window.transpose(1, 2), x], dim=1)  # (B, kernel - 1 + T, channels)
-    if x.shape[1] == kernel:  # one token, without the cost of setting up a convolution
-        y = (upcast(x) * upcast(weight[:, 0].t())).sum(1, keepdim=True).to(x.dtype)
+    if x.shape[1] < kernel + 4:  # one token or a few, without the cost of setting up a convolution
+        y = (upcast(x.unfold(1, kernel, 1)) * upcast(weight[:, 0])).sum(-1).to(x.dtype)  # (B, T, channels, kernel)
     else:  # one row of a conv2d, because that takes channels last; conv1d would transpose before and after
         y = F.conv2d(x.unsqueeze(1).permute(0, 3, 1, 2), weight.unsqueeze(2), groups=x.shape[2])  # (B, channels, 1, T)
         y = y.squeeze(2).transpose(1, 2)
@@ -650,7 +650,7 @@ class GatedDeltaNet(nn.Module):
             real = torch.arange(x.shape[1], device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
         tap("q_l2norm", q), tap("k_l2norm", k), tap("g", g), tap("beta", beta)
-        one_by_one = x.shape[1] == 1 or self.delta_rule == "recurrent"
+        one_by_one = x.shape[1] <= 2 or self.delta_rule == "recurrent"  # up to 2, a chunk would take longer
         rule = recurrent_gated_delta_rule if one_by_one else self.chunked
         y, cache.state = rule(q, k, v, g=g, beta=beta, state=cache.state)
         tap("delta_out", y), tap("state", cache.state), tap("conv_state", cache.window)
@@ -738,10 +738,10 @@ class Experts(nn.Module):
         if one := len(x) == 1:  # nothing to sort
             groups = [(e, x[0]) for e in experts[0].tolist()]
         else:
-            order = experts.flatten().argsort(stable=True)  # all (token, choice) pairs, expert by expert
-            counts = experts.flatten().bincount(minlength=self.num_experts).tolist()
-            tokens = (order // experts.shape[1]).split(counts)
-            groups = [(e, x.index_select(0, chosen)) for e, chosen in enumerate(tokens) if len(chosen)]
+            chosen, order = experts.flatten().sort(stable=True)  # all (token, choice) pairs, expert by expert
+            used, counts = chosen.unique_consecutive(return_counts=True)
+            tokens = (order // experts.shape[1]).split(counts.tolist())
+            groups = [(e, x.index_select(0, rows)) for e, rows in zip(used.tolist(), tokens)]
         self.used += len(groups)
         coming, outputs = iter([e for e, _ in groups] if self.prefetch else []), []
         for i, (e, rows) in enumerate(groups):
