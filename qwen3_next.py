@@ -601,7 +601,7 @@ class GatedDeltaNet(nn.Module):
         self.key_heads, self.K = config.linear_num_key_heads, config.linear_key_head_dim
         self.value_heads, self.V = config.linear_num_value_heads, config.linear_value_head_dim
         keys, values = self.key_heads * self.K, self.value_heads * self.V
-        self.widths, channels = [2 * keys, values], 2 * keys + values
+        self.widths, channels = [keys, keys, values], 2 * keys + values
         self.in_proj_qkvz = Linear(config.hidden_size, channels + values, bias=False)
         self.in_proj_ba = Linear(config.hidden_size, 2 * self.value_heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, config.linear_conv_kernel_dim, groups=channels, bias=False)
@@ -638,11 +638,11 @@ class GatedDeltaNet(nn.Module):
         before = cache.window, qkv, cache.state
         qkv, cache.window = causal_conv(qkv, self.conv1d.weight, cache.window, step.lengths)
         tap("conv_out", qkv := F.silu(qkv))
-        qk, v = upcast(qkv).split(self.widths, dim=-1)
-        v = v.unflatten(-1, (-1, self.V))  # (B, T, H, V)
+        q, k, v = upcast(qkv).split(self.widths, dim=-1)
+        q, k, v = q.unflatten(-1, (-1, self.K)), k.unflatten(-1, (-1, self.K)), v.unflatten(-1, (-1, self.V))
         r = self.value_heads // self.key_heads  # value heads i r to i r + r - 1 share key head i
-        q, k = l2_normalise(qk.unflatten(-1, (2, -1, self.K))).repeat_interleave(r, dim=3).unbind(2)  # (B, T, H, K)
-        q = q * self.K**-0.5
+        q = (l2_normalise(q) * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
+        k = l2_normalise(k).repeat_interleave(r, dim=2)
         # float32: in half precision a decay close to 1 would round to 1
         g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))  # (B, T, H), log of the decay
         beta = upcast(b).sigmoid()
