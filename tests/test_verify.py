@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import break_lines
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,15 @@ def test_chunked_intermediates():
 @pytest.fixture(scope="module")
 def bench(tiny):
     return mutations.Bench(tiny)
+
+
+def test_the_lines_of_the_known_bugs_are_there():
+    """Catches a change of qwen3_next.py that leaves one of the lines behind that mutations and breaks replace."""
+    source = (ROOT / "qwen3_next.py").read_text(encoding="utf-8")
+    blind = json.loads((ROOT / "verify" / "mutations_blind.json").read_bytes())
+    lines = [old for old, *_ in mutations.MUTATIONS.values()] + [one["old"] for one in blind]
+    lines += [line for _, line, *_ in break_lines.BREAKS]
+    assert [line for line in lines if source.count(line) != 1] == []
 
 
 NAMES = [*mutations.MUTATIONS][:: 1 if os.environ.get("VERIFY_ALL") else 5]
