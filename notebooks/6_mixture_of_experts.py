@@ -891,7 +891,7 @@ for T in (1, 256, 2048):
 # - At one token it lies on the line of the small MLP: 50 times cheaper than a dense layer with the same weights.
 # - Then it stays nearly flat, where both dense lines fall: more tokens do not share reading, they bring experts of
 #   their own. Here lie decoding for a few users, and drafts.
-# - It falls once nearly all experts are read anyway, and reaches its floor, the FLOPs, only with thousands of tokens.
+# - It falls once nearly all experts are read anyway, and reaches its floor, the FLOPs, only beyond a thousand tokens.
 #   Here lies a prompt. The intensity is $k/E$ of a dense layer's, so it takes $E/k$ times as many tokens.
 #
 # ### Beside the clock
