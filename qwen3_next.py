@@ -291,7 +291,7 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.is_cpu and bias is None:
         if x.ndim == 1:
             return torch.mv(W, x)
-        if x.numel() == W.shape[1] and W.dtype != torch.float32:
+        if x.numel() == W.shape[1] and W.dtype.itemsize == 2:
             return torch.mv(W, x.flatten()).view(*x.shape[:-1], -1)
         if x.ndim == 2 and len(x) < 64:
             return (W @ x.t()).t()
@@ -725,7 +725,7 @@ class Experts(nn.Module):
     def weight(self, e: int, name: str, dtype: torch.dtype) -> Tensor:
         """A matrix of expert e, dequantised if it is kept in 8 bits."""
         key = f"{e}.{name}.weight"
-        weight, scale = self._parameters[key], self._buffers.get(f"{key}_scale_inv") if self._buffers else None
+        weight, scale = self._parameters[key], self._buffers.get(f"{key}_scale_inv")
         return weight if scale is None else dequantise(weight, scale, dtype)
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
