@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import qwen3_next
 from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer
 
 
@@ -71,6 +72,18 @@ def test_options_reach_the_model(checkpoint, rule):
     ids = model.generate(**inputs, max_new_tokens=8, **options)[0, inputs.input_ids.shape[1] :]
     found = result.stdout.removesuffix("\n")
     assert tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd").startswith(found.rstrip("\ufffd"))
+
+
+def test_in_memory_reaches_the_model(tiny, monkeypatch, capsys):
+    """Catches --in-memory that changes the text, or is parsed and dropped: without memory it has to give up."""
+    options = ["--prompt", "One cold morning", "--greedy", "--max-new-tokens", "12", "--device", "cpu"]
+    assert qwen3_next.main(options) == qwen3_next.main([*options, "--in-memory"]) == 0
+    mapped, copied = capsys.readouterr().out.splitlines()
+    assert mapped == copied
+    monkeypatch.setattr(qwen3_next, "free_memory", lambda: 0)
+    assert qwen3_next.main([*options, "--in-memory"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "qwen3_next.py: in_memory: 0.0 GB of weights, but 0.0 GB of memory are free\n")
 
 
 def test_prompts_from_files_and_standard_input(tmp_path):

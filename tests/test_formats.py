@@ -445,3 +445,44 @@ def test_copies_are_not_read_ahead(tmp_path, advice, kind):
     advice.clear()
     model(tokens(1, 6))
     assert advice == []
+
+
+@pytest.mark.parametrize("kind", ["as saved", "another dtype", "fp8"])
+@torch.no_grad()
+def test_in_memory_is_the_same_model(tmp_path, advice, kind):
+    """Catches tensors that overlap, are cut or stay in the file, and memory whose pages the system keeps small."""
+    if kind == "fp8":
+        fp8_folder(tmp_path)
+    else:
+        random_model(torch.float32, mtp_num_hidden_layers=1).save_pretrained(tmp_path)
+    dtype, ids = "bfloat16" if kind == "another dtype" else "auto", tokens(1, 20)
+    expected = {
+        name: p.clone() for name, p in Qwen3NextForCausalLM.from_pretrained(tmp_path, dtype).state_dict().items()
+    }
+    advice.clear()
+    model = Qwen3NextForCausalLM.from_pretrained(tmp_path, dtype, in_memory=True)
+    for file in tmp_path.glob("*.safetensors"):  # in place: what is mapped would change with it
+        with file.open("r+b") as opened:
+            opened.write(bytes(file.stat().st_size))
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+    places = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in model.parameters())
+    assert all(end <= start for (_, end), (start, _) in zip(places, places[1:]))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        [(start, size, told)] = advice
+        assert told == mmap.MADV_HUGEPAGE
+        assert start <= places[0][0] and places[-1][1] <= start + size
+    advice.clear()
+    assert model(ids).logits.isfinite().all()
+    assert advice == [], "and nothing is read ahead"
+
+
+def test_in_memory_needs_the_memory(tmp_path, monkeypatch):
+    """Catches a process that the system kills half-way, instead of a line that says what is missing."""
+    model = random_model(torch.float32)
+    model.save_pretrained(tmp_path)
+    size = sum(p.nbytes for p in model.parameters())
+    monkeypatch.setattr(qwen3_next, "free_memory", lambda: size - 1)
+    with pytest.raises(ValueError, match="in_memory: 0.0 GB of weights, but 0.0 GB of memory are free"):
+        Qwen3NextForCausalLM.from_pretrained(tmp_path, in_memory=True)
+    assert Qwen3NextForCausalLM.from_pretrained(tmp_path), "mapped, it opens all the same"
