@@ -1479,29 +1479,6 @@ def free_memory() -> float:
     return 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1]) if info.is_file() else math.inf
 
 
-def huge_pages(sizes: list[int]) -> Callable[[Tensor], Tensor]:
-    """Sets memory aside in pages of 2 MiB, where Linux has them; returns what copies tensors there, of `sizes` bytes.
-
-    A matrix that is not in the processor's cache is read faster from there than from small pages, at whose ends it
-    stops reading ahead. Raises ValueError if there is not enough memory.
-    """
-    size, free, start = sum(sizes) + 64 * len(sizes), free_memory(), 0
-    expect(size <= free, f"in_memory: {size / 1e9:.1f} GB of weights, but {free / 1e9:.1f} GB of memory are free")
-    memory = mmap.mmap(-1, size, **({"flags": mmap.MAP_PRIVATE} if libc else {}))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        advise(torch.frombuffer(memory, dtype=torch.uint8), mmap.MADV_HUGEPAGE)
-
-    def copy(tensor: Tensor) -> Tensor:
-        nonlocal start
-        if not tensor.is_cpu or tensor.numel() == 0:
-            return tensor
-        place = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
-        start += math.ceil(tensor.nbytes / 64) * 64
-        return place.copy_(tensor)
-
-    return copy
-
-
 def assign_weights(
     model: PreTrainedModel, tensors: dict[str, Tensor], source: Path, devices: list, dtype: torch.dtype, in_memory: bool
 ):
@@ -1524,19 +1501,20 @@ def assign_weights(
     listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
     ours = all(os.access(file, os.W_OK) for file in source.glob("*.safetensors"))  # of others' files mincore tells lies
-    kept = {name: t.dtype == FP8 or name.endswith("_scale_inv") for name, t in tensors.items()}  # as it is
-    sizes = [t.numel() * (t if kept[name] else dtype).itemsize for name, t in tensors.items()]
-    placed = huge_pages(sizes) if in_memory and devices[0].type == "cpu" else lambda tensor: tensor
+    size, free = sum(t.nbytes for t in tensors.values()), free_memory() if devices[0].type == "cpu" else math.inf
+    room = f"in_memory: {size / 1e9:.1f} GB of weights, but {free / 1e9:.1f} GB of memory are free"
+    expect(size <= free or not in_memory, room)
     for prefix, module in progress([*model.named_modules()], "loading", "module"):
         routed = isinstance(module, Experts)
         for name in [*module._parameters]:
             key, device = f"{prefix}.{name}", devices[0 if routed else 1]
             if (tensor := tensors.get(key)) is None:  # tied
                 continue
-            new = placed(tensor.to(device, tensor.dtype if kept[key] else dtype))
-            module._parameters[name] = nn.Parameter(new, requires_grad=not kept[key])
-            if kept[key]:
-                module._buffers[f"{name}_scale_inv"] = placed(tensors[f"{key}_scale_inv"].to(device))
+            eight = tensor.dtype == FP8
+            new = tensor.to(device, FP8 if eight else dtype, copy=in_memory)
+            module._parameters[name] = nn.Parameter(new, requires_grad=not eight)
+            if eight:
+                module._buffers[f"{name}_scale_inv"] = tensors[f"{key}_scale_inv"].to(device, copy=in_memory)
             if routed and new is tensor and libc and new.nbytes >= ADVISED:
                 advise(tensor, mmap.MADV_RANDOM)  # read no page but the one touched; and a chosen expert whole
                 module.prefetch = read_ahead if ours else functools.partial(advise, advice=mmap.MADV_WILLNEED)
@@ -1578,7 +1556,8 @@ def from_pretrained(
     """A model with a checkpoint's weights, in evaluation mode.
 
     On the CPU and in the checkpoint's dtype the weights stay in the mapped files: the operating system reads what is
-    used, and keeps what fits into memory. in_memory copies them all, which takes longer once, and decodes faster.
+    used, and keeps what fits into memory. in_memory copies them all, to addresses that are multiples of 64 bytes, as
+    files do not place them: that takes longer once, and a token up to a quarter less.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
     one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
     runs over more than one token; fields, to replace those of config.json, such as num_labels.

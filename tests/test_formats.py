@@ -450,12 +450,12 @@ def test_copies_are_not_read_ahead(tmp_path, advice, kind):
 @pytest.mark.parametrize("kind", ["as saved", "another dtype", "fp8"])
 @torch.no_grad()
 def test_in_memory_is_the_same_model(tmp_path, advice, kind):
-    """Catches tensors that overlap, are cut or stay in the file, and memory whose pages the system keeps small."""
+    """Catches tensors that stay in the file, or off a cache line's start, and advice to the system about them."""
     if kind == "fp8":
         fp8_folder(tmp_path)
     else:
         random_model(torch.float32, mtp_num_hidden_layers=1).save_pretrained(tmp_path)
-    dtype, ids = "bfloat16" if kind == "another dtype" else "auto", tokens(1, 20)
+    dtype = "bfloat16" if kind == "another dtype" else "auto"
     expected = {
         name: p.clone() for name, p in Qwen3NextForCausalLM.from_pretrained(tmp_path, dtype).state_dict().items()
     }
@@ -466,14 +466,8 @@ def test_in_memory_is_the_same_model(tmp_path, advice, kind):
             opened.write(bytes(file.stat().st_size))
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
-    places = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in model.parameters())
-    assert all(end <= start for (_, end), (start, _) in zip(places, places[1:]))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        [(start, size, told)] = advice
-        assert told == mmap.MADV_HUGEPAGE
-        assert start <= places[0][0] and places[-1][1] <= start + size
-    advice.clear()
-    assert model(ids).logits.isfinite().all()
+        assert tensor.data_ptr() % 64 == 0, name
+    assert model(tokens(1, 20)).logits.isfinite().all()
     assert advice == [], "and nothing is read ahead"
 
 
