@@ -71,7 +71,7 @@ class Slice:
 class Ours(Slice):
     def __init__(self, folder: Path):
         real_width.build(folder, layers=4, experts=512)
-        model = q.Qwen3NextForCausalLM.from_pretrained(folder)
+        model = q.Qwen3NextForCausalLM.from_pretrained(folder, in_memory=True)  # as the other is
         super().__init__(
             model, ["attention" if "full" in kind else "Gated DeltaNet" for kind in model.config.layer_types]
         )

@@ -1,10 +1,11 @@
 """Times the whole model beside transformers and llama.cpp: the same weights and tokens, taking turns in one run.
 
-    python benchmarks/bench.py --folder DIR [--only small slice tiny contexts forms drafts] [--out FILE.json]
+    python benchmarks/bench.py --folder DIR [--only small slice mapped tiny ...] [--out FILE.json]
 
 DIR takes the checkpoints, made from a seed (5 GB; 10 with llama.cpp). Workloads, and what each is about:
     small      8 layers, hidden 256, 4 of 16 experts, 17 M parameters, float32: calling the parts
     slice      the released width, 4 layers (3 Gated DeltaNet, 1 attention), 10 of 128 experts, bfloat16: the arithmetic
+    mapped     the slice, its weights left in the mapped files, as by default; beside llama.cpp, which does so, too
     tiny       tiny/ in bfloat16, and how long the command line takes to its first text (first_token.py)
     contexts   ours alone, the slice: prefill to 32K tokens, its memory, and how long each layer takes to decode there
     forms      the delta rule one by one and in chunks, over T
@@ -12,6 +13,7 @@ DIR takes the checkpoints, made from a seed (5 GB; 10 with llama.cpp). Workloads
 
 Prefill takes a prompt in one call and makes logits for its last token; decoding feeds one token a call behind 512. The
 tokens are random, so that routing is spread. A figure is the median of --runs turns; ratios are of the same turn.
+All systems of the others have their weights in memory (in_memory=True here, use_mmap=False in llama.cpp).
 The machine's own limits are measured between the turns: the rate of large matrix products in the workload's dtype, and
 how fast memory is read. A decoded token reads `bytes` (active weights, state twice, keys and values), a prefilled one
 takes `flops` (two for each active weight of a matrix); "of limit" is that by the limit.
@@ -110,8 +112,8 @@ def work_of(model: q.Qwen3NextForCausalLM, context: int) -> tuple[int, int]:
 
 
 class Ours:
-    def __init__(self, folder: Path, device: str):
-        self.model = q.Qwen3NextForCausalLM.from_pretrained(folder, device_map=device)
+    def __init__(self, folder: Path, device: str, in_memory: bool):
+        self.model = q.Qwen3NextForCausalLM.from_pretrained(folder, device_map=device, in_memory=in_memory)
 
     def start(self):
         self.cache = self.model.make_cache(1)
@@ -121,7 +123,7 @@ class Ours:
 
 
 class Transformers:
-    def __init__(self, folder: Path, device: str):
+    def __init__(self, folder: Path, device: str, in_memory: bool):
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -137,12 +139,13 @@ class Transformers:
 
 
 class LlamaCpp:
-    def __init__(self, gguf: Path, device: str):
+    def __init__(self, gguf: Path, device: str, in_memory: bool):
         from llama_cpp import Llama
 
         threads = torch.get_num_threads()
         sizes = {"n_ctx": 4096, "n_batch": 2048, "n_ubatch": 2048, "n_threads": threads, "n_threads_batch": threads}
-        self.model = Llama(str(gguf), **sizes, n_gpu_layers=0 if device == "cpu" else -1, verbose=False)
+        options = {"n_gpu_layers": 0 if device == "cpu" else -1, "use_mmap": not in_memory, "verbose": False}
+        self.model = Llama(str(gguf), **sizes, **options)
 
     def start(self):
         self.model.reset()
@@ -220,12 +223,12 @@ def take_turns(systems: dict, prompts: list[int], runs: int, tokens: int, device
 
 def beside_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
     """One workload: loads all systems, takes turns, prints a table."""
-    systems, loading = {}, {}
-    kinds = {"ours": (Ours, folder), "transformers": (Transformers, folder)}
-    if args.llama_cpp_source and name == "slice":
+    systems, loading, in_memory = {}, {}, name != "mapped"
+    kinds = {"ours": (Ours, folder)} | ({"transformers": (Transformers, folder)} if in_memory else {})
+    if args.llama_cpp_source and name in ("slice", "mapped"):
         kinds["llama.cpp"] = (LlamaCpp, to_gguf(folder, args.llama_cpp_source))
     for kind, (system, path) in kinds.items():
-        loading[kind] = seconds(lambda s=system, p=path, k=kind: systems.update({k: s(p, args.device)}))
+        loading[kind] = seconds(lambda s=system, p=path, k=kind: systems.update({k: s(p, args.device, in_memory)}))
     model = systems["ours"].model
     limits = Limits(model.dtype, args.device)
     bytes_, flops = work_of(model, DECODE_AT)
@@ -319,7 +322,7 @@ def layer_times(model: q.Qwen3NextForCausalLM, device: str):
 @torch.no_grad()
 def contexts(folder: Path, args: argparse.Namespace) -> dict:
     """Prefill to 32K tokens in windows, and decoding on the way."""
-    model = q.Qwen3NextForCausalLM.from_pretrained(folder, device_map=args.device)
+    model = q.Qwen3NextForCausalLM.from_pretrained(folder, device_map=args.device, in_memory=True)
     gen, window, longest = torch.Generator().manual_seed(0), q.PREFILL_WINDOW, max(args.contexts)
     ids = torch.randint(0, model.config.vocab_size, (1, longest), generator=gen).to(args.device)
     model(ids[:, :window], logits_to_keep=1)  # not counted
@@ -423,7 +426,7 @@ def plot(report: dict, path: Path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [name for name in ("small", "slice", "tiny") if name in report]
+    shown = [name for name in ("small", "slice", "mapped", "tiny") if name in report]
     panels = len(shown) + 2 * ("contexts" in report) + ("forms" in report)
     rows = math.ceil(panels / 3)
     figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
@@ -471,7 +474,7 @@ def plot(report: dict, path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["small", "slice", "tiny", "contexts", "forms", "drafts"]
+    names = ["small", "slice", "mapped", "tiny", "contexts", "forms", "drafts"]
     parser.add_argument("--folder", type=Path, required=True, help="for the checkpoints")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: all)")
     parser.add_argument("--device", default="cpu")
@@ -495,6 +498,7 @@ def main():
     tasks = {
         "small": lambda: (make_small(small), beside_others("small", small, args))[1],
         "slice": lambda: (make_slice(slice_), beside_others("slice", slice_, args))[1],
+        "mapped": lambda: (make_slice(slice_), beside_others("mapped", slice_, args))[1],
         "tiny": lambda: tiny(args),
         "contexts": lambda: (make_slice(slice_), contexts(slice_, args))[1],
         "forms": lambda: forms(args),
