@@ -286,14 +286,14 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, x (..., in), W (out, in) -> (..., out).
 
     On a CPU, F.linear rearranges a W in half precision before it multiplies. A single x is therefore multiplied as a
-    vector, which reads W up to a third faster, and a few rows of an expert's as (W x^T)^T, up to twice as fast.
+    vector, which reads W up to a third faster, and an expert's few rows as (W x^T)^T, up to twice as fast.
     """
-    if x.is_cpu and bias is None:
-        if x.ndim == 1:
-            return torch.mv(W, x)
-        if x.numel() == W.shape[1] and W.dtype.itemsize == 2:
+    if x.ndim == 1 and bias is None:
+        return torch.mv(W, x)
+    if x.is_cpu and bias is None and W.dtype.itemsize == 2:
+        if x.numel() == W.shape[1]:
             return torch.mv(W, x.flatten()).view(*x.shape[:-1], -1)
-        if x.ndim == 2 and len(x) < 64:
+        if x.ndim == 2 and 2 * x.numel() < W.numel():
             return (W @ x.t()).t()
     return F.linear(x, W, bias)
 

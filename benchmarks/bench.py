@@ -5,7 +5,8 @@
 DIR takes the checkpoints, made from a seed (5 GB; 10 with llama.cpp). Workloads, and what each is about:
     small      8 layers, hidden 256, 4 of 16 experts, 17 M parameters, float32: calling the parts
     slice      the released width, 4 layers (3 Gated DeltaNet, 1 attention), 10 of 128 experts, bfloat16: the arithmetic
-    mapped     the slice, its weights left in the mapped files, as by default; beside llama.cpp, which does so, too
+    mapped     the slice, its weights left in the mapped files, as by default: beside the same copied into memory, and
+               llama.cpp, which maps its file, too
     tiny       tiny/ in bfloat16, and how long the command line takes to its first text (first_token.py)
     contexts   ours alone, the slice: prefill to 32K tokens, its memory, and how long each layer takes to decode there
     forms      the delta rule one by one and in chunks, over T
@@ -224,11 +225,15 @@ def take_turns(systems: dict, prompts: list[int], runs: int, tokens: int, device
 def beside_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
     """One workload: loads all systems, takes turns, prints a table."""
     systems, loading, in_memory = {}, {}, name != "mapped"
-    kinds = {"ours": (Ours, folder)} | ({"transformers": (Transformers, folder)} if in_memory else {})
+    kinds = {"ours": (Ours, folder, in_memory)}
+    if in_memory:
+        kinds["transformers"] = (Transformers, folder, True)
+    else:
+        kinds["in memory"] = (Ours, folder, True)
     if args.llama_cpp_source and name in ("slice", "mapped"):
-        kinds["llama.cpp"] = (LlamaCpp, to_gguf(folder, args.llama_cpp_source))
-    for kind, (system, path) in kinds.items():
-        loading[kind] = seconds(lambda s=system, p=path, k=kind: systems.update({k: s(p, args.device, in_memory)}))
+        kinds["llama.cpp"] = (LlamaCpp, to_gguf(folder, args.llama_cpp_source), in_memory)
+    for kind, (system, path, where) in kinds.items():
+        loading[kind] = seconds(lambda s=system, p=path, k=kind, w=where: systems.update({k: s(p, args.device, w)}))
     model = systems["ours"].model
     limits = Limits(model.dtype, args.device)
     bytes_, flops = work_of(model, DECODE_AT)
@@ -432,7 +437,10 @@ def plot(report: dict, path: Path):
     figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[panels:]:
         axis.remove()
-    axes, colors = list(axes.flat), {"ours": "#0072B2", "transformers": "#E69F00", "llama.cpp": "#009E73"}
+    axes, colors = (
+        list(axes.flat),
+        {"ours": "#0072B2", "transformers": "#E69F00", "llama.cpp": "#009E73", "in memory": "#56B4E9"},
+    )
     for name in shown:
         axis, rows = axes.pop(0), report[name]["rows"]
         tasks, systems = list(dict.fromkeys(r["task"] for r in rows)), list(dict.fromkeys(r["system"] for r in rows))
