@@ -1556,8 +1556,8 @@ def from_pretrained(
     """A model with a checkpoint's weights, in evaluation mode.
 
     On the CPU and in the checkpoint's dtype the weights stay in the mapped files: the operating system reads what is
-    used, and keeps what fits into memory. in_memory copies them all, to addresses that are multiples of 64 bytes, as
-    files do not place them: that takes longer once, and a token up to a quarter less.
+    used, and keeps what fits into memory. in_memory copies them all, if there is room, to multiples of 64 bytes,
+    where files do not place them: that takes longer once, and a token about a quarter less.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
     one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
     runs over more than one token; fields, to replace those of config.json, such as num_labels.

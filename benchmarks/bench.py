@@ -14,7 +14,7 @@ DIR takes the checkpoints, made from a seed (5 GB; 10 with llama.cpp). Workloads
 
 Prefill takes a prompt in one call and makes logits for its last token; decoding feeds one token a call behind 512. The
 tokens are random, so that routing is spread. A figure is the median of --runs turns; ratios are of the same turn.
-All systems of the others have their weights in memory (in_memory=True here, use_mmap=False in llama.cpp).
+But for "mapped", all weights are in memory (in_memory=True here, use_mmap=False in llama.cpp).
 The machine's own limits are measured between the turns: the rate of large matrix products in the workload's dtype, and
 how fast memory is read. A decoded token reads `bytes` (active weights, state twice, keys and values), a prefilled one
 takes `flops` (two for each active weight of a matrix); "of limit" is that by the limit.
@@ -437,10 +437,8 @@ def plot(report: dict, path: Path):
     figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[panels:]:
         axis.remove()
-    axes, colors = (
-        list(axes.flat),
-        {"ours": "#0072B2", "transformers": "#E69F00", "llama.cpp": "#009E73", "in memory": "#56B4E9"},
-    )
+    axes = list(axes.flat)
+    colors = {"ours": "#0072B2", "in memory": "#56B4E9", "transformers": "#E69F00", "llama.cpp": "#009E73"}
     for name in shown:
         axis, rows = axes.pop(0), report[name]["rows"]
         tasks, systems = list(dict.fromkeys(r["task"] for r in rows)), list(dict.fromkeys(r["system"] for r in rows))
