@@ -286,7 +286,8 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, x (..., in), W (out, in) -> (..., out).
 
     On a CPU, F.linear rearranges a W in half precision before it multiplies. A single x is therefore multiplied as a
-    vector, which reads W up to a third faster, and an expert's few rows as (W x^T)^T, up to twice as fast.
+    vector, which reads W up to a third faster, and an expert's rows, where x is smaller than half of W, as (W x^T)^T,
+    up to twice as fast.
     """
     if x.ndim == 1 and bias is None:
         return torch.mv(W, x)
@@ -1501,9 +1502,10 @@ def assign_weights(
     listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
     ours = all(os.access(file, os.W_OK) for file in source.glob("*.safetensors"))  # of others' files mincore tells lies
-    size, free = sum(t.nbytes for t in tensors.values()), free_memory() if devices[0].type == "cpu" else math.inf
-    room = f"in_memory: {size / 1e9:.1f} GB of weights, but {free / 1e9:.1f} GB of memory are free"
-    expect(size <= free or not in_memory, room)
+    if in_memory and devices[0].type == "cpu":
+        size, free = sum(t.nbytes for t in tensors.values()), free_memory()
+        room = f"in_memory: {size / 1e9:.1f} GB of weights, but {free / 1e9:.1f} GB of memory are free"
+        expect(size <= free, room)
     for prefix, module in progress([*model.named_modules()], "loading", "module"):
         routed = isinstance(module, Experts)
         for name in [*module._parameters]:

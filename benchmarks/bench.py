@@ -124,7 +124,7 @@ class Ours:
 
 
 class Transformers:
-    def __init__(self, folder: Path, device: str, in_memory: bool):
+    def __init__(self, folder: Path, device: str):
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -224,16 +224,17 @@ def take_turns(systems: dict, prompts: list[int], runs: int, tokens: int, device
 
 def beside_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
     """One workload: loads all systems, takes turns, prints a table."""
-    systems, loading, in_memory = {}, {}, name != "mapped"
-    kinds = {"ours": (Ours, folder, in_memory)}
-    if in_memory:
-        kinds["transformers"] = (Transformers, folder, True)
+    systems, loading, mapped = {}, {}, name == "mapped"
+    kinds = {"ours": lambda: Ours(folder, args.device, not mapped)}
+    if mapped:
+        kinds["in memory"] = lambda: Ours(folder, args.device, True)
     else:
-        kinds["in memory"] = (Ours, folder, True)
+        kinds["transformers"] = lambda: Transformers(folder, args.device)
     if args.llama_cpp_source and name in ("slice", "mapped"):
-        kinds["llama.cpp"] = (LlamaCpp, to_gguf(folder, args.llama_cpp_source), in_memory)
-    for kind, (system, path, where) in kinds.items():
-        loading[kind] = seconds(lambda s=system, p=path, k=kind, w=where: systems.update({k: s(p, args.device, w)}))
+        gguf = to_gguf(folder, args.llama_cpp_source)
+        kinds["llama.cpp"] = lambda: LlamaCpp(gguf, args.device, not mapped)
+    for kind, load in kinds.items():
+        loading[kind] = seconds(lambda k=kind, make=load: systems.update({k: make()}))
     model = systems["ours"].model
     limits = Limits(model.dtype, args.device)
     bytes_, flops = work_of(model, DECODE_AT)
