@@ -1,12 +1,12 @@
 """Qwen3-Next's forward pass in NumPy: float64, one sequence, one token at a time.
 
-Written to be compared with the equations, and to settle what a faster implementation should compute. A layer that mixes
-tokens is a loop over tokens with an explicit state: lists of keys and values for attention, a window of inputs for the
-convolution, a matrix per head for the delta rule. No batch, no padding, no chunked form, no generation. Weights are
-read one layer at a time, an expert's only when a token is routed to it, and widened to float64.
+Written to be compared with the equations, and to settle what a faster implementation should compute: verify/ compares
+others with it, value by value. A layer that mixes tokens is a loop over tokens with an explicit state: the keys and
+values so far for attention, a window of inputs for the convolution, a matrix per head for the delta rule. No batch, no
+padding, no chunked form, no generation. Weights are read one layer at a time, an expert's only when a token is routed
+to it, and widened to float64.
 
     python reference_recurrent.py --model DIR --tokens 5,17,3 --top 5
-    python reference_recurrent.py --model DIR --like mine.safetensors --trace ref.safetensors     see verify/README.md
 
 Glossary (name here, symbol, source)
     T, H, D           tokens; heads; width of an attention head. Arrays are (T, H, width)
@@ -23,6 +23,7 @@ Glossary (name here, symbol, source)
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -31,7 +32,9 @@ from pathlib import Path
 import numpy as np
 
 Array = np.ndarray
-Tensors = dict[str, tuple[Path, str, tuple[int, ...], int]]  # {name: (file, dtype, shape, offset of its first byte)}
+Values = dict[str, Array]
+Ids = list[int] | Array
+Header = dict[str, tuple[str, tuple[int, ...], int]]  # {name: (dtype, shape, offset of its first byte in the file)}
 LAYER_TYPES = ("linear_attention", "full_attention")
 STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
@@ -41,29 +44,32 @@ STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")
 class Config:
     """The fields of config.json that decide the forward pass, from either dialect; the rest is ignored.
 
-    RoPE's fields and full_attention_interval stand at the top level, or in rope_parameters and as layer_types. Raises
-    ValueError for what is missing or not supported.
+    The two dialects have RoPE's fields and full_attention_interval at the top level, or rope_parameters and
+    layer_types. Raises ValueError for what is missing or not supported.
     """
 
     def __init__(self, fields: dict):
-        rope = {**fields, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
+        fields = {**fields, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
+        rope_type = fields.get("rope_type", fields.get("type", "default"))
 
-        def get(key: str, default: object = None, among: dict = fields) -> object:
-            value = default if among.get(key) is None else among[key]
+        def get(key: str, default: object = None) -> object:
+            value = default if fields.get(key) is None else fields[key]
             if value is None:
                 raise ValueError(f"config.json: {key} is missing")
             return value
 
-        kind, yarn = rope.get("rope_type", rope.get("type", "default")), None
-        expected = {"model_type": ("qwen3_next",), "hidden_act": ("silu",), "rope_type": ("default", "yarn")}
-        for key, found in {**fields, "rope_type": kind}.items():
-            if found not in expected.get(key, (found,)):
-                raise ValueError(f"config.json: {key} is {found!r}, expected {' or '.join(expected[key])}")
-        self.vocab_size, self.hidden_size, self.head_dim = get("vocab_size"), get("hidden_size"), get("head_dim")
+        supported = {"model_type": ["qwen3_next"], "hidden_act": ["silu"], "rope_type": ["default", "yarn"]}
+        for key, found in {**fields, "rope_type": rope_type}.items():
+            if key in supported and found not in supported[key]:
+                raise ValueError(f"config.json: {key} is {found!r}, expected {' or '.join(supported[key])}")
+        self.vocab_size = get("vocab_size")
+        self.rms_norm_eps = get("rms_norm_eps", 1e-6)
+        self.tie_word_embeddings = get("tie_word_embeddings", False)
         self.num_heads, self.num_kv_heads = get("num_attention_heads"), get("num_key_value_heads")
-        self.rms_norm_eps, self.tie_word_embeddings = get("rms_norm_eps", 1e-6), get("tie_word_embeddings", False)
+        self.head_dim = get("head_dim")
 
-        layers, interval = range(get("num_hidden_layers")), get("full_attention_interval", 4)
+        layers = range(get("num_hidden_layers"))
+        interval = get("full_attention_interval", 4)
         types = get("layer_types", [LAYER_TYPES[(i + 1) % interval == 0] for i in layers])
         if len(types) != len(layers) or set(types) - set(LAYER_TYPES):
             raise ValueError(f"config.json: layer_types is {types}, expected {len(layers)} names out of {LAYER_TYPES}")
@@ -71,87 +77,63 @@ class Config:
         if "linear_attention" in types:
             self.key_heads, self.value_heads = get("linear_num_key_heads"), get("linear_num_value_heads")
             self.K, self.V = get("linear_key_head_dim"), get("linear_value_head_dim")
-        self.num_experts, step, dense = get("num_experts"), get("decoder_sparse_step", 1), get("mlp_only_layers", [])
+        self.num_experts = get("num_experts")
+        step, dense = get("decoder_sparse_step", 1), get("mlp_only_layers", [])
         self.is_moe = [self.num_experts > 0 and i not in dense and (i + 1) % step == 0 for i in layers]
         if self.num_experts > 0:
-            self.top_k, self.norm_topk_prob = get("num_experts_per_tok"), get("norm_topk_prob", True)
+            self.top_k = get("num_experts_per_tok")
+            self.norm_topk_prob = get("norm_topk_prob", True)
 
-        width = int(self.head_dim * get("partial_rotary_factor", 0.25, rope))
-        if kind == "yarn":
+        yarn = None
+        if rope_type == "yarn":
             usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "factor": None}
-            yarn = {key: get(key, default, rope) for key, default in usual.items()}
-            yarn["attention_factor"] = get("attention_factor", 0.1 * math.log(yarn["factor"]) + 1, rope)
-            yarn["original"] = get("original_max_position_embeddings", fields.get("max_position_embeddings"), rope)
-        self.inv_freq, self.rope_scale = rope_frequencies(width, get("rope_theta", None, rope), yarn)
+            yarn = {key: get(key, default) for key, default in usual.items()}
+            yarn["attention_factor"] = get("attention_factor", 0.1 * math.log(yarn["factor"]) + 1)
+            yarn["original"] = get("original_max_position_embeddings", fields.get("max_position_embeddings"))
+        width = int(self.head_dim * get("partial_rotary_factor", 0.25))
+        self.inv_freq, self.rope_scale = rope_frequencies(width, get("rope_theta"), yarn)
 
 
 # ---- Checkpoint -----------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    """The JSON object in a file. Raises FileNotFoundError, or ValueError naming the file."""
     try:
         found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"found {type(found).__name__}")
+        return found
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+        raise ValueError(f"{path}: not a JSON object: {error}") from None
 
 
-def read_header(path: Path) -> Tensors:
-    """The tensors of one safetensors file: the header's length (8 bytes, little-endian), a JSON header, their bytes.
-
-    Raises FileNotFoundError, or ValueError when lengths and offsets do not add up.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    tensors, spans = {}, []
+def read_header(path: Path) -> Header:
+    """What a safetensors file holds: 8 bytes with the length of the header, the header in JSON, the tensors' bytes."""
+    size, tensors = path.stat().st_size, {}
     try:
         with path.open("rb") as file:
-            data = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(data, path.stat().st_size) - 8))
+            data = 8 + int.from_bytes(file.read(8), "little")  # where the tensors' bytes begin
+            header = json.loads(file.read(min(data, size) - 8))
         header.pop("__metadata__", None)
         for name, entry in header.items():
             dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             if dtype in STORED and math.prod(shape) * STORED[dtype].itemsize != stop - start:
                 raise ValueError(f"{name!r} has shape, type and offsets that do not fit together: {entry!r}")
-            tensors[name] = (path, dtype, shape, data + start)
-            spans.append((start, stop))
-        spans.sort()
-        if [start for start, _ in spans] + [path.stat().st_size - data] != [0] + [stop for _, stop in spans]:
-            raise ValueError("its tensors should fill the file, with no gap or overlap")
+            if start < 0 or data + stop > size:
+                raise ValueError(f"{name!r} is not within the file: {entry!r}")
+            tensors[name] = (dtype, shape, data + start)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from None
     return tensors
 
 
-def find_tensors(folder: Path) -> Tensors:
-    """The tensors of model.safetensors, or of the shards that model.safetensors.index.json names."""
+def find_tensors(folder: Path) -> dict[str, Path]:
+    """Which file each tensor is in: model.safetensors, or the shard that model.safetensors.index.json names."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return read_header(folder / "model.safetensors")
-    return Shards(folder, read_json(index)["weight_map"])
-
-
-class Shards(dict):
-    """The tensors of several files, by the index's names; a file's header is read when a tensor of it is asked for, so
-    that of a large checkpoint only the files with the layers in question have to be there.
-    """
-
-    def __init__(self, folder: Path, shard_of: dict[str, str]):
-        super().__init__(dict.fromkeys(shard_of))
-        self.folder, self.shard_of = folder, shard_of
-
-    def __getitem__(self, name: str) -> tuple:
-        if super().__getitem__(name) is None:
-            found = read_header(self.folder / self.shard_of[name])
-            if name not in found:
-                raise ValueError(f"{self.folder / self.shard_of[name]}: has no tensor {name}, as its index says")
-            self.update(found)
-        return super().__getitem__(name)
+    if index.is_file():
+        return {name: folder / shard for name, shard in read_json(index)["weight_map"].items()}
+    return dict.fromkeys(read_header(folder / "model.safetensors"), folder / "model.safetensors")
 
 
 # ---- Components -----------------------------------------------------------------------------------------------------
@@ -220,9 +202,8 @@ def rope(x: Array, position: int, inv_freq: Array, scale: float = 1.0) -> Array:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=1)
 
 
-def attend(q: Array, keys: list[Array], values: list[Array]) -> Array:
-    """One token's attention to all tokens so far. q (H, D); keys, values: one (KV heads, D) each -> (H, D)."""
-    keys, values = np.stack(keys), np.stack(values)  # (t, KV heads, D)
+def attend(q: Array, keys: Array, values: Array) -> Array:
+    """One token's attention to the t tokens so far. q (H, D); keys, values (t, KV heads, D) -> (H, D)."""
     queries_per_kv = len(q) // keys.shape[1]
     out = np.empty_like(q)
     for h in range(len(q)):
@@ -300,24 +281,25 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
 class Reference:
     """Qwen3-Next over one sequence. Holds no weights: each method reads what it needs, by name, and drops it."""
 
-    def __init__(self, config: Config, tensors: Tensors):
+    def __init__(self, config: Config, tensors: dict[str, Path]):
         self.config, self.tensors = config, tensors
+        self.header = functools.cache(read_header)  # of a file, once a tensor of it is needed
         self.found, self.forced, self.ends = {}, {}, []  # see `trace`
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Reference:
-        """Read config.json and the tensors' names, shapes and types; the values stay on disk until they are needed.
+        """Read config.json and the tensors' names; the values stay on disk until they are needed.
 
-        Raises FileNotFoundError for a missing file, ValueError for a config or file that is wrong or contradictory,
-        KeyError for a missing tensor.
+        Raises FileNotFoundError for a missing file, ValueError for one that is wrong, KeyError for a missing tensor.
         """
         return cls(Config(read_json(Path(path) / "config.json")), find_tensors(Path(path)))
 
     def read(self, name: str, index: object = ...) -> Array:
         """A tensor, or the part that `index` selects (only that part is read from the file), as float64."""
-        if name not in self.tensors:
-            raise KeyError(f"the checkpoint has no tensor {name}")
-        path, dtype, shape, offset = self.tensors[name]
+        path = self.tensors.get(name)
+        if path is None or name not in self.header(path):
+            raise KeyError(f"{path or 'the checkpoint'} has no tensor {name}")
+        dtype, shape, offset = self.header(path)[name]
         if dtype not in STORED:
             raise ValueError(f"{path}: {name} has type {dtype}, expected one of {', '.join(STORED)}")
         found = np.array(np.memmap(path, STORED[dtype], "r", offset, shape)[index])
@@ -325,11 +307,11 @@ class Reference:
             found = (found.astype(np.uint32) << 16).view(np.float32)
         return found.astype(np.float64)
 
-    def logits(self, token_ids: list[int] | Array) -> Array:
+    def logits(self, token_ids: Ids) -> Array:
         """Next-token logits after each token: (T,) ids -> (T, vocab) float64. ValueError for bad ids."""
         return self.head("lm_head.out", self.hidden(token_ids))
 
-    def mtp_logits(self, token_ids: list[int] | Array) -> Array:
+    def mtp_logits(self, token_ids: Ids) -> Array:
         """Multi-token prediction (arXiv 2412.19437, Section 2.2): (T,) ids -> (T - 1, vocab) float64.
 
         Row i predicts token i + 2, from the hidden state of token i and the embedding of token i + 1. ValueError for
@@ -340,78 +322,59 @@ class Reference:
         return self.head("mtp.logits", self.mtp_hidden(self.hidden(token_ids)[:-1], token_ids[1:]))
 
     def trace(
-        self,
-        token_ids: list[int] | Array,
-        ends: list[int] = (),
-        forced: dict[str, Array] | None = None,
-        layers: range | None = None,
-        drafts: int = 0,
-    ) -> dict[str, Array]:
-        """Every intermediate value of a pass over (T,) ids by key, as `model(ids, trace={})` of qwen3_next.py has them.
+        self, ids: Ids, ends: list[int] = (), forced: Values | None = None, layers: range | None = None, drafts: int = 0
+    ) -> Values:
+        """Every intermediate value of a pass over (T,) ids, under the keys that verify.trace records.
 
         ends: after how many tokens states are recorded, stacked (default: after all). forced: what to go on with in
         place of the value computed, by key: with all of another implementation's values, each is computed from that
-        one's own inputs. layers: only these; the first one's input is forced["model.layers.N.out"] of the layer before,
-        or the embedding. drafts: how many of the last tokens are MTP's own, so that it sees its own hidden state at the
-        one before each. Raises as `logits`, and ValueError where an input is missing.
+        one's own inputs. layers: only these; unless they begin with layer 0, forced has the output of the one before.
+        drafts: how many of the last tokens are MTP's own, so that it sees its own hidden state at the one before each.
         """
-        self.found, self.forced, self.ends = {}, forced or {}, [*ends] or [len(token_ids)]
-        all_layers, T = range(len(self.config.is_moe)), len(token_ids)
-        layers = all_layers if layers is None else layers
-        if layers.stop > len(all_layers):
-            raise ValueError(f"layers {layers.start}:{layers.stop}: the model has {len(all_layers)}")
-        try:
-            h = self.hidden(token_ids, layers)
-            if layers == all_layers:
-                self.head("lm_head.out", h)
-                if "mtp.fc.weight" in self.tensors and T > 1:
-                    m = self.mtp_hidden(h[: T - drafts - 1], token_ids[1 : T - drafts])
-                    for i in range(T - drafts, T):
-                        h = np.concatenate([h[: T - drafts - 1], m[T - drafts - 2 :]])
-                        m = self.mtp_hidden(h, token_ids[1 : i + 1])
-                    self.head("mtp.logits", m)
-            return self.found
-        finally:
-            self.found, self.forced, self.ends = {}, {}, []
+        run = Reference(self.config, self.tensors)
+        run.forced, run.ends = forced or {}, [*ends] or [len(ids)]
+        h = run.hidden(ids, layers)
+        if layers is None or len(layers) == len(self.config.is_moe):
+            run.head("lm_head.out", h)
+            if "mtp.fc.weight" in self.tensors and len(ids) > 1:
+                n = len(ids) - 1 - drafts  # how many of the model's hidden states MTP gets
+                m = run.mtp_hidden(h[:n], ids[1 : n + 1])
+                for i in range(drafts):
+                    m = run.mtp_hidden(np.concatenate([h[:n], m[n - 1 :]]), ids[1 : n + 2 + i])
+                run.head("mtp.logits", m)
+        return run.found
 
     def tap(self, key: str, x: Array) -> Array:
         """Records a value; what is computed from it goes on with it, or with the one that is forced."""
         self.found[key] = x
         return self.forced.get(key, x)
 
-    def mtp_hidden(self, h: Array, next_ids: list[int] | Array) -> Array:
-        """MTP's hidden states (T, hidden), from the model's (T, hidden) and the (T,) tokens behind each."""
-        x = self.read("model.embed_tokens.weight", np.asarray(next_ids))
-        e, h = self.norm("mtp.pre_fc_norm_embedding", x), self.norm("mtp.pre_fc_norm_hidden", h)
+    def mtp_hidden(self, h: Array, next_ids: Ids) -> Array:
+        """MTP's hidden states (T, hidden), from the model's (T, hidden) and the (T,) tokens after each."""
+        e = self.norm("mtp.pre_fc_norm_embedding", self.read("model.embed_tokens.weight", np.asarray(next_ids)))
+        h = self.norm("mtp.pre_fc_norm_hidden", h)
         x = self.linear("mtp.fc", np.concatenate([e, h], axis=1))
         x = self.layer("mtp.layers.0.", x, full_attention=True, moe=self.config.num_experts > 0)
         return self.norm("mtp.norm", x)
 
     def head(self, key: str, x: Array) -> Array:
         """The output projection. x (T, hidden) -> (T, vocab)."""
-        tied = self.config.tie_word_embeddings
-        out = np.empty((len(x), self.config.vocab_size))
-        for start in range(0, self.config.vocab_size, 4096):  # in parts: the whole head is larger than a layer
-            rows = slice(start, start + 4096)
-            out[:, rows] = x @ self.read("model.embed_tokens.weight" if tied else "lm_head.weight", rows).T
-        return self.tap(key, out)
+        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+        parts = [slice(i, i + 4096) for i in range(0, self.config.vocab_size, 4096)]  # the whole takes much memory
+        return self.tap(key, np.concatenate([x @ self.read(name, rows).T for rows in parts], axis=1))
 
-    def hidden(self, token_ids: list[int] | Array, layers: range | None = None) -> Array:
+    def hidden(self, token_ids: Ids, layers: range | None = None) -> Array:
         """The hidden states after the final norm: (T,) ids -> (T, hidden); or those after the last of `layers`."""
         ids, c = np.asarray(token_ids), self.config
+        layers = range(len(c.is_moe)) if layers is None else layers
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise ValueError(f"token ids should be a non-empty list of integers, found {token_ids!r}")
         if ids.min() < 0 or ids.max() >= c.vocab_size:
-            found = f"{ids.min()} to {ids.max()}"
-            raise ValueError(f"token ids should be from 0 to vocab_size - 1 ({c.vocab_size - 1}), found {found}")
-        layers = range(len(c.is_moe)) if layers is None else layers
+            raise ValueError(f"token ids span {ids.min()} to {ids.max()}, vocab_size is {c.vocab_size}")
         if layers.start == 0:
             x = self.tap("model.embed_tokens.out", self.read("model.embed_tokens.weight", ids))  # (T, hidden)
         else:
-            before = f"model.layers.{layers.start - 1}.out"
-            if before not in self.forced:
-                raise ValueError(f"layers from {layers.start} on need {before}, which is not there")
-            x = self.forced[before]
+            x = self.forced[f"model.layers.{layers.start - 1}.out"]
         for i in layers:
             x = self.layer(f"model.layers.{i}.", x, c.is_full_attention[i], c.is_moe[i])
         return self.norm("model.norm", x) if layers.stop == len(c.is_moe) else x
@@ -424,12 +387,15 @@ class Reference:
         else:
             x = x + self.gated_delta_net(prefix + "linear_attn.", y)
         y = self.norm(prefix + "post_attention_layernorm", x)
-        return self.tap(prefix + "out", x + (self.moe(prefix + "mlp.", y) if moe else self.mlp(prefix + "mlp.", y)))
+        x = x + (self.moe(prefix + "mlp.", y) if moe else self.mlp(prefix + "mlp.", y))
+        return self.tap(prefix + "out", x)
 
     def linear(self, name: str, x: Array) -> Array:
         """x W^T, plus the bias where the checkpoint has one. x (T, in) -> (T, out)."""
         y = x @ self.read(name + ".weight").T
-        return self.tap(name + ".out", y + self.read(name + ".bias") if name + ".bias" in self.tensors else y)
+        if name + ".bias" in self.tensors:
+            y = y + self.read(name + ".bias")
+        return self.tap(name + ".out", y)
 
     def norm(self, name: str, x: Array) -> Array:
         """`rms_norm` with the weight of this name. x (..., D)."""
@@ -446,11 +412,7 @@ class Reference:
         q, k = self.norm(prefix + "q_norm", q), self.norm(prefix + "k_norm", k)
         q = self.tap(prefix + "q_rope", np.stack([rope(q[t], t, c.inv_freq, c.rope_scale) for t in range(T)]))
         k = self.tap(prefix + "k_rope", np.stack([rope(k[t], t, c.inv_freq, c.rope_scale) for t in range(T)]))
-        keys, values, out = [], [], np.empty_like(q)
-        for t in range(T):
-            keys.append(k[t])
-            values.append(v[t])
-            out[t] = attend(q[t], keys, values)
+        out = np.stack([attend(q[t], k[: t + 1], v[: t + 1]) for t in range(T)])  # no token sees the ones after it
         out = self.tap(prefix + "attn_out", out)
         return self.linear(prefix + "o_proj", (out * sigmoid(gate)).reshape(T, -1))
 
@@ -459,36 +421,40 @@ class Reference:
         c, T, K, V = self.config, len(x), self.config.K, self.config.V
         key_heads, heads = c.key_heads, c.value_heads
         r = heads // key_heads
+        ends = self.ends or [T]
         qkvz, ba = self.linear(prefix + "in_proj_qkvz", x), self.linear(prefix + "in_proj_ba", x)
         q, k, v, z = split_by_key_head(qkvz, key_heads, [K, K, r * V, r * V])
-        v, z = v.reshape(T, heads, V), z.reshape(T, heads, V)
-        b, a = (part.reshape(T, heads) for part in split_by_key_head(ba, key_heads, [r, r]))
-        q, k, v, z, b, a = (self.tap(prefix + name, part) for name, part in zip("qkvzba", (q, k, v, z, b, a)))
+        q = self.tap(prefix + "q", q)  # (T, key heads, K)
+        k = self.tap(prefix + "k", k)
+        v = self.tap(prefix + "v", v.reshape(T, heads, V))
+        z = self.tap(prefix + "z", z.reshape(T, heads, V))
+        b, a = split_by_key_head(ba, key_heads, [r, r])
+        b = self.tap(prefix + "b", b.reshape(T, heads))
+        a = self.tap(prefix + "a", a.reshape(T, heads))
 
         qkv = np.concatenate([part.reshape(T, -1) for part in (q, k, v)], axis=1)  # [all q | all k | all v]
-        conv = self.read(prefix + "conv1d.weight")[:, 0]  # (C, W)
-        history = np.concatenate([np.zeros((conv.shape[1] - 1, len(conv))), qkv])  # (W - 1 + T, C)
-        qkv = self.tap(prefix + "conv_out", causal_conv(qkv, conv)[0])
+        weight = self.read(prefix + "conv1d.weight")[:, 0]  # (C, W)
+        history = np.pad(qkv, [(weight.shape[1] - 1, 0), (0, 0)])  # (W - 1 + T, C)
+        qkv = self.tap(prefix + "conv_out", causal_conv(qkv, weight)[0])
         q, k, v = np.split(qkv, [key_heads * K, 2 * key_heads * K], axis=1)
+        v = self.tap(prefix + "v_conv", v.reshape(T, heads, V))
         q = l2_norm(q.reshape(T, key_heads, K)) * K**-0.5
         k = l2_norm(k.reshape(T, key_heads, K))
         q = self.tap(prefix + "q_l2norm", q.repeat(r, axis=1))  # (T, H, K): value heads g r .. g r + r - 1 share
         k = self.tap(prefix + "k_l2norm", k.repeat(r, axis=1))  # key head g
 
         A = np.exp(self.read(prefix + "A_log"))  # (H,)
-        g = -A * np.logaddexp(0, a + self.read(prefix + "dt_bias"))  # logaddexp(0, x) is softplus(x)
-        g, beta = self.tap(prefix + "g", g), self.tap(prefix + "beta", sigmoid(b))
-        out, v, start, state, states = np.empty((T, heads, V)), v.reshape(T, heads, V), 0, None, []
-        for end in self.ends or [T]:
+        g = self.tap(prefix + "g", -A * np.logaddexp(0, a + self.read(prefix + "dt_bias")))  # logaddexp(0, x): softplus
+        beta = self.tap(prefix + "beta", sigmoid(b))
+        out, state, states = np.empty((T, heads, V)), None, []
+        for start, end in zip([0, *ends], ends):
             rows = slice(start, end)
             out[rows], state = gated_delta_rule(q[rows], k[rows], v[rows], g[rows], beta[rows], state)
             states.append(state)
-            state, start = self.forced.get(prefix + "state", states)[len(states) - 1], end
+            state = self.forced.get(prefix + "state", states)[len(states) - 1]
         out = self.tap(prefix + "delta_out", out)  # (T, H, V)
         self.tap(prefix + "state", np.stack(states))  # (ends, H, K, V)
-        self.tap(
-            prefix + "conv_state", np.stack([history[end : end + conv.shape[1] - 1].T for end in self.ends or [T]])
-        )
+        self.tap(prefix + "conv_state", np.stack([history[end:][: weight.shape[1] - 1].T for end in ends]))
         out = gated_rms_norm(out, z, self.read(prefix + "norm.weight"), c.rms_norm_eps)
         return self.linear(prefix + "out_proj", self.tap(prefix + "norm.out", out).reshape(T, -1))
 
@@ -508,10 +474,9 @@ class Reference:
         """The chosen experts by their weights, and the shared expert by a sigmoid of its own. x (T, hidden)."""
         c = self.config
         p = self.tap(prefix + "router_probs", softmax(self.linear(prefix + "gate", x)))  # (T, E)
-        chosen = router(p, c.top_k)
-        rest = np.sort(p, axis=1)[:, ::-1]
-        self.tap(prefix + "margin", rest[:, c.top_k - 1] - (rest[:, c.top_k] if c.top_k < p.shape[1] else 0))
-        chosen = self.tap(prefix + "topk_ids", chosen)
+        ranked = np.pad(np.sort(p, axis=1)[:, ::-1], [(0, 0), (0, 1)])  # and 0 after the last
+        self.tap(prefix + "margin", ranked[:, c.top_k - 1] - ranked[:, c.top_k])
+        chosen = self.tap(prefix + "topk_ids", router(p, c.top_k))
         weight = self.tap(prefix + "topk_weights", expert_weights(p, chosen, c.norm_topk_prob))
         out = np.zeros_like(x)
         for e in np.unique(chosen):
@@ -530,61 +495,18 @@ def token_list(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def layer_range(text: str) -> range:
-    """Layers from their text, "0:4" for the first four."""
-    start, stop = text.split(":")
-    if not 0 <= int(start) < int(stop):
-        raise ValueError(text)
-    return range(int(start), int(stop))
-
-
-def write_trace(args: argparse.Namespace, reference: Reference):
-    """Writes a trace file (verify/trace.py) of --tokens, or of the steps and keys of the file --like."""
-    from verify import compare, scenarios, trace  # beside this file
-
-    like = compare.read_trace(args.like) if args.like else None
-    if args.tokens is None and not (like and like.tokens):
-        raise ValueError(f"{args.like}: does not tell its tokens: --tokens has to")
-    tokens = {"": {"tokens": args.tokens, "before": []}} if args.tokens is not None else like.tokens
-    steps = {}
-    if args.layers is not None:
-        if list(tokens) != [""]:
-            raise ValueError(f"{args.like}: --layers takes a trace of one step, found {', '.join(tokens)}")
-        before = f"model.layers.{args.layers.start - 1}.out"
-        forced = {before: like.steps[""][before]} if like and before in like.steps[""] else {}
-        found = reference.trace(tokens[""]["tokens"], forced=forced, layers=args.layers)
-        steps[""] = {key: x[-1] if key.endswith("state") else x for key, x in found.items()}
-    else:
-        steps = scenarios.run_reference(reference, tokens)
-    if like:
-        steps = {s: {k: x for k, x in found.items() if k in like.steps.get(s, {})} for s, found in steps.items()}
-    producer = "reference_recurrent.py"
-    trace.write_trace(args.trace, steps, tokens, producer=producer, dtype="float64", folder=args.model)
-
-
 def main() -> int:
     """Print the most likely next tokens. Returns 0, or 1 after one line on stderr; argparse exits 2 for bad usage."""
     parser = argparse.ArgumentParser(description="The most likely next tokens: id and log-probability, one per line.")
     parser.add_argument("--model", required=True, help="folder with config.json and *.safetensors")
-    parser.add_argument("--tokens", type=token_list, help="token ids, such as 5,17,3")
+    parser.add_argument("--tokens", required=True, type=token_list, help="token ids, such as 5,17,3")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many to print (default 5)")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="write all intermediate values instead")
-    parser.add_argument("--like", type=Path, metavar="FILE", help="with the tokens, steps and keys of this trace")
-    parser.add_argument(
-        "--layers", type=layer_range, metavar="A:B", help="layers A to B - 1 only (from A > 0: of --like)"
-    )
     args = parser.parse_args()
     if args.top < 1:
         parser.error(f"--top should be at least 1, found {args.top}")
-    if args.tokens is None and not (args.trace and args.like):
-        parser.error("--tokens is needed, or --trace with --like")
     try:
-        reference = Reference.from_pretrained(args.model)
-        if args.trace:
-            write_trace(args, reference)
-            return 0
-        last = reference.logits(args.tokens)[-1]  # (vocab,)
-    except (ImportError, OSError, ValueError, KeyError, MemoryError) as error:
+        last = Reference.from_pretrained(args.model).logits(args.tokens)[-1]  # (vocab,)
+    except (OSError, ValueError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print("error:", " ".join(str(message).split()), file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Claim: the PyTorch model and an independent NumPy one, token by token in float64, compute the same numbers."""
 
+import ast
 import json
 import re
 import subprocess
@@ -168,7 +169,7 @@ def test_router(normalise):
 
 
 def test_command_line(tmp_path):
-    """Catches log-probabilities that are not those of the model, and a traceback for a bad folder or token."""
+    """Catches log-probabilities that are not those of the model, and a traceback for a bad folder, token or option."""
     random_model(torch.bfloat16).save_pretrained(tmp_path)
     command = [sys.executable, str(ROOT / "reference_recurrent.py"), "--tokens", "5,17,3"]
     result = subprocess.run([*command, "--model", str(tmp_path), "--top", "3"], capture_output=True, text=True)
@@ -183,13 +184,52 @@ def test_command_line(tmp_path):
         (["--model", str(tmp_path / "none")], "config.json"),
     ):
         result = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+        assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+        assert named in result.stderr
+    for arguments, named in (
+        ([], "--tokens"),
+        (["--tokens", "5,x"], "5,x"),
+        (["--tokens", "5", "--top", "0"], "--top"),
+    ):
+        result = subprocess.run([*command[:2], "--model", str(tmp_path), *arguments], capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (2, "")
         assert named in result.stderr
 
 
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_a_file_that_ends_early(tmp_path, cut):
+    """Catches a truncated download that is computed with, or that ends in a traceback."""
+    random_model(torch.bfloat16).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a safetensors file"):
+        Reference.from_pretrained(tmp_path)
+
+
+def test_an_index_that_promises_too_much(tmp_path):
+    """Catches a missing tensor, or a missing file, that is reported without its name."""
+    random_model(torch.float32).save_pretrained(tmp_path, max_shard_size="50KB")
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    files = sorted(set(index["weight_map"].values()))
+    name = "model.embed_tokens.weight"
+    index["weight_map"][name] = next(file for file in files if file != index["weight_map"][name])
+    path.write_text(json.dumps(index))
+    with pytest.raises(KeyError, match=f"{index['weight_map'][name]} has no tensor {name}"):
+        Reference.from_pretrained(tmp_path).logits([1, 2])
+    (tmp_path / index["weight_map"][name]).unlink()
+    with pytest.raises(FileNotFoundError, match=index["weight_map"][name]):
+        Reference.from_pretrained(tmp_path).logits([1, 2])
+
+
 def test_it_shares_nothing_with_what_it_judges():
-    """Catches an arbiter that imports torch or the model."""
-    source = (ROOT / "reference_recurrent.py").read_text(encoding="utf-8")
-    assert not re.search(r"(?m)^\s*(from|import) (torch|qwen3_next|safetensors|transformers)", source)
+    """Catches a reference that imports torch or any other file of the project, even inside a function."""
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / "reference_recurrent.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"numpy"}
     check = "import sys, reference_recurrent; assert not {'torch', 'qwen3_next'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

@@ -1,8 +1,11 @@
 """Claim: the verification kit names the first value that is wrong, and is silent where nothing is."""
 
+import ast
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -13,10 +16,12 @@ import torch
 from conftest import ROOT, random_model, tokens
 
 import qwen3_next as q
-import reference_recurrent as reference
+from reference_recurrent import Reference
 
 sys.path.insert(0, str(ROOT))
-from verify import compare, golden, mutations, scenarios, trace  # noqa: E402
+from verify import causes, compare, golden, measures, mutations, scenarios, stages, trace  # noqa: E402
+from verify.reference import run_reference  # noqa: E402
+from verify.trace import recording  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=[*golden.MODELS, "tiny"])
@@ -27,14 +32,14 @@ def checkpoint(request, tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", scenarios.PASSES)
 def test_both_implementations_have_the_same_values(checkpoint, scenario):
-    """Catches a tap on the wrong tensor, in either: every key of every step, float64."""
-    arbiter = reference.Reference.from_pretrained(checkpoint)
+    """Catches a value recorded from the wrong tensor, in either: every key of every step, float64."""
+    reference = Reference.from_pretrained(checkpoint)
     model = q.Qwen3NextForCausalLM.from_pretrained(checkpoint, "float64")
-    told = scenarios.steps_of(scenario, scenarios.random_tokens(model.config.vocab_size, 3), model.mtp is not None)
-    ours, _ = scenarios.run(model, told)
-    theirs = scenarios.run_reference(arbiter, told)
+    fed = scenarios.steps_of(scenario, scenarios.random_tokens(model.config.vocab_size, 3), model.mtp is not None)
+    ours, _ = scenarios.run(model, fed)
+    theirs = run_reference(reference, fed)
     assert ours.keys() == theirs.keys()
-    split = [compare.split_batches(compare.Trace(steps, told, {}), told, "right").steps for steps in (ours, theirs)]
+    split = [stages.split_batches(stages.Trace(steps, fed, {}), fed, "right").steps for steps in (ours, theirs)]
     for step in split[0]:
         assert split[0][step].keys() == split[1][step].keys(), step
         for key, x in split[0][step].items():
@@ -43,53 +48,102 @@ def test_both_implementations_have_the_same_values(checkpoint, scenario):
 
 
 def test_every_stage_is_described(checkpoint):
-    """Catches a key that the table of stages does not have, or with other axes."""
+    """Catches a key that the table of stages does not have, or with other axes, and a stage that is never recorded."""
     model = q.Qwen3NextForCausalLM.from_pretrained(checkpoint)
-    found = q.Trace("*", "*.chunk.*")
-    model(
-        torch.tensor([scenarios.random_tokens(model.config.vocab_size, 0, 70)]),
-        trace=found,
-        output_mtp_logits=bool(model.mtp),
-    )
+    ids = scenarios.random_tokens(model.config.vocab_size, 0, 70)
+    steps, _, lines = trace.trace_generation(model, ids, ["*", "*.chunk.*"], 0, 0)
+    found = steps[""]
     for key, x in found.items():
-        axes, equation = compare.STAGES[compare.stage_of(key)]
+        axes, equation = stages.STAGES[stages.stage_of(key)]
         assert len(axes.split()) == x.ndim, key
         assert equation
+        assert key == "mtp.logits" or re.fullmatch(r"qwen3_next\.py:\d+", lines[key]), key
     assert list(found) != sorted(found)
+    never = stages.STAGES.keys() - {stages.stage_of(key) for key in found}
+    assert all(stage.startswith("mlp." if model.mtp else ("mlp.", "mtp.")) for stage in never), never
 
 
 def test_values_are_copies_and_globs_choose():
     """Catches views that a later step changes, and keys nobody asked for."""
     model, ids = random_model(torch.float32), tokens(1, 20)
-    cache, first = model.make_cache(1), q.Trace("*.linear_attn.state", "*.k_rope")
-    model(ids, past_key_values=cache, trace=first)
+    cache = model.make_cache(1)
+    with recording(model, ["*.linear_attn.state", "*.k_rope"]) as first:
+        model(ids, past_key_values=cache)
     before = {key: x.clone() for key, x in first.items()}
-    model(ids, past_key_values=cache, trace={})
+    model(ids, past_key_values=cache)
     assert all(torch.equal(x, before[key]) for key, x in first.items())
+    assert first.keys() == before.keys()
     assert {key.rpartition(".")[2] for key in first} == {"state", "k_rope"}
-    with pytest.raises(ValueError, match="expected an empty dict"):
-        model(ids, trace=first)
-    assert q.tracer is None
+    assert first.lines.keys() == first.keys()
 
 
-def test_tracing_changes_nothing():
-    """Catches a tap that alters what it records, and hooks left behind."""
+def test_a_glob_that_fits_nothing_is_named():
+    """Catches a misspelt key that yields an empty trace without a word, and an error though one of the steps has it."""
+    model, ids = random_model(torch.float32), tokens(1, 20)
+    with pytest.raises(ValueError, match=r"fits \*\.v_cnov;"), recording(model, ["*.v_conv", "*.v_cnov"]):
+        model(ids)
+    with recording(model, ["*.v_cnov"], missing_ok=True) as found:
+        model(ids)
+    assert not found
+    fed = {
+        "start": {"tokens": [5], "before": []},
+        "two": {"tokens": [1, 2], "before": [5]},
+        "back": {"tokens": [], "before": [5, 1]},
+    }
+    steps, _ = scenarios.run(model, fed, ["lm_head.out"])
+    assert [list(found) for found in steps.values()] == [["lm_head.out"], ["lm_head.out"], []]
+    with pytest.raises(ValueError, match="nothing"):
+        scenarios.run(model, fed, ["lm_head.out", "nothing"])
+
+
+def test_what_is_recorded_outside_of_a_pass():
+    """Catches a recorder that sees only the model's own call: MTP and the head, each on its own."""
+    model, ids = random_model(torch.float64, mtp_num_hidden_layers=1), tokens(1, 9)
+    out = model(ids, output_mtp_logits=True)
+    embeds = model.model.embed_tokens(ids[:, 1:])
+    with torch.no_grad(), recording(model, ["mtp.norm.out", "lm_head.out"]) as found:
+        drafted = model.look_ahead(out.last_hidden_state[:, :-1], embeds)
+        model.lm_head(drafted)
+    assert torch.equal(found["mtp.norm.out"], drafted[0])
+    assert torch.equal(found["lm_head.out"], out.mtp_logits[0])
+
+
+def test_recording_changes_nothing():
+    """Catches a recorder that alters what it records, and hooks that stay."""
     model, ids = random_model(torch.float64, mtp_num_hidden_layers=1), tokens(2, 70)
     plain = model(ids, output_mtp_logits=True)
-    traced = model(ids, output_mtp_logits=True, trace={})
+    with recording(model):
+        traced = model(ids, output_mtp_logits=True)
     assert torch.equal(plain.logits, traced.logits)
     assert torch.equal(plain.mtp_logits, traced.mtp_logits)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(ZeroDivisionError), recording(model):
+        raise ZeroDivisionError
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_state_is_rebuilt_from_v_conv():
+    """Catches v_conv before the convolution, or before its silu: the delta rule over it gives the recorded state."""
+    model, ids = random_model(torch.float64), tokens(1, 30)
+    with recording(model, ["model.layers.0.linear_attn.*"]) as found:
+        model(ids)
+    at = {key.removeprefix("model.layers.0.linear_attn."): x for key, x in found.items()}
+    rule = {name: at[name][None] for name in ("g", "beta")}
+    for name, right in (("v_conv", True), ("v", False)):
+        out, state = q.recurrent_gated_delta_rule(at["q_l2norm"][None], at["k_l2norm"][None], at[name][None], **rule)
+        assert torch.allclose(state[0], at["state"], atol=1e-12) == right
+        assert torch.allclose(out[0], at["delta_out"], atol=1e-12) == right
+    assert list(at).index("v_conv") == list(at).index("conv_out") + 1
 
 
 def test_chunked_intermediates():
     """Catches chunk.* values that are not the ones of the equations: M, u and w give the deltas and the next state."""
     model, ids = random_model(torch.float64), tokens(1, 150)
-    found = q.Trace("model.layers.0.*")
-    model(ids, trace=found)
+    with recording(model, ["model.layers.0.*"]) as found:
+        model(ids)
     assert not any("chunk" in key for key in found)
-    chunks = q.Trace("model.layers.0.linear_attn.*", "model.layers.0.linear_attn.chunk.*")
-    model(ids, trace=chunks)
+    with recording(model, ["model.layers.0.linear_attn.*", "model.layers.0.linear_attn.chunk.*"]) as chunks:
+        model(ids)
     at = {key.removeprefix("model.layers.0.linear_attn."): x for key, x in chunks.items()}
     A, M = at["chunk.A"], at["chunk.M"]
     H, N, C, _ = A.shape
@@ -110,7 +164,7 @@ def bench(tiny):
 
 
 def test_the_lines_of_the_known_bugs_are_there():
-    """Catches a change of qwen3_next.py that leaves one of the lines behind that mutations and breaks replace."""
+    """Catches a change of qwen3_next.py after which a line is gone that mutations and breaks replace."""
     source = (ROOT / "qwen3_next.py").read_text(encoding="utf-8")
     blind = json.loads((ROOT / "verify" / "mutations_blind.json").read_bytes())
     lines = [old for old, *_ in mutations.MUTATIONS.values()] + [one["old"] for one in blind]
@@ -129,7 +183,7 @@ def test_bugs_are_located(bench, tmp_path, name):
     assert source.count(old) == 1
     module = mutations.load(source.replace(old, new), 1, tmp_path)
     row = bench.first(module, "float32")
-    assert mutations.re.fullmatch(expected, row.name) or mutations.re.fullmatch(expected, mutations.plain_key(row.name))
+    assert re.fullmatch(expected, row.name) or re.fullmatch(expected, mutations.plain_key(row.name))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -148,8 +202,8 @@ def test_a_bug_in_bfloat16_is_found_in_isolation(bench, tmp_path):
     ref = bench.refs["decode"]
     model = module.Qwen3NextForCausalLM.from_pretrained(bench.model, "bfloat16")
     module.LAST = model.model.layers[7].linear_attn.out_proj.weight
-    steps, _ = scenarios.run(model, ref.tokens, module=module)
-    mine = compare.split_batches(compare.Trace(steps, ref.tokens, {}), ref.tokens, "right")
+    steps, _ = scenarios.run(model, ref.tokens)
+    mine = stages.split_batches(stages.Trace(steps, ref.tokens, {}), ref.tokens, "right")
     done = compare.compare(ref, mine, dtype="bfloat16", isolated=True, reference=bench.reference)
     assert done.first.name == "prefill/model.layers.7.linear_attn.g"
 
@@ -159,7 +213,7 @@ def changed(bench, change):
     ref = bench.refs["decode"]
     mine = {step: {key: change(step, key, x) for key, x in found.items()} for step, found in ref.steps.items()}
     mine = {step: {key: x for key, x in found.items() if x is not None} for step, found in mine.items()}
-    return compare.compare(ref, compare.Trace(mine, ref.tokens, {}), dtype="float32")
+    return compare.compare(ref, stages.Trace(mine, ref.tokens, {}), dtype="float32")
 
 
 def test_layouts_are_recognised(bench):
@@ -174,7 +228,7 @@ def test_layouts_are_recognised(bench):
     order = [0, 2, 1, 3]
 
     def tiled(step, key, x, only=None):
-        axes = compare.STAGES[compare.stage_of(key)][0].split()
+        axes = stages.axes_of(stages.stage_of(key))
         if "value_head" not in axes or (only and not key.endswith(only)):
             return x
         return x.take(order, axes.index("value_head"))
@@ -208,11 +262,26 @@ def test_a_choice_within_noise_is_a_tie(bench):
         return change
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare.Noise, "allowed", lambda self, key: 1e-2)  # coarse, so that the closest pair is within it
+        patch.setattr(
+            measures.Noise, "allowed", lambda self, key: 1e-2
+        )  # coarse, so that the closest pair is within it
         tie = changed(bench, swap(close))
         assert [row.verdict for row in tie.rows if row.name == f"prefill/{key}"] == ["tie"]
         wrong = changed(bench, swap(far))
         assert wrong.first.name == f"prefill/{key}"
+
+
+def test_a_wrong_choice_is_found_in_isolation(bench):
+    """Catches a reference that goes on with mine's experts, and then reports them as what it would have chosen."""
+    ref, key = bench.refs["decode"], "model.layers.3.mlp.topk_ids"
+    mine = {step: dict(found) for step, found in ref.steps.items()}
+    token = int(mine["prefill"]["model.layers.3.mlp.margin"].argmax())
+    mine["prefill"][key] = mine["prefill"][key].copy()
+    mine["prefill"][key][token, 0] = mine["prefill"]["model.layers.3.mlp.router_probs"][token].argmin()
+    mine = stages.Trace(mine, ref.tokens, {})
+    done = compare.compare(ref, mine, dtype="float32", isolated=True, reference=bench.reference)
+    assert done.first.name == f"prefill/{key}"
+    assert done.first.worst == f"token {token}"
 
 
 def test_what_follows_a_tie_is_compared(bench):
@@ -230,28 +299,25 @@ def test_what_follows_a_tie_is_compared(bench):
         assert all(key.endswith("margin") or step.startswith("draft ") for step, key in left_out)
 
 
+def run(*command, **options):
+    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, **options)
+
+
 def test_command_lines(tmp_path, tiny):
     """Catches a trace that the command line writes and the kit can't read, other exit codes, and half-written files."""
-
-    def run(*command):
-        return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
-
     mine, ref = tmp_path / "mine.safetensors", tmp_path / "ref.safetensors"
-    made = run("qwen3_next.py", "--prompt", "Hello!", "--dtype", "float32", "--trace", mine, "--max-new-tokens", 2)
+    made = run("verify/trace.py", "--model", tiny, "--prompt", "Hello!", "--dtype", "float32", "--out", mine)
     assert made.returncode == 0, made.stderr
-    made = run("reference_recurrent.py", "--model", tiny, "--like", mine, "--trace", ref)
+    made = run("verify/reference.py", "--model", tiny, "--like", mine, "--trace", ref)
     assert made.returncode == 0, made.stderr
     same = run("verify/compare.py", ref, mine)
     assert (same.returncode, same.stderr) == (0, "")
     assert "agree: " in same.stdout
-    manifest = compare.read_trace(mine).manifest
+    manifest = stages.read_trace(mine).manifest
     assert manifest["dtype"] == "float32"
-    assert manifest["config_sha256"] == trace.config_hash(json.loads((tiny / "config.json").read_bytes()))
-    line = manifest["stages"]["linear_attn.g"]["line"]
-    source = (ROOT / "qwen3_next.py").read_text(encoding="utf-8").splitlines()
-    assert "tap(" in source[int(line.partition(":")[2]) - 1]
+    assert manifest["config_sha256"] == stages.config_hash(json.loads((tiny / "config.json").read_bytes()))
 
-    arrays, _ = compare.read_arrays(ref)
+    arrays, _ = stages.read_arrays(ref)
     wrong = {key: x * 1.5 if key.endswith("layers.2.linear_attn.g") else x for key, x in arrays.items()}
     np.savez(tmp_path / "wrong.npz", **wrong)  # no manifest, another format
     found = run("verify/compare.py", ref, tmp_path / "wrong.npz")
@@ -267,47 +333,158 @@ def test_command_lines(tmp_path, tiny):
         (ref, tmp_path / "broken.safetensors"),
         (ref, tmp_path / "none.npz"),
         (ref, mine, "--isolated"),
+        (ref, mine, "--isolated", "--model", tmp_path),
         (ref, mine, "--alias", tmp_path / "none.json"),
     ):
         failed = run("verify/compare.py", *command)
         assert (failed.returncode, len(failed.stderr.splitlines())) == (2, 1), failed.stderr
-    none = run("qwen3_next.py", "--prompt", "Hello!", "--trace", tmp_path / "no" / "where.safetensors")
-    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
-    none = run("qwen3_next.py", "--prompt", "Hello!", "--trace", mine, "--trace-keys", "nothing.*")
-    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
-    none = run("qwen3_next.py", "--score", ROOT / "README.md", "--trace", tmp_path / "none")
-    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
-    (tmp_path / "alone.py").write_bytes((ROOT / "qwen3_next.py").read_bytes())
-    none = run(tmp_path / "alone.py", "--model", tiny, "--prompt", "Hello!", "--trace", tmp_path / "none")
-    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
-    assert not (tmp_path / "none").exists()
-    none = run(
-        "reference_recurrent.py", "--model", tiny, "--like", mine, "--layers", "2:99", "--trace", tmp_path / "none"
-    )
-    assert (none.returncode, len(none.stderr.splitlines())) == (1, 1)
-    run("verify/scenarios.py", "--out", tmp_path, "--scenario", "speculation", "--dtype", "float32")
-    drafts = tmp_path / "speculation.safetensors"
-    made = run("reference_recurrent.py", "--model", tiny, "--like", drafts, "--trace", tmp_path / "drafts.safetensors")
+
+
+def test_command_line_of_the_reference(tmp_path, tiny):
+    """Catches the wrong tokens, keys or layers in the reference's trace, a traceback, and a file after an error."""
+    mine, ref, none = (tmp_path / f"{name}.safetensors" for name in ("mine", "ref", "none"))
+    ids = [5, 17, 3]
+    common = ("verify/reference.py", "--model", tiny)
+    made = run(*common, "--tokens", "5,17,3", "--trace", mine)
     assert made.returncode == 0, made.stderr
-    assert "mtp.logits" in compare.read_trace(tmp_path / "drafts.safetensors").steps["draft 2"]
-    part = run("reference_recurrent.py", "--model", tiny, "--like", mine, "--layers", "2:4", "--trace", ref)
+    written, expected = stages.read_trace(mine), Reference.from_pretrained(tiny).trace(ids)
+    assert written.tokens == {"": {"tokens": ids, "before": []}}
+    assert written.steps[""].keys() == expected.keys()
+    assert np.array_equal(written.steps[""]["lm_head.out"], expected["lm_head.out"])
+    part = run(*common, "--like", mine, "--layers", "2:4", "--trace", ref)
     assert part.returncode == 0, part.stderr
-    keys = set(compare.read_trace(ref).steps[""])
-    assert {key.split(".")[2] for key in keys} == {"2", "3"}
+    found = stages.read_trace(ref).steps[""]
+    assert {key.split(".")[2] for key in found} == {"2", "3"}
+    assert all(np.array_equal(x, written.steps[""][key]) for key, x in found.items())
     assert run("verify/compare.py", ref, mine).returncode == 0
+
+    key = "model.layers.1.linear_attn.state"
+    np.savez(tmp_path / "bare.npz", **{key: np.ones(3)})  # a port's, which does not say its tokens
+    made = run(*common, "--like", tmp_path / "bare.npz", "--tokens", "5,17,3", "--trace", ref)
+    assert made.returncode == 0, made.stderr
+    assert stages.read_trace(ref).steps[""].keys() == {key}
+    for arguments, named in (
+        (("--like", tmp_path / "bare.npz"), "--tokens"),
+        (("--like", tmp_path / "nothing.npz"), "nothing.npz"),
+        (("--like", mine, "--layers", "2:99"), "2:99"),
+        (("--tokens", "5", "--layers", "2:4"), "model.layers.1.out"),
+        (("--tokens", "5,99999"), "vocab_size"),
+        (("--tokens", "5", "--model", tmp_path), "config.json"),
+        (("--tokens", "5", "--trace", tmp_path / "no" / "where.safetensors"), "where"),
+    ):
+        failed = run(*common, "--trace", none, *arguments)
+        assert (failed.returncode, failed.stdout, len(failed.stderr.splitlines())) == (1, "", 1), failed.stderr
+        assert named in failed.stderr
+    for arguments, named in (
+        ((), "--tokens"),
+        (("--tokens", "five"), "five"),
+        (("--tokens", "5", "--layers", "3:2"), "3:2"),
+    ):
+        failed = run(*common, "--trace", none, *arguments)
+        assert failed.returncode == 2
+        assert named in failed.stderr
+    assert not none.exists()
+
+
+def test_command_line_of_the_recorder(tmp_path, tiny):
+    """Catches options that are parsed and dropped, lines that compute something else, a traceback, half a file."""
+    mine, none = tmp_path / "mine.safetensors", tmp_path / "none.safetensors"
+    common = ("verify/trace.py", "--model", tiny, "--prompt", "Once upon a time")
+    keys = ("*.g", "*.chunk.A", "mtp.logits")
+    made = run(*common, "--raw", "--dtype", "float64", "--keys", *keys, "--out", mine)
+    assert (made.returncode, made.stdout) == (0, f"{mine}: 13 tensors\n"), made.stderr
+    found = stages.read_trace(mine)
+    tokenizer = q.Qwen3NextTokenizer.from_pretrained(tiny)
+    ids = tokenizer.encode("Once upon a time")
+    assert found.tokens == {"": {"tokens": ids, "before": []}}
+    layers = [i for i in range(8) if i not in (0, 4)]
+    expected = {f"model.layers.{i}.linear_attn.{name}" for i in layers for name in ("g", "chunk.A")} | {"mtp.logits"}
+    assert found.steps[""].keys() == expected
+    model = q.Qwen3NextForCausalLM.from_pretrained(tiny, "float64")
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]), output_mtp_logits=True).mtp_logits[0]
+    assert np.allclose(found.steps[""]["mtp.logits"], logits.numpy(), atol=1e-12)
+    file, _, line = found.manifest["stages"]["linear_attn.g"]["line"].partition(":")
+    source = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    assert re.search(r"\bg\b", source[int(line) - 1])
+    made = run(*common, "--keys", "lm_head.out", "--out", mine)
+    whole = tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": "Once upon a time"}]))
+    assert stages.read_trace(mine).tokens[""]["tokens"] == whole
+    assert stages.read_trace(mine).manifest["dtype"] == "bfloat16"
+    for arguments, named in (
+        (("--out", tmp_path / "no" / "where.safetensors"), "where"),
+        (("--keys", "nothing.*"), "nothing.*"),
+        (("--prompt", "", "--raw"), "empty"),
+        (("--dtype", "int8"), "int8"),
+        (("--model", tmp_path / "nowhere"), "nowhere"),
+    ):
+        failed = run(*common, "--out", none, *arguments)
+        assert (failed.returncode, failed.stdout, len(failed.stderr.splitlines())) == (1, "", 1), failed.stderr
+        assert named in failed.stderr
+    for arguments in (("--draft-tokens", 2), ("--max-new-tokens", -1)):
+        assert run(*common, "--out", none, *arguments).returncode == 2
+    assert not none.exists()
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_a_traced_generation(tmp_path, tiny, drafts):
+    """Catches decoding steps that are not those of `generate`, drafts that are not MTP's, or a manifest that says other
+    tokens than were fed: the reference recomputes all steps from it.
+    """
+    mine, ref = tmp_path / "mine.safetensors", tmp_path / "ref.safetensors"
+    options = ("--model", tiny, "--prompt", "Hello!", "--max-new-tokens", 9, "--draft-tokens", drafts)
+    made = run("verify/trace.py", *options, "--dtype", "float32", "--out", mine)
+    assert made.returncode == 0, made.stderr
+    found = stages.read_trace(mine)
+    prompt = found.tokens["prefill"]["tokens"]
+    fed = [step for step in found.tokens.values() if "drafts" not in step]
+    for i, step in enumerate(fed[1:], 1):
+        before = fed[i - 1]["before"] + fed[i - 1]["tokens"]
+        assert step["before"] == before[: len(step["before"])]
+    known = fed[-1]["before"] + fed[-1]["tokens"]
+    model = q.Qwen3NextForCausalLM.from_pretrained(tiny, "float32")
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False, eos_token_id=None)
+    assert known == expected[0].tolist()
+    kinds = {step.partition(" ")[0] for step in found.tokens}
+    assert kinds - {"rollback", "decode"} == ({"prefill", "draft", "verify"} if drafts else {"prefill"})
+    rolled_back = [step for step in found.tokens.values() if not step["tokens"]]
+    assert rolled_back or drafts < 3, "with this prompt all drafts are accepted, and nothing is taken back"
+    made = run("verify/reference.py", "--model", tiny, "--like", mine, "--trace", ref)
+    assert made.returncode == 0, made.stderr
+    theirs = stages.read_trace(ref)
+    assert theirs.steps.keys() == found.steps.keys()
+    assert all(theirs.steps[step].keys() == found.steps[step].keys() for step in found.steps)
+    same = run("verify/compare.py", ref, mine)
+    assert same.returncode == 0, same.stdout
+
+
+def test_command_line_of_the_scenarios(tmp_path, tiny):
+    """Catches drafts that the reference can't recompute from a file, globs and folders that end in a traceback."""
+    common = ("verify/scenarios.py", "--model", tiny, "--out", tmp_path)
+    run(*common, "--scenario", "speculation", "--dtype", "float32")
+    drafts = tmp_path / "speculation.safetensors"
+    made = run("verify/reference.py", "--model", tiny, "--like", drafts, "--trace", tmp_path / "drafts.safetensors")
+    assert made.returncode == 0, made.stderr
+    assert "mtp.logits" in stages.read_trace(tmp_path / "drafts.safetensors").steps["draft 2"]
+    run(*common, "--scenario", "padded", "--keys", "*.linear_attn.state")
+    states = stages.read_trace(tmp_path / "padded.safetensors").steps
+    assert {key.rpartition(".")[2] for found in states.values() for key in found} == {"state"}
+    for arguments in (("--keys", "nothing"), ("--model", tmp_path), ("--reference", "--model", tmp_path)):
+        failed = run(*common, *arguments)
+        assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1), failed.stderr
 
 
 def test_layers_need_only_their_shards(tmp_path):
-    """Catches an arbiter that opens files which the layers asked for do not need."""
+    """Catches a reference that opens files which the layers asked for do not need."""
     model = random_model(torch.float32)
     model.save_pretrained(tmp_path, max_shard_size=20_000)
     ids = tokens(1, 9)[0].tolist()
-    whole = reference.Reference.from_pretrained(tmp_path).trace(ids)
+    whole = Reference.from_pretrained(tmp_path).trace(ids)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_bytes())["weight_map"]
     needed = {file for name, file in index.items() if name.startswith(("model.layers.0.", "model.embed_tokens"))}
     for file in set(index.values()) - needed:
         (tmp_path / file).unlink()
-    part = reference.Reference.from_pretrained(tmp_path).trace(ids, layers=range(1))
+    part = Reference.from_pretrained(tmp_path).trace(ids, layers=range(1))
     assert part
     for key, x in part.items():
         assert np.array_equal(x, whole[key])
@@ -319,18 +496,18 @@ def test_aliases(bench):
     for path in (ROOT / "verify" / "aliases").glob("*.json"):
         for entry in json.loads(path.read_bytes()):
             for key in entry["key"] if isinstance(entry["key"], list) else [entry["key"]]:
-                stage = compare.stage_of(
-                    mutations.re.sub(r"\\1", "model.layers.0", key).replace("layers.model.layers.0", "layers.0")
+                stage = stages.stage_of(
+                    re.sub(r"\\1", "model.layers.0", key).replace("layers.model.layers.0", "layers.0")
                 )
-                known = not key or "\\2" in key or stage in compare.STAGES or stage.endswith((".down_proj.out", ".out"))
+                known = not key or "\\2" in key or stage in stages.STAGES or stage.endswith((".down_proj.out", ".out"))
                 assert known, f"{path.name}: {key}"
     aliases = json.loads((ROOT / "verify" / "aliases" / "llama_cpp.json").read_bytes())
-    found = [key for key, _ in compare.rename("gate-7", aliases)]
+    found = [key for key, _ in stages.rename("gate-7", aliases)]
     assert found == ["model.layers.7.linear_attn.g", "model.layers.7.self_attn.gate"]
 
 
 def test_golden_vectors_are_as_stored():
-    """Catches golden vectors that are not what the arbiter computes, and a model that its seed no longer makes."""
+    """Catches golden vectors that are not what the reference computes, and a model that its seed no longer makes."""
     checked = subprocess.run([sys.executable, "verify/golden.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert (checked.returncode, checked.stdout.strip()) == (0, "all as stored"), checked.stdout[-2000:]
     assert sum(path.stat().st_size for path in (ROOT / "verify" / "golden").rglob("*") if path.is_file()) < 4_000_000
@@ -353,11 +530,79 @@ def test_gradients_are_those_of_finite_differences():
     assert math.isclose(slope, float((found[f"{name}.grad"] * direction.numpy()).sum()), rel_tol=1e-4)
 
 
-def test_compare_stands_alone(tmp_path):
-    """Catches an import that a porter who copies compare.py alone does not have."""
-    (tmp_path / "compare.py").write_bytes((ROOT / "verify" / "compare.py").read_bytes())
+def test_a_key_that_is_missing_is_a_difference(tmp_path):
+    """Catches a check of golden vectors that passes because there is nothing left to compare."""
+    path = tmp_path / "mixed-padded.safetensors"
+    shutil.copy(ROOT / "verify" / "golden" / "v1" / path.name, path)
+    steps = {
+        step: {k: x.astype(np.float32) for k, x in xs.items()} for step, xs in stages.read_trace(path).steps.items()
+    }
+    assert golden.differences(path, steps) == []
+    assert not any(key.endswith("v_conv") for found in steps.values() for key in found), "version 1 never changes"
+    removed = steps["padded"].pop("lm_head.out")
+    assert golden.differences(path, steps) == [f"{path.name}: padded/lm_head.out is stored, but was not computed"]
+    steps["padded"] |= {"lm_head.out": removed * 1.001, "new": removed}
+    assert golden.differences(path, steps) == [
+        f"{path.name}: padded/lm_head.out",
+        f"{path.name}: padded/new was computed, but is not stored",
+    ]
+
+
+def test_the_folder_works_elsewhere(tmp_path):
+    """Catches an import that a porter who copies the folder verify/ does not have."""
+    others = shutil.ignore_patterns("golden", "__pycache__")
+    shutil.copytree(ROOT / "verify", tmp_path / "verify", ignore=others)
     np.savez(tmp_path / "a.npz", **{"model.layers.0.input_layernorm.out": np.ones((3, 4))})
-    code = "import sys, compare; assert not {'torch', 'qwen3_next', 'reference_recurrent'} & set(sys.modules); "
-    code += "sys.exit(compare.main(['a.npz', 'a.npz']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = "import sys; from verify import compare; "
+    code += f"assert compare.__file__.startswith({str(tmp_path)!r}), compare.__file__; "
+    code += "code = compare.main(['a.npz', 'a.npz']); "
+    code += "assert not {'torch', 'qwen3_next', 'reference_recurrent'} & set(sys.modules); sys.exit(code)"
+    for command in (["-c", code], ["verify/compare.py", "a.npz", "a.npz"]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("agree: 1 keys\n")
+
+
+def test_imports_form_no_circle():
+    """Catches modules of the kit that import each other, if only inside a function, and a reference that imports us."""
+    ours = {path.stem for path in ROOT.glob("*.py")}
+    imports = {}
+    for path in [*(ROOT / "verify").rglob("*.py"), ROOT / "reference_recurrent.py"]:
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "verify":
+                found |= {f"verify.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module)
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        imports[name] = {module for module in found if module.startswith("verify.") or module in ours}
+    assert imports["reference_recurrent"] == set()
+    assert imports["verify.stages"] == set()
+    while imports:
+        done = {name for name, needed in imports.items() if not needed & imports.keys()}
+        assert done, f"a circle among {sorted(imports)}"
+        imports = {name: needed for name, needed in imports.items() if name not in done}
+
+
+def test_causes_are_named(bench):
+    """Catches a mistake that the kit computes wrongly: each of them, put into a sound trace, has to be found again."""
+    config = bench.config
+    for layer in (0, 1):
+        prefix = f"model.layers.{layer}."
+        ref = {key.removeprefix(prefix): x for key, x in bench.refs["decode"].steps["prefill"].items()}
+        ref["layer.out"] = ref["out"]
+        tried = 0
+        for stage in stages.STAGES:
+            if stage not in ref:
+                continue
+            for cause, x in causes.candidates(stage, ref.__getitem__, config, True):
+                assert x.shape == ref[stage].shape, cause
+                if measures.relative_error(ref[stage], x) < 1e-3:
+                    continue
+                _, found = causes.explain(stage, ref[stage], x, 1e-6, ref.__getitem__, config, True)
+                assert any(one.startswith(cause) for one in found), (stage, cause, found)
+                tried += 1
+        assert tried > 20

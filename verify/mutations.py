@@ -27,6 +27,9 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tiny")]
 from reference_recurrent import Reference  # noqa: E402
 from verify import compare, scenarios  # noqa: E402
+from verify.measures import relative_error  # noqa: E402
+from verify.reference import run_reference  # noqa: E402
+from verify.stages import Trace, split_batches  # noqa: E402
 
 HALVES = "q, gate = (y.view(B, T, -1, self.head_dim) for y in self.q_proj(x).chunk(2, dim=-1))"
 FLAT = "q, k, v, z = (y.unflatten(-1, groups) for y in qkvz.split([*self.widths, self.widths[2]], dim=-1))"
@@ -266,8 +269,8 @@ class Bench:
         self.refs = {}
         for name in scenarios.PASSES:
             tokens = scenarios.steps_of(name, self.ids, True)
-            steps = scenarios.run_reference(self.reference, tokens)
-            self.refs[name] = compare.Trace(steps, tokens, {"config": self.config})
+            steps = run_reference(self.reference, tokens)
+            self.refs[name] = Trace(steps, tokens, {"config": self.config})
         import corpus
 
         from qwen3_next import Qwen3NextTokenizer
@@ -280,9 +283,9 @@ class Bench:
         """scenario, the reference's trace and the model's."""
         model = module.Qwen3NextForCausalLM.from_pretrained(self.model, dtype, delta_rule=delta_rule)
         for name, ref in self.refs.items():
-            steps, _ = scenarios.run(model, ref.tokens, module=module)
-            split = compare.split_batches(compare.Trace(steps, ref.tokens, {}), ref.tokens, "right")
-            yield name, compare.split_batches(ref, ref.tokens, "right"), split
+            steps, _ = scenarios.run(model, ref.tokens)
+            mine = split_batches(Trace(steps, ref.tokens, {}), ref.tokens, "right")
+            yield name, split_batches(ref, ref.tokens, "right"), mine
 
     def first(self, module, dtype: str, isolated: bool = False, delta_rule: str = "chunk"):
         """compare.py's first wrong row over all scenarios, None if there is none."""
@@ -299,7 +302,7 @@ class Bench:
             for step in ref.steps.keys() & mine.steps.keys():
                 for key in ("lm_head.out", "mtp.logits"):
                     if key in ref.steps[step] and key in mine.steps[step]:
-                        worst = max(worst, compare.relative_error(ref.steps[step][key], mine.steps[step][key]))
+                        worst = max(worst, relative_error(ref.steps[step][key], mine.steps[step][key]))
         return worst
 
     @torch.no_grad()

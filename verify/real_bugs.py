@@ -21,6 +21,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 from reference_recurrent import Reference  # noqa: E402
 from verify import compare, golden, scenarios  # noqa: E402
+from verify.reference import run_reference  # noqa: E402
+from verify.stages import Trace, is_batch, split_batches  # noqa: E402
 
 SCENARIOS = {"decode": "right", "pieces": "right", "padded, right": "right", "padded, left": "left"}
 
@@ -50,29 +52,34 @@ def run(model, tokens: dict[str, dict], padding: str) -> dict[str, dict[str, np.
     """transformers' model through the steps of a scenario, with its own cache."""
     import torch
 
-    steps, cache, seen = {}, None, None
-    for step, told in tokens.items():
-        rows = told["tokens"] if isinstance(told["tokens"][0], list) else [told["tokens"]]
+    steps = {}
+    cache = mask = None
+    for step, fed in tokens.items():
+        batch = is_batch(fed["tokens"])
+        rows = fed["tokens"] if batch else [fed["tokens"]]
         width = max(map(len, rows))
-        pads = [[0] * (width - len(row)) for row in rows]
-        left = padding == "left"
-        ids = torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, pads)])
-        real = torch.tensor(
-            [[0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p) for r, p in zip(rows, pads)]
-        )
-        mask = real if seen is None else torch.cat([seen, real], 1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
+        ids = torch.tensor([padded(row, width, padding) for row in rows])
+        real = torch.tensor([padded([1] * len(row), width, padding) for row in rows])
+        mask = real if mask is None else torch.cat([mask, real], 1)
+        given = {}
+        if len(rows) > 1:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            given = {"attention_mask": mask, "position_ids": positions[:, -width:]}
         trace: dict[str, np.ndarray] = {}
         hooks = hooked(model, trace, tuple(ids.shape))
         with torch.no_grad():
-            given = {"attention_mask": mask, "position_ids": positions} if len(rows) > 1 else {}
             out = model(ids, past_key_values=cache, use_cache=True, **given)
         for hook in hooks:
             hook.remove()
-        cache, seen = out.past_key_values, mask
-        batch = isinstance(told["tokens"][0], list)
-        steps[step] = {k: x if batch else x[0] for k, x in trace.items() if x.shape[:1] == (len(rows),)}
+        cache = out.past_key_values
+        steps[step] = {key: x if batch else x[0] for key, x in trace.items() if x.shape[:1] == (len(rows),)}
     return steps
+
+
+def padded(row: list[int], width: int, side: str) -> list[int]:
+    """A row with zeros up to a width, on the left or on the right."""
+    zeros = [0] * (width - len(row))
+    return zeros + row if side == "left" else row + zeros
 
 
 def describe(done: compare.Comparison) -> str:
@@ -103,11 +110,11 @@ def main():
             ids = scenarios.random_tokens(reference.config.vocab_size, 0)
             for scenario, padding in SCENARIOS.items():
                 tokens = scenarios.steps_of(scenario.partition(",")[0], ids, False)
-                ref = compare.Trace(scenarios.run_reference(reference, tokens), tokens, {})
+                ref = Trace(run_reference(reference, tokens), tokens, {})
                 try:
                     steps = run(model, tokens, padding)
-                    mine = compare.split_batches(compare.Trace(steps, tokens, {}), tokens, padding)
-                    ref = compare.split_batches(ref, tokens, "right")
+                    mine = split_batches(Trace(steps, tokens, {}), tokens, padding)
+                    ref = split_batches(ref, tokens, "right")
                     done = compare.compare(ref, mine, dtype="float32", reference=reference)
                     found = describe(done)
                 except Exception as error:

@@ -16,7 +16,7 @@ from mlx_lm.utils import load_model
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from verify.compare import read_trace  # noqa: E402
+from verify.stages import read_trace  # noqa: E402
 
 model_folder, reference, out = sys.argv[1:]
 model, _ = load_model(Path(model_folder))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import Qwen3NextForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from verify.compare import read_trace  # noqa: E402
+from verify.stages import read_trace  # noqa: E402
 
 model_folder, reference, out = sys.argv[1:]
 model = Qwen3NextForCausalLM.from_pretrained(model_folder, dtype=torch.float32, experts_implementation="eager")
