@@ -119,7 +119,7 @@ def main():
     parser.add_argument("--contexts", type=int, nargs="+", default=[4096, 16384, 32768], help=f"multiples of {WINDOW}")
     parser.add_argument("--tokens", type=int, default=8, help="decoded at each context")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, and as a PNG beside it")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, and a PNG next to it")
     args = parser.parse_args()
     if any(n % WINDOW or n <= 0 for n in args.contexts):
         parser.error(f"--contexts {args.contexts}: expected multiples of {WINDOW}")

@@ -1,18 +1,18 @@
-"""Times the whole model beside transformers and llama.cpp: the same weights and tokens, taking turns in one run.
+"""Times the whole model, transformers and llama.cpp: the same weights and tokens, taking turns in one run.
 
     python benchmarks/bench.py --folder DIR [--only small slice mapped tiny ...] [--out FILE.json]
 
 DIR takes the checkpoints, made from a seed (5 GB; 10 with llama.cpp). Workloads, and what each is about:
     small      8 layers, hidden 256, 4 of 16 experts, 17 M parameters, float32: calling the parts
     slice      the released width, 4 layers (3 Gated DeltaNet, 1 attention), 10 of 128 experts, bfloat16: the arithmetic
-    mapped     the slice, its weights left in the mapped files, as by default: beside the same copied into memory, and
+    mapped     the slice, its weights left in the mapped files, as by default; compared with the same in memory, and
                llama.cpp, which maps its file, too
     tiny       tiny/ in bfloat16, and how long the command line takes to its first text (first_token.py)
     contexts   ours alone, the slice: prefill to 32K tokens, its memory, and how long each layer takes to decode there
     forms      the delta rule one by one and in chunks, over T
     drafts     tiny/ with drafts of its MTP layer (speculation.py)
 
-Prefill takes a prompt in one call and makes logits for its last token; decoding feeds one token a call behind 512. The
+Prefill takes a prompt in one call and makes logits for its last token; decoding feeds one token a call, after 512. The
 tokens are random, so that routing is spread. A figure is the median of --runs turns; ratios are of the same turn.
 But for "mapped", all weights are in memory (in_memory=True here, use_mmap=False in llama.cpp).
 The machine's own limits are measured between the turns: the rate of large matrix products in the workload's dtype, and
@@ -92,7 +92,7 @@ def make_slice(folder: Path):
 
 
 def work_of(model: q.Qwen3NextForCausalLM, context: int) -> tuple[int, int]:
-    """Bytes that one decoded token reads and writes behind `context` others, and operations of one prefilled token."""
+    """Bytes that one decoded token reads and writes after `context` others, and operations of one prefilled token."""
     config, bytes_, weights = model.config, 0, 0
     for name, p in model.named_parameters():
         if name.startswith("mtp.") or "embed_tokens" in name and not config.tie_word_embeddings:
@@ -100,9 +100,10 @@ def work_of(model: q.Qwen3NextForCausalLM, context: int) -> tuple[int, int]:
         share = config.num_experts_per_tok / config.num_experts if ".experts." in name else 1.0
         bytes_ += p.nbytes * share
         weights += p.numel() * share * (p.ndim == 2 and "lm_head" not in name and "embed_tokens" not in name)
+    state = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4  # float32
     for layer in model.model.layers:
         if hasattr(layer, "linear_attn"):
-            bytes_ += 2 * layer.linear_attn.make_cache(1).state.nbytes
+            bytes_ += 2 * state
         else:
             width = config.num_key_value_heads * config.head_dim
             bytes_ += 2 * context * width * next(layer.parameters()).itemsize
@@ -222,7 +223,7 @@ def take_turns(systems: dict, prompts: list[int], runs: int, tokens: int, device
     return {task: {name: x[1:] for name, x in found.items()} for task, found in times.items()}
 
 
-def beside_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
+def compare_with_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
     """One workload: loads all systems, takes turns, prints a table."""
     systems, loading, mapped = {}, {}, name == "mapped"
     kinds = {"ours": lambda: Ours(folder, args.device, not mapped)}
@@ -243,7 +244,7 @@ def beside_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
     dtype = str(model.dtype).removeprefix("torch.")
     print(f"\n{name}, {dtype}: {bytes_ / 1e6:,.1f} MB a decoded token, {flops / 1e6:,.1f} MFLOP a prefilled one")
     print(f"limits: {limits.read / 1e9:.1f} GB/s read, {limits.products / 1e9:,.0f} GFLOP/s of {dtype} products")
-    print(f"{'task':<15} {'system':<13} {'tokens/s':>9}  {'spread':<19} {'of limit':>8}  ours beside it (spread)")
+    print(f"{'task':<15} {'system':<13} {'tokens/s':>9}  {'spread':<19} {'of limit':>8}  ours to it (spread)")
     for task, found in times.items():
         for system, each in found.items():
             n = int(task.split()[1]) if task.startswith("prefill") else 1
@@ -261,9 +262,9 @@ def beside_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
             }
             rows.append(row)
             spread = f"{min(rate):,.1f} to {max(rate):,.1f}"
-            beside = f"{row['ours_to_it']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if system != "ours" else ""
+            ratio = f"{row['ours_to_it']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if system != "ours" else ""
             print(
-                f"{task:<15} {system:<13} {row['tokens_per_s']:>9,.1f}  {spread:<19} {row['of_limit']:>8.0%}  {beside}"
+                f"{task:<15} {system:<13} {row['tokens_per_s']:>9,.1f}  {spread:<19} {row['of_limit']:>8.0%}  {ratio}"
             )
     print("loading:", ", ".join(f"{kind} {x:.2f} s" for kind, x in loading.items()), flush=True)
     limits = {"read_bytes_per_s": limits.read, "flops_per_s": limits.products}
@@ -376,7 +377,7 @@ def contexts(folder: Path, args: argparse.Namespace) -> dict:
     print(f"prefill: {a * 1e3:.3f} ms a token and {b * 1e9:.2f} ns for each token before it (windows of {window})")
     (short, low), (long, high) = list(peaks.items())[0], list(peaks.items())[-1]
     print(
-        f"peak memory beside weights, keys and values: {low / 2**20:,.0f} MiB at {short}, "
+        f"peak memory without weights, keys and values: {low / 2**20:,.0f} MiB at {short}, "
         f"{high / 2**20:,.0f} MiB at {long}: {high / low:.2f} times",
         flush=True,
     )
@@ -407,8 +408,8 @@ def forms(args: argparse.Namespace) -> dict:
 
 
 def tiny(args: argparse.Namespace) -> dict:
-    """tiny/ beside transformers; and the command line's first text beyond `import torch`."""
-    result = beside_others("tiny", ROOT / "tiny", args)
+    """tiny/ compared with transformers; and the command line's first text beyond `import torch`."""
+    result = compare_with_others("tiny", ROOT / "tiny", args)
     result["first_text"] = first_token.measure(args.runs)
     return result
 
@@ -491,7 +492,7 @@ def main():
     parser.add_argument("--prompts", type=int, nargs="+", default=[DECODE_AT, 2048], help="lengths to prefill")
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, help="tokens before decoding")
     parser.add_argument("--llama-cpp-source", type=Path, metavar="DIR", help="llama.cpp's source, to convert with")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, and as a PNG beside it")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, and a PNG next to it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     packages = ["torch", "transformers"] + ["llama-cpp-python"] * bool(args.llama_cpp_source)
@@ -503,9 +504,9 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     small, slice_ = args.folder / "small", args.folder / "slice"
     tasks = {
-        "small": lambda: (make_small(small), beside_others("small", small, args))[1],
-        "slice": lambda: (make_slice(slice_), beside_others("slice", slice_, args))[1],
-        "mapped": lambda: (make_slice(slice_), beside_others("mapped", slice_, args))[1],
+        "small": lambda: (make_small(small), compare_with_others("small", small, args))[1],
+        "slice": lambda: (make_slice(slice_), compare_with_others("slice", slice_, args))[1],
+        "mapped": lambda: (make_slice(slice_), compare_with_others("mapped", slice_, args))[1],
         "tiny": lambda: tiny(args),
         "contexts": lambda: (make_slice(slice_), contexts(slice_, args))[1],
         "forms": lambda: forms(args),

@@ -1,4 +1,4 @@
-"""Times the gated delta rule beside transformers' own PyTorch functions, at the released head sizes.
+"""Times the gated delta rule and transformers' own PyTorch functions, at the released head sizes.
 
     python benchmarks/delta_rule.py [--runs 7] [--threads 2] [--out FILE.json]
 

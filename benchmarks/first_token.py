@@ -1,4 +1,4 @@
-"""Times the command line from its start to the first piece of text, with tiny/, beside `import torch` alone.
+"""Times the command line from its start to the first piece of text, with tiny/, and `import torch` alone.
 
     python benchmarks/first_token.py [--runs 7] [--out FILE.json]
 

@@ -7,10 +7,10 @@ random bfloat16 weights, 14 GB. Then, each in a new process, with everything but
 cold: before each token, all experts are dropped from the page cache. Bytes read are what the system counts for the
 process (read_bytes in /proc/self/io); `routed` is what the experts that the token was routed to take. Three ways:
     ours           experts are advised MADV_RANDOM, and chosen ones MADV_WILLNEED, as from_pretrained leaves them
-    no read-ahead  Experts.prefetch is None: page by page
+    no read-ahead  without large.ReadAhead's hooks: page by page
     no advice      neither: the system's own read-ahead
 once: the same, but dropped only before the first token: an expert that comes again is not read again.
-warm: all in the page cache and touched before; with and without Experts.prefetch take turns.
+warm: all in the page cache and touched before; with and without reading ahead take turns.
 Last, opens the whole 80B layout (sparse files of the released shapes), in bfloat16 and in FP8.
 The tokens are random, so that routing is spread. Believe the ratios, on an otherwise idle machine.
 """
@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from checkpoints import INSTRUCT, entries, file_header, into_shards, write_json_files, write_sparse  # noqa: E402
 
 import qwen3_next  # noqa: E402
+from qwen3_next_checkpoints import large  # noqa: E402
 
 CHUNK = 2**24  # elements drawn at a time
 MADV_NORMAL, MADV_DONTNEED = 0, 4
@@ -90,11 +91,32 @@ def experts_of(model: torch.nn.Module) -> list[qwen3_next.Experts]:
     return [module for module in model.modules() if isinstance(module, qwen3_next.Experts)]
 
 
+def read_ahead_hooks(experts: list[qwen3_next.Experts]) -> list[tuple[torch.nn.Module, dict]]:
+    """The modules that have hooks of large.ReadAhead, and these hooks."""
+    found = []
+    for module in (m for layer in experts for m in (layer, *layer)):
+        hooks = module._forward_pre_hooks
+        ours = {key: hook for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", 0), large.ReadAhead)}
+        if ours:
+            found.append((module, ours))
+    return found
+
+
+def set_read_ahead(hooks: list[tuple[torch.nn.Module, dict]], on: bool):
+    """Puts the hooks on their modules, or takes them off."""
+    for module, ours in hooks:
+        for key, hook in ours.items():
+            if on:
+                module._forward_pre_hooks[key] = hook
+            else:
+                module._forward_pre_hooks.pop(key, None)
+
+
 def drop(folder: Path, experts: list[qwen3_next.Experts]):
-    """Takes the files out of the page cache, but for what this process has mapped of them beside the experts."""
+    """Takes the files out of the page cache, but for what else this process has mapped of them."""
     for module in experts:
         for p in module.parameters():
-            qwen3_next.advise(p, MADV_DONTNEED)  # mapped pages would stay
+            large.advise(p, MADV_DONTNEED)  # mapped pages would stay
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -112,13 +134,14 @@ def read_whole(folder: Path) -> float:
 
 def load(folder: Path, way: str) -> qwen3_next.Qwen3NextForCausalLM:
     model = qwen3_next.Qwen3NextForCausalLM.from_pretrained(folder)
-    for module in experts_of(model):
-        assert module.prefetch, "the experts are not mapped"
-        if way != "ours":
-            module.prefetch = None
-        if way == "no advice":
-            for p in module.parameters():
-                qwen3_next.advise(p, MADV_NORMAL)
+    layers = experts_of(model)
+    hooks = read_ahead_hooks(layers)
+    assert len(hooks) == sum(1 + len(layer) for layer in layers), "not all experts are mapped"
+    set_read_ahead(hooks, way == "ours")
+    if way == "no advice":
+        for layer in layers:
+            for p in layer.parameters():
+                large.advise(p, MADV_NORMAL)
     for name, p in model.named_parameters():
         if ".experts." not in name:
             p.view(torch.uint8).flatten()[::4096].sum().item()  # touches each page
@@ -131,8 +154,7 @@ class Decoder:
     def __init__(self, model: qwen3_next.Qwen3NextForCausalLM, seed: int = 0):
         self.model, self.k = model, model.config.num_experts_per_tok
         self.gen, self.cache = torch.Generator().manual_seed(seed), model.make_cache(1)
-        layer = experts_of(model)[0]
-        self.expert_bytes = sum(p.nbytes for p in layer.parameters()) // layer.num_experts
+        self.expert_bytes = large.bytes_each(experts_of(model)[0])
 
     @torch.no_grad()
     def step(self) -> tuple[float, set[tuple[int, int]]]:
@@ -169,12 +191,10 @@ def in_memory(folder: Path, tokens: int, rounds: int = 7) -> dict:
     """Decodes the same tokens again and again, with and without reading ahead in turns."""
     read_whole(folder)
     model = load(folder, "ours")
-    layers, times = experts_of(model), {True: [], False: []}
-    prefetch, read = layers[0].prefetch, 0
+    hooks, times, read = read_ahead_hooks(experts_of(model)), {True: [], False: []}, 0
     for i in range(rounds + 1):
         for ahead in times:
-            for module in layers:
-                module.prefetch = prefetch if ahead else None
+            set_read_ahead(hooks, ahead)
             decoder, before = Decoder(model), io_counts()["bytes"]
             seconds = statistics.median(decoder.step()[0] for _ in range(tokens))
             if i > 0:  # the first touches the pages

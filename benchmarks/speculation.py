@@ -1,4 +1,4 @@
-"""Times generation with tiny/ plain and with 1 to 4 drafted tokens a pass, and counts which drafts stood.
+"""Times generation with tiny/ plain and with 1 to 4 drafted tokens a pass, and counts which drafts were kept.
 
     python benchmarks/speculation.py [--stories 6] [--runs 3] [--model DIR] [--out FILE.json]
 
@@ -31,7 +31,7 @@ WORDS = [
 
 
 def measure(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, stories: int, runs: int) -> list[dict]:
-    """For 0 to 4 drafted tokens a pass: tokens per second, ratio to plain, share that stood by position."""
+    """For 0 to 4 drafted tokens a pass: tokens per second, ratio to plain, share that was kept by position."""
     rates, counts = {n: [] for n in range(5)}, {n: [0] * n for n in range(5)}
     for run in range(runs + 1):  # the first is not counted
         for i in range(stories):
@@ -52,7 +52,7 @@ def measure(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, stories:
 
 
 def show(rows: list[dict]):
-    print(f"{'drafts':>6} {'tokens/s':>9} {'ratio':>6}  share that stood, by position")
+    print(f"{'drafts':>6} {'tokens/s':>9} {'ratio':>6}  share that was kept, by position")
     for row in rows:
         shares = ", ".join(f"{share:.0%}" for share in row["stood"])
         print(f"{row['drafts']:>6} {row['tokens_per_s']:>9.1f} {row['ratio']:>6.2f}  {shares}")

@@ -49,6 +49,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer
+from verify.trace import recording
 
 figures.setup()
 
@@ -296,13 +297,12 @@ ids = tokenizer(prompt + answer, return_tensors="pt").input_ids  # (1, T)
 print(prompt + answer)
 
 # %% [markdown]
-# `trace={}` asks the model for every intermediate value. A key is the checkpoint's name of a module and `.out`, or the
-# name that `qwen3_next.py` gives a value with `tap`. A single sequence has no batch axis in a trace.
+# `recording` writes down every intermediate value that the model computes. A key is the checkpoint's name of a module
+# and `.out`, or the name of a local variable in `qwen3_next.py`. A single sequence has no batch axis in a trace.
 
 # %%
-trace = {}
-with torch.no_grad():
-    logits = tiny(ids, trace=trace).logits[0]  # (T, vocabulary)
+with torch.no_grad(), recording(tiny) as trace:
+    logits = tiny(ids).logits[0]  # (T, vocabulary)
 print(len(trace), "values, among them")
 for key in ("model.embed_tokens.out", "model.layers.0.self_attn.o_proj.out", "model.layers.0.mlp.out"):
     print(f"    {key:40}{tuple(trace[key].shape)}")
@@ -420,9 +420,8 @@ pyplot.show()
 def right_by_layer(seed: int) -> torch.Tensor:
     """Probability of the right token, (layers + 1, 5): for the blank of the answer and its four digits."""
     ids = tokenizer("".join(phone_book(seed)), return_tensors="pt").input_ids
-    trace = {}
-    with torch.no_grad():
-        tiny(ids, trace=trace)
+    with torch.no_grad(), recording(tiny) as trace:
+        tiny(ids)
     keys = ["model.embed_tokens.out", *(f"model.layers.{i}.out" for i in range(len(kinds)))]
     return torch.stack([lens(trace[key])[range(-6, -1), ids[0, -5:]] for key in keys])
 

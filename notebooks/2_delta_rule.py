@@ -55,11 +55,11 @@ import reference_recurrent
 from qwen3_next import (
     Qwen3NextForCausalLM,
     Qwen3NextTokenizer,
-    Trace,
     chunk_gated_delta_rule,
     l2_normalise,
     recurrent_gated_delta_rule,
 )
+from verify.trace import recording
 
 figures.setup()
 random = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
@@ -443,7 +443,7 @@ pyplot.show()
 # %% [markdown]
 # Both are computed from the token, so a layer can decide at each one. What does a trained model do? We load `tiny/`, a
 # small Qwen3-Next whose training text is stories, phone books and *accounts* such as the one printed below. While it
-# reads twenty accounts, a `Trace` (values that one pass computes, by name) records $g$ and $\beta$ of its six Gated
+# reads twenty accounts, `recording` (values that one pass computes, by name) keeps $g$ and $\beta$ of its six Gated
 # DeltaNet layers, four heads each.
 
 # %%
@@ -453,8 +453,8 @@ LAYERS = [i for i, kind in enumerate(model.config.layer_types) if kind == "linea
 source, g, beta = corpus.Corpus("held out", {"moves": 1.0}), [], []
 for number in range(20):
     text = corpus.text_of(source.document(f"gates:{number}"))
-    with torch.no_grad():
-        model(torch.tensor([tokenizer.encode(text)]), trace=(trace := Trace("*.linear_attn.g", "*.linear_attn.beta")))
+    with torch.no_grad(), recording(model, ["*.linear_attn.g", "*.linear_attn.beta"]) as trace:
+        model(torch.tensor([tokenizer.encode(text)]))
     g.append(torch.stack([trace[f"model.layers.{i}.linear_attn.g"] for i in LAYERS], dim=1))  # (T, layers, H)
     beta.append(torch.stack([trace[f"model.layers.{i}.linear_attn.beta"] for i in LAYERS], dim=1))
 g, beta = torch.cat(g), torch.cat(beta)

@@ -51,14 +51,8 @@ import torch.nn.functional as F
 from matplotlib import pyplot
 from torch.utils.flop_counter import FlopCounterMode
 
-import qwen3_next
-from qwen3_next import (
-    Qwen3NextForCausalLM,
-    Qwen3NextTokenizer,
-    Trace,
-    chunk_gated_delta_rule,
-    recurrent_gated_delta_rule,
-)
+from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer, chunk_gated_delta_rule, recurrent_gated_delta_rule
+from verify.trace import recording
 
 figures.setup()
 random = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
@@ -326,22 +320,30 @@ for T in (1, 3, 4, 5, 37, 64, 130):
 print("chunked, chunk_gated_delta_rule and the recurrence agree")
 
 # %% [markdown]
-# The project's function does the same for all sequences and heads: its tensors are $(B, H, N, C, \dots)$. It also
-# offers its matrices, by name, to a function in `qwen3_next.tracer` (as does all of a model, for which there is
-# `Trace`). We compare $M$ with ours, chunk by chunk; `u` and `w` are exercise 1's.
+# The project's function does the same for all sequences and heads: its tensors are $(B, H, N, C, \dots)$. Its $M$ is a
+# local variable; Python hands the variables of a function that returns to a profiler, which is how
+# `verify/trace.py` records a whole model. We compare $M$ with ours, chunk by chunk.
 
 # %%
 x, seen = make_inputs(40, B=2, H=3), {}
-qwen3_next.tracer = lambda name, value: seen.update({name: value() if callable(value) else value})
+
+
+def keep(frame, event, result):
+    """Copies the local variables of the chunked form when it returns"""
+    if event == "return" and frame.f_code is chunk_gated_delta_rule.__code__:
+        seen.update(frame.f_locals)
+
+
+sys.setprofile(keep)
 out, state = chunk_gated_delta_rule(**x, chunk_size=16)
-qwen3_next.tracer = None
-print({name: tuple(value.shape) for name, value in seen.items()})
+sys.setprofile(None)
+print({name: tuple(seen[name].shape) for name in ("A", "M", "inner", "gamma")})
 for b in range(2):
     for h in range(3):
         for n in range(2):  # the third chunk is padded
             part = (b, slice(16 * n, 16 * (n + 1)), h)
             k, g, beta = x["k"][part], x["g"][part][:, None], x["beta"][part][:, None]
-            same(seen["chunk.M"][b, h, n], chunk_matrix(k, g, beta))
+            same(seen["M"][b, h, n], chunk_matrix(k, g, beta))
 same(out, recurrent_gated_delta_rule(**x)[0])
 
 # %% [markdown]
@@ -404,8 +406,8 @@ tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
 source, smallest = corpus.Corpus("held out"), {}  # (C, layer) -> (H,)
 for number in range(20):
     ids = tokenizer.encode(corpus.text_of(source.document(f"decay:{number}")))
-    with torch.no_grad():
-        model(torch.tensor([ids]), trace=(trace := Trace("*.linear_attn.g")))
+    with torch.no_grad(), recording(model, ["*.linear_attn.g"]) as trace:
+        model(torch.tensor([ids]))
     for C, (name, g) in itertools.product((64, 32), trace.items()):
         if len(g) >= C:
             sums = g.unfold(0, C, 1).sum(-1).min(0).values  # (H,): the smallest sum over C tokens in a row

@@ -64,8 +64,8 @@ from qwen3_next import (
     Qwen3NextTokenizer,
     Step,
     rope_frequencies,
-    tracing,
 )
+from verify.trace import recording
 
 figures.setup()
 normal = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
@@ -128,8 +128,8 @@ def ids_and_roles(document):
 document = corpus.Corpus("held out", {"book": 1.0}, entries=5).document("attention:0")
 ids = [token for token, _ in ids_and_roles(document)]
 ids = ids[: ids.index(tokenizer.encode("<|im_end|>")[0], ids.index(tokenizer.encode("assistant")[0])) + 1]
-with torch.no_grad():
-    model(torch.tensor([ids]), trace=(trace := {}))
+with torch.no_grad(), recording(model) as trace:
+    model(torch.tensor([ids]))
 
 ATTENTION = [i for i, kind in enumerate(tiny.layer_types) if kind == "full_attention"]
 prefix = f"model.layers.{ATTENTION[-1]}."
@@ -640,6 +640,8 @@ def run(layer, x):
 def learn(gated, empty_start, seed, steps=350):
     torch.manual_seed(seed)
     source, layer = torch.Generator().manual_seed(seed), GatedAttention(toy)
+    for weight in [p for p in layer.parameters() if p.ndim > 1]:
+        torch.nn.init.kaiming_uniform_(weight, math.sqrt(5))  # as nn.Linear begins
     if not gated:
         is_query = torch.arange(2 * toy.head_dim)[:, None] < toy.head_dim
         layer.q_proj.weight.data *= is_query
@@ -659,7 +661,7 @@ def learn(gated, empty_start, seed, steps=350):
 def examine(layer, empty_start, source):
     """Squared error and attention on the first token, of tokens that ask and of silent ones, and the mean gates"""
     x, asks, target = ask_or_be_silent(256, empty_start, source)
-    with torch.no_grad(), tracing(layer, found := {}):
+    with torch.no_grad(), recording(layer) as found:
         error = (run(layer, x)[..., :VALUE] - target).square().sum(-1)
     z = torch.einsum("bthd,bshd->bts", found["q_rope"], found["k_rope"]) * toy.head_dim**-0.5
     first = z.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -math.inf).softmax(-1)[..., 0]
@@ -714,8 +716,8 @@ source = corpus.Corpus("held out", {"chat": 2.0, "moves": 1.0, "book": 1.0, "who
 openings, roles, sink = [], [], []
 for number in range(40):
     pairs = ids_and_roles(source.document(f"gates:{number}"))
-    with torch.no_grad():
-        fast(torch.tensor([[token for token, _ in pairs]]), trace=(one := {}))
+    with torch.no_grad(), recording(fast, ["*.self_attn.*"]) as one:
+        fast(torch.tensor([[token for token, _ in pairs]]))
     openings.append(torch.stack([parts(one, i, "gate")[0].sigmoid() for i in ATTENTION], dim=1))
     first = [attention(*parts(one, i, "q_rope", "k_rope"))[:, 20:, 0] for i in ATTENTION]  # for later
     sink.append(torch.stack(first))  # (layers, H, T - 20)

@@ -56,7 +56,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib import pyplot
 
-from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer, Trace, chunk_gated_delta_rule
+from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer, chunk_gated_delta_rule
+from verify.trace import recording
 
 figures.setup()
 runs = json.loads((root / "notebooks" / "data" / "recall.json").read_text())  # made by notebooks/experiments/recall.py
@@ -435,8 +436,8 @@ for start in starts:
 # %%
 for start in starts:
     model = recall.make_model("LLLL", 0, start)
-    with torch.no_grad():
-        model(ids, trace=(seen := Trace("*.linear_attn.g")))
+    with torch.no_grad(), recording(model, ["*.linear_attn.g"]) as seen:
+        model(ids)
     for i, layer in enumerate(model.model.layers):
         expected = -layer.linear_attn.A_log.exp() * F.softplus(layer.linear_attn.dt_bias)  # (H,)
         found = seen[f"model.layers.{i}.linear_attn.g"]  # (T, H)
@@ -491,7 +492,7 @@ def read_with_less(model, ids, attention=None, state=None, **options):
     cache, logits = model.make_cache(len(ids)), []
     for part in ids.split(state or ids.shape[1], dim=1):
         for i in L_LAYERS:
-            cache.layers[i].state.zero_()
+            cache.layers[i].state = None  # empty
         logits.append(model(part, past_key_values=cache, **options).logits)
     for hook in hooks:
         hook.remove()
@@ -528,7 +529,8 @@ with torch.no_grad():
 assert (cleared[:, :16] - whole[:, :16]).abs().max() < 1e-9 < 0.1 < (cleared[:, 16:] - whole[:, 16:]).abs().max()
 
 # %%
-read_with_less(exact, ids, attention=16, trace=(seen := {}))
+with recording(exact) as seen:
+    read_with_less(exact, ids, attention=16)
 distance = torch.arange(96)[:, None] - torch.arange(96)  # query, key
 for i in F_LAYERS:
     q, k, v, out = (seen[f"model.layers.{i}.self_attn.{x}"] for x in ("q_rope", "k_rope", "v_proj.out", "attn_out"))
@@ -662,8 +664,8 @@ assert less["attention", "phone books", 16].mean() < 0.1 < less["state", "phone 
 # %%
 def mixed(attention, state):
     """A cache with the keys and values of the one and the states of the other"""
-    layers = [(state if i in L_LAYERS else attention).layers[i].clone() for i in range(len(KIND))]
-    return replace(attention.clone(), layers=layers)
+    cache, other = attention.clone(), state.clone()
+    return replace(cache, layers=[(other if i in L_LAYERS else cache).layers[i] for i in range(len(KIND))])
 
 
 @torch.no_grad()
@@ -1000,7 +1002,7 @@ assert mean[0] < 0.85 and mean[2] > mean[0] + 0.1
 #     votes = []
 #     for first, second, question, answers in versions:
 #         cache = first.clone()
-#         cache.layers[i] = second.layers[i].clone()
+#         cache.layers[i] = second.clone().layers[i]
 #         votes.append(prefers_first(cache, question, answers))
 #     changed[i] = 1 - sum(votes) / len(votes)
 #     print(f"layer {i} contradicts: the second version's answer is preferred in {changed[i]:.0%}")

@@ -64,6 +64,7 @@ from qwen3_next import (
     Step,
     recurrent_gated_delta_rule,
 )
+from verify.trace import recording
 
 figures.setup()
 torch.set_grad_enabled(False)  # nothing is trained here
@@ -154,7 +155,8 @@ def mtp_logits(hidden, embedded):
 # %%
 story = ids_and_roles(corpus.Corpus("held out", {"chat": 1.0}).document("mtp:0"))
 ids = torch.tensor([[token for token, _ in story]])  # (1, T)
-out = model(ids, output_mtp_logits=True, trace=(trace := {}))
+with recording(model) as trace:
+    out = model(ids, output_mtp_logits=True)
 h, e = out.last_hidden_state, model.model.embed_tokens(ids)  # (1, T, D) each
 same(mtp_logits(h[:, :-1], e[:, 1:]), out.mtp_logits)
 
@@ -626,12 +628,13 @@ cache, drafter, taken = fast.make_cache(1), fast.make_cache(1), collections.defa
 fast(context, past_key_values=cache)
 decoder = Decoder(fast, drafter, Sampling(), 1, None)
 decoder.prefill(context, torch.ones_like(context))
+decoder.keep(context[:, :1])  # some token, so that MTP can draft what follows it
 
 for name in [*range(4), "draft"] * 42:
     cache.reversible = True
     started = time.process_time()
     if name == "draft":
-        decoder.read(decoder.hidden, context[:, :1])
+        decoder.show_mtp(decoder.hidden, context[:, :1])
         decoder.draft(1)
     else:
         fast(extra[name], past_key_values=cache)
@@ -655,9 +658,14 @@ for turn, what in [(-1, asked[0]), *itertools.product(range(2), asked)]:
     start = tokenizer([text], return_tensors="pt").input_ids
     for n in range(4) if turn % 2 else range(3, -1, -1):  # forwards and backwards
         decoder = Decoder(fast, fast.make_cache(1), rule, n, torch.Generator().manual_seed(turn + 1))
-        first = decoder.prefill(start, torch.ones_like(start))
-        started = time.process_time()
-        length = sum(1 for _ in decoder.decode(first, 56))
+        decoder.prefill(start, torch.ones_like(start))
+        started, length = time.process_time(), 0
+        while length < 56:
+            if length:
+                decoder.advance(56 - length)
+            kept = decoder.next_tokens()
+            decoder.keep(kept)
+            length += kept.shape[1]
         if turn >= 0:
             rates[n].append((length - 1) / (time.process_time() - started))
             stood[n][:, :n] += torch.tensor([decoder.accepted, decoder.drafted])
@@ -772,7 +780,7 @@ pyplot.show()
 # what neighbours touch fewer still is what they have in common.
 #
 # What it means for the 80B, by bytes alone, in bfloat16: a token needs 7.1 GB, 3.02 GB of it routed experts
-# (the table of checkpoints in the [README](../README.md), derived from the tensors' shapes). The MTP layer reads its
+# (the table of checkpoints in [docs/weights.md](../docs/weights.md), derived from the tensors' shapes). The MTP layer reads its
 # own attention, 11 experts and `lm_head`. Then $c_n = (7.1 - 3.02 + 3.02 \cdot \text{distinct}_{n+1}/k)/7.1$.
 
 # %%
@@ -837,7 +845,7 @@ pyplot.show()
 # </details>
 #
 # **3.** MTP has a key-value cache of its own. Entries made from drafts hold MTP's own hidden states. `Decoder.draft`
-# takes them back even for drafts that stood, and `Decoder.read` makes them anew from the model's. Why, if the tokens
+# takes them back even for drafts that stood, and `Decoder.show_mtp` makes them anew from the model's. Why, if the tokens
 # are the same? Measure how far apart the two hidden states are.
 #
 # <details><summary>Solution</summary>

@@ -58,8 +58,11 @@ import torch
 from matplotlib import pyplot
 from safetensors.torch import save_file
 
-import qwen3_5
-from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer, dequantise, read_safetensors
+from qwen3_next import Experts, Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer, read_safetensors
+from qwen3_next_checkpoints import qwen3_5
+from qwen3_next_checkpoints.formats import dequantise
+from qwen3_next_checkpoints.stats import counting
+from verify.trace import recording
 
 figures.setup()
 scratch = tempfile.TemporaryDirectory()  # removed when the notebook's kernel ends
@@ -286,22 +289,19 @@ def resident(tensor: torch.Tensor) -> float:
 
 def experts_in_memory(mlp: torch.nn.Module) -> torch.Tensor:
     """The same of each expert of a layer, (E,)."""
-    matrices = dict(mlp.experts.named_parameters())
-    shares = [
-        [resident(matrices[f"{e}.{name}.weight"]) for name in mlp.experts.names] for e in range(mlp.experts.num_experts)
-    ]
-    return torch.tensor(shares).mean(1)
+    return torch.tensor([[resident(matrix) for matrix in expert.parameters()] for expert in mlp.experts]).mean(1)
 
 
 # %%
 mlp, x = model.model.layers[0].mlp, torch.randn(1, 1, fields["hidden_size"], dtype=torch.bfloat16)
 seen = LINUX and experts_in_memory(mlp).mean() < 0.1  # some systems call every page resident
-with torch.no_grad():
+stats = {"prefill_seconds": 0.0}  # as if a prompt had been read
+with torch.no_grad(), counting(mlp, Experts, stats):
     chosen = mlp.gate(x).topk(mlp.k).indices.flatten().sort().values
     mlp(x)
 print("chosen:", *chosen.tolist())
-print(f"{mlp.experts.used} experts read, {mlp.experts.used * mlp.experts.bytes_each / 1e6:.1f} MB")
-assert mlp.experts.used == mlp.k == len(chosen)
+print(f"{stats['routed_bytes'] / 1e6:.1f} MB of experts read")
+assert stats["routed_bytes"] == mlp.k * sum(p.nbytes for p in mlp.experts[0].parameters())
 
 # %%
 if seen:
@@ -324,7 +324,7 @@ else:
 # %% [markdown]
 # Ten bright cells are the ten that were chosen, whole, and nothing of the others. (One cell may lie in between: the
 # expert whose last matrix stands in the file right before the router. When the router is touched, the system reads
-# what is around it, too.) This takes two requests to the system, both made by `qwen3_next.py` for experts:
+# what is around it, too.) This takes two requests to the system, both made for experts by `large.py`:
 # `MADV_RANDOM`, do not read around a page that is touched; and `MADV_WILLNEED` for each chosen expert that is not in
 # memory, begin to read all of it now.
 #
@@ -377,9 +377,9 @@ def rows_of_q_proj(heads: int, d: int) -> list[str]:
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
 tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
-c, trace = tiny.config, {}
-with torch.no_grad():
-    tiny(tokenizer("Once upon a time there was a fox.", return_tensors="pt").input_ids, trace=trace)
+c = tiny.config
+with torch.no_grad(), recording(tiny) as trace:
+    tiny(tokenizer("Once upon a time there was a fox.", return_tensors="pt").input_ids)
 
 
 def check(layer: str, projection: str, rows: list[str], parts: dict[str, str]):
@@ -546,7 +546,7 @@ def quantise(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # %% [markdown]
-# We check the way back against `dequantise` of `qwen3_next.py`, exactly, on a matrix with partial blocks; and our
+# We check the way back against `dequantise` of `formats.py`, exactly, on a matrix with partial blocks; and our
 # scales and numbers against those that the tests make, block by block in a loop.
 
 # %%
@@ -642,7 +642,7 @@ small = Qwen3NextForCausalLM.from_pretrained(folder / "fp8", dtype=torch.float32
 print(f"loss {loss(tiny):.4f} in bfloat16, {loss(small):.4f} in FP8")
 kept = Counter(str(p.dtype).removeprefix("torch.") for p in small.parameters())
 print("matrices and vectors by dtype:", dict(kept))
-w = small.model.layers[0].mlp.experts.weight(3, "up_proj", torch.float32)
+w = small.model.layers[0].mlp.experts[3].up_proj.dense(torch.float32)
 assert torch.equal(w, dequantise(*quantise(matrices["model.layers.0.mlp.experts.3.up_proj.weight"]), torch.float32))
 assert abs(loss(small) - loss(tiny)) < 0.05
 
@@ -694,7 +694,7 @@ def tokens_per_second(kind: str, memory: float, M: float, D: float) -> float:
 MEMORY, M, D = 32, 50, 3  # GB, GB/s, GB/s: yours
 for kind in CHOSEN:
     print(f"{kind:9} {tokens_per_second(kind, MEMORY, M, D):5.2f} tokens a second")
-assert round(tokens_per_second("bfloat16", 200, 30, 2), 1) == 4.2  # the figures in README.md
+assert round(tokens_per_second("bfloat16", 200, 30, 2), 1) == 4.2  # the figures in docs/weights.md
 assert round(tokens_per_second("bfloat16", 24, 30, 2), 1) == 0.7
 assert round(tokens_per_second("bfloat16", 64, 30, 2), 1) == 0.9
 
@@ -822,9 +822,9 @@ assert all(repacked[name] is renamed[name] for name in shared) and len(shared) >
 # in another order may round differently; hence a tolerance of float32's size.
 
 # %%
-model, trace = Qwen3NextForCausalLM.from_pretrained(folder / "qwen3.5"), {}
-with torch.no_grad():
-    model(torch.randint(0, 97, (1, 100)), trace=trace)
+model = Qwen3NextForCausalLM.from_pretrained(folder / "qwen3.5")
+with torch.no_grad(), recording(model) as trace:
+    model(torch.randint(0, 97, (1, 100)))
 layer = "model.layers.1"
 x = trace[f"{layer}.input_layernorm.out"]  # (T, D)
 q, k, v = (x @ renamed[f"{layer}.linear_attn.in_proj_qkv.weight"].T).split([G * K, G * K, H * V], dim=-1)

@@ -54,7 +54,9 @@ from matplotlib import pyplot
 import qwen3_next
 from qwen3_next import Qwen3NextTokenizer
 from reference_recurrent import Reference
-from verify import compare, mutations, scenarios
+from verify import compare, measures, mutations, scenarios, stages
+from verify.reference import run_reference
+from verify.trace import recording
 
 figures.setup()
 warnings.filterwarnings("ignore", "IProgress not found")  # a notebook has no need of progress bars
@@ -73,7 +75,8 @@ blind = {
     one["name"]: (one["old"], one["new"]) for one in json.loads((root / "verify/mutations_blind.json").read_bytes())
 }
 known = {name: lines[:2] for name, lines in mutations.MUTATIONS.items()} | blind
-gelu = ("F.silu(self.gate_proj(x))", "F.gelu(self.gate_proj(x))")
+shared = "self.shared_expert(x), router_logits"
+gelu = "self.shared_expert.down_proj(F.gelu(self.shared_expert.gate_proj(x)) * self.shared_expert.up_proj(x))"
 BUGS = {  # what is wrong: (a line of qwen3_next.py, what it becomes)
     "chosen experts' weights not divided by their sum": known["chosen weights not normalised"],
     "decay by |A_log| instead of e^A_log": known["A_log instead of its exponential"],
@@ -81,7 +84,7 @@ BUGS = {  # what is wrong: (a line of qwen3_next.py, what it becomes)
     "q_norm and k_norm after RoPE instead of before": known[
         "q_norm and k_norm applied after the rotation instead of before"
     ],
-    "GELU instead of SiLU in the shared expert": gelu,
+    "GELU instead of SiLU in the shared expert": (shared, f"{gelu}, router_logits"),
     "token by token, the error taken before the decay": known["decay after the error"],
 }
 
@@ -205,7 +208,7 @@ assert decode_only == right
 # %% [markdown]
 # ## 2. Traces
 #
-# The alternative: look at all values on the way. `model(ids, trace=trace)` fills a dict with a copy of every named
+# The alternative: look at all values on the way. `recording` fills a dict with a copy of every named
 # intermediate, under keys that consist of the module's path in the checkpoint and the stage. That is your side: what
 # your port has to write down, float32, under these names (or with an alias file that renames them).
 #
@@ -220,20 +223,18 @@ tokens = {"": {"tokens": ids, "before": []}}  # one step without a name: 96 new 
 
 
 @torch.no_grad()
-def traced(model) -> compare.Trace:
-    trace = {}
-    model(torch.tensor([ids]), trace=trace, output_mtp_logits=True)
-    return compare.Trace(
-        {"": {key: compare.widened(x.numpy()) for key, x in trace.items()}}, tokens, {"config": config}
-    )
+def traced(model) -> stages.Trace:
+    with recording(model) as trace:
+        model(torch.tensor([ids]), output_mtp_logits=True)
+    return stages.Trace({"": {key: stages.widened(x.numpy()) for key, x in trace.items()}}, tokens, {"config": config})
 
 
 BUG = "chosen experts' weights not divided by their sum"
 mine = traced(models[BUG])
 values = mine.steps[""]
 print(f"{len(values)} keys; those of layer 1:")
-for key in sorted((key for key in values if key.startswith("model.layers.1.")), key=compare.forward_order):
-    print(f"    {key:50} {values[key].shape!s:14} {compare.STAGES[compare.stage_of(key)][0]}")
+for key in sorted((key for key in values if key.startswith("model.layers.1.")), key=stages.forward_order):
+    print(f"    {key:50} {values[key].shape!s:14} {stages.STAGES[stages.stage_of(key)][0]}")
 
 # %% [markdown]
 # The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass in
@@ -244,7 +245,7 @@ for key in sorted((key for key in values if key.startswith("model.layers.1.")), 
 reference = Reference.from_pretrained(root / "tiny")
 found = reference.trace(ids)  # states stacked, one for each place where it was asked for them: here the end alone
 found = {key: x[-1] if key.endswith("state") else x for key, x in found.items()}
-ref = compare.Trace({"": found}, tokens, {"config": config})
+ref = stages.Trace({"": found}, tokens, {"config": config})
 assert ref.steps[""].keys() == values.keys()
 print(f"reference: {len(ref.steps[''])} keys, {ref.steps['']['lm_head.out'].dtype}")
 
@@ -265,7 +266,7 @@ def relative_error(r: np.ndarray, m: np.ndarray) -> float:
 right_float32 = traced(models["right, float32"])
 for name, trace in {"right, float32": right_float32, BUG: mine}.items():
     r, m = ref.steps[""]["lm_head.out"], trace.steps[""]["lm_head.out"]  # logits (T, vocab)
-    assert math.isclose(relative_error(r, m), compare.relative_error(r, m))
+    assert math.isclose(relative_error(r, m), measures.relative_error(r, m))
     print(f"{relative_error(r, m):9.2e}   {name}: logits")
 
 # %% [markdown]
@@ -279,8 +280,8 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 # right model against the reference, by dtype), times the root of the number of layers before. On the command line:
 #
 # ```bash
-# python qwen3_next.py --model tiny --prompt "Hello!" --trace mine.safetensors
-# python reference_recurrent.py --model tiny --like mine.safetensors --trace ref.safetensors
+# python verify/trace.py --model tiny --prompt "Hello!" --out mine.safetensors
+# python verify/reference.py --model tiny --like mine.safetensors --trace ref.safetensors
 # python verify/compare.py ref.safetensors mine.safetensors
 # ```
 #
@@ -299,7 +300,7 @@ def report(done: compare.Comparison, rows: int = 8):
     print(f"({len(wrong)} of {len(done.rows)} keys are not ok)")
     first = done.first
     print(f"first: {first.name}  at {first.worst}; relative error {first.relative:.3g}, allowed {first.allowed:.3g}")
-    print(f"should be: {compare.STAGES[compare.stage_of(first.key)][1]}")
+    print(f"should be: {stages.STAGES[stages.stage_of(first.key)][1]}")
     print(*[f"seen: {first.note}"] * bool(first.note), *(f"likely: {cause}" for cause in first.causes), sep="\n")
 
 
@@ -337,7 +338,7 @@ assert relative_error(*same_order) < 1e-5  # float32: 6e-8 for a rounding, and a
 # %%
 isolated = compare.compare(ref, mine, dtype="float32", isolated=True, reference=reference)
 report(isolated)
-wrong = {compare.stage_of(row.key) for row in isolated.rows if row.verdict != "ok"}
+wrong = {stages.stage_of(row.key) for row in isolated.rows if row.verdict != "ok"}
 assert wrong == {"mlp.topk_weights"}  # one stage, in each layer
 
 # %% [markdown]
@@ -413,12 +414,12 @@ assert done[BUG, "isolated"].first.key == "model.layers.0.mlp.topk_weights"
 # %%
 steps = {"prefill": (0, 64), "decode 1": (64, 65), "decode 2": (65, 66), "decode 3": (66, 67)}
 steps = {name: {"tokens": ids[a:b], "before": ids[:a]} for name, (a, b) in steps.items()}
-ref_steps = compare.Trace(scenarios.run_reference(reference, steps), steps, {"config": config})
+ref_steps = stages.Trace(run_reference(reference, steps), steps, {"config": config})
 
 
 def verdict(name: str) -> compare.Comparison:
-    found, _ = scenarios.run(models[name], steps, module=modules[name])
-    mine = compare.split_batches(compare.Trace(found, steps, {}), steps, "right")  # float64, one sequence a step
+    found, _ = scenarios.run(models[name], steps)
+    mine = stages.split_batches(stages.Trace(found, steps, {}), steps, "right")  # float64, one sequence a step
     return compare.compare(ref_steps, mine, dtype=str(models[name].dtype).removeprefix("torch."), reference=reference)
 
 
@@ -477,8 +478,8 @@ def record(name: str, output):
     if name.endswith("mlp.gate"):  # the router returns its logits, the weights and the choice
         keys += [name.replace("gate", "topk_weights"), name.replace("gate", "topk_ids")]
     for key, x in zip(keys, outputs):
-        for ours, _ in compare.rename(key, aliases) if isinstance(x, torch.Tensor) else []:
-            theirs[ours] = compare.widened(x.detach().squeeze(0).numpy())
+        for ours, _ in stages.rename(key, aliases) if isinstance(x, torch.Tensor) else []:
+            theirs[ours] = stages.widened(x.detach().squeeze(0).numpy())
 
 
 aliases = json.loads((root / "verify/aliases/transformers.json").read_bytes())
@@ -493,7 +494,7 @@ if transformers:
 
 # %%
 if transformers:
-    theirs_done = compare.compare(ref, compare.Trace({"": theirs}, tokens, {}), dtype="float32", reference=reference)
+    theirs_done = compare.compare(ref, stages.Trace({"": theirs}, tokens, {}), dtype="float32", reference=reference)
     report(theirs_done)
     logits = next(row for row in theirs_done.rows if row.key == "lm_head.out")
     print(f"logits: relative error {logits.relative:.1e}, allowed {logits.allowed:.1e}")
@@ -522,7 +523,7 @@ layers = range(config["num_hidden_layers"])
 margins = np.concatenate([ref.steps[""][f"model.layers.{i}.mlp.margin"] for i in layers])  # (layers * T,)
 
 
-def moved(trace: compare.Trace) -> tuple[np.ndarray, np.ndarray]:
+def moved(trace: stages.Trace) -> tuple[np.ndarray, np.ndarray]:
     """For each choice: how far a probability has moved at most, and whether other experts were chosen."""
     far, other = [], []
     for i in layers:
@@ -610,7 +611,7 @@ MORE = BUGS | {
 CHECKS = ["perplexity", "prompt of 32", "prompt of 96", "decode", "padded batch", "MTP"]
 feeds = {f"prompt of {n}": {"prefill": {"tokens": ids[:n], "before": []}} for n in (32, 96)}
 feeds |= {"decode": steps, "padded batch": scenarios.steps_of("padded", ids, mtp=True)}
-refs = {check: scenarios.run_reference(reference, feed) for check, feed in feeds.items()}
+refs = {check: run_reference(reference, feed) for check, feed in feeds.items()}
 
 
 # %%
@@ -618,11 +619,8 @@ def seen_by(name: str) -> list[bool]:
     module = modules.get(name) or broken(name, MORE)
     model, wrong = models.get(name) or model_of(module), {}
     for check, feed in feeds.items():
-        pair = (
-            compare.Trace(found, feed, {"config": config})
-            for found in (refs[check], scenarios.run(model, feed, module=module)[0])
-        )
-        done = compare.compare(*(compare.split_batches(one, feed, "right") for one in pair), dtype="float32")
+        pair = (stages.Trace(found, feed, {"config": config}) for found in (refs[check], scenarios.run(model, feed)[0]))
+        done = compare.compare(*(stages.split_batches(one, feed, "right") for one in pair), dtype="float32")
         wrong[check] = [row.key for row in done.rows if row.verdict in ("differs", "shape")]
     plain = [any(not key.startswith("mtp.") for key in wrong[check]) for check in feeds]
     off = abs(perplexity(model, texts[:12]) / few - 1) > 0.01
@@ -696,8 +694,8 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # ```python
 # other = {
 #     "softmax after the choice": (
-#         "weights = weights / weights.sum(-1, keepdim=True)",
-#         "weights = upcast(logits).gather(-1, experts).softmax(-1)",
+#         "topk_weights = chosen_probs / chosen_probs.sum(-1, keepdim=True)",
+#         "topk_weights = upcast(router_logits).gather(-1, topk_ids).softmax(-1)",
 #     )
 # }
 # done = compare.compare(ref, traced(model_of(broken("softmax after the choice", other))), dtype="float32")
@@ -718,7 +716,8 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # decide what is written, and $|k| = 1$ is what keeps the memory from growing without bound.
 #
 # ```python
-# bugs = {"query not normalised": ("q = (l2_normalise(q) * self.K**-0.5)", "q = (upcast(q) * self.K**-0.5)")}
+# split = "q.unflatten(-1, (-1, self.K))"
+# bugs = {"query not normalised": (f"q_unit = l2_normalise({split})", f"q_unit = {split}")}
 # model = model_of(broken("query not normalised", bugs))
 # report(done := compare.compare(ref, traced(model), dtype="float32"), rows=3)
 # logits = next(row.relative for row in done.rows if row.key == "lm_head.out")

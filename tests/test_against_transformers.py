@@ -108,11 +108,14 @@ def test_hidden_states():
 @torch.no_grad()
 def test_bfloat16_is_no_further_from_float32_than_theirs():
     """Catches a norm, softmax, decay or state that is computed in half precision."""
-    ours, theirs = pair()
-    ids = tokens(4, 150)
-    exact = ours(ids).logits
-    errors = [(model.to(torch.bfloat16)(ids).logits.float() - exact).square().mean().sqrt() for model in (ours, theirs)]
-    assert errors[0] <= 1.05 * errors[1], f"rms {errors[0]:.4f} against {errors[1]:.4f}"
+    ids, squares = tokens(4, 150), [0.0, 0.0]
+    for seed in range(8):  # one model's errors differ by a tenth either way
+        models = pair(seed=seed)
+        exact = models[0](ids).logits
+        for i, model in enumerate(models):
+            squares[i] += (model.to(torch.bfloat16)(ids).logits.float() - exact).square().mean().item()
+    ours, theirs = ((square / 8) ** 0.5 for square in squares)
+    assert ours <= 1.05 * theirs, f"rms {ours:.4f} against {theirs:.4f}"
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers.models import qwen3_5 as dense
 from transformers.models import qwen3_5_moe as moe
 
-from qwen3_5 import MODEL_TYPES, rename, repack, translate_config
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM
+from qwen3_next_checkpoints.qwen3_5 import MODEL_TYPES, rename, repack, translate_config
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 TEXT = {

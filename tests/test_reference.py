@@ -141,7 +141,9 @@ def test_rope(yarn):
 def test_convolution(kernel):
     """Catches taps in reverse, a window after the activation, and a window of the wrong tokens."""
     x, weight, window = normal(1, 9, 6), normal(6, 1, kernel), normal(1, 6, kernel - 1)
-    y, new = q.causal_conv(x, weight, window)
+    conv = q.CausalConv(6, 6, kernel, groups=6, bias=False)
+    conv.weight = torch.nn.Parameter(weight, requires_grad=False)
+    y, new = conv(x, window)
     expected, state = reference.causal_conv(x[0].numpy(), weight[:, 0].numpy(), window[0].T.numpy())
     assert_same(F.silu(y)[0], expected)
     assert_same(new[0].T, state)
@@ -159,7 +161,7 @@ def test_router(normalise):
     weights = reference.expert_weights(p, chosen, normalise)
     expected = np.zeros((30, 48))
     for e in range(8):
-        gate, up, down = (block.experts._parameters[f"{e}.{kind}_proj.weight"] for kind in ("gate", "up", "down"))
+        gate, up, down = (block.experts[e].get_submodule(f"{kind}_proj").weight for kind in ("gate", "up", "down"))
         out = reference.swiglu(x[0].numpy(), *(w.detach().numpy() for w in (gate, up, down)))
         expected += (weights * (chosen == e)).sum(1, keepdims=True) * out
     shared = block.shared_expert

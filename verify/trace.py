@@ -19,17 +19,30 @@ stages.py lists the keys and describes the file.
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
+import linecache
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
-from verify.stages import is_batch, write_trace  # noqa: E402
+from verify.stages import forward_order, is_batch, write_trace  # noqa: E402
 
 # ---- Recording ------------------------------------------------------------------------------------------------------
+
+LOCALS = {  # function -> the local variables that are values: their names are those of the keys
+    "GatedAttention.forward": "q gate q_rope k_rope attn_out",
+    "GatedDeltaNet.unpack": "q k v z b a",
+    "GatedDeltaNet.forward": "conv_out q_l2norm k_l2norm v_conv g beta delta_out state conv_state",
+    "SparseMoeBlock.forward": "router_probs topk_ids topk_weights experts_out",
+    "Qwen3NextForCausalLM.forward": "mtp_logits",
+}
+RENAMED = {"experts_out": "experts.out", "mtp_logits": "mtp.logits"}
+INSIDE = ("Experts", "CausalConv")  # modules without a key of their own: the values around them show what they do
 
 
 class Recording(dict):
@@ -40,40 +53,145 @@ class Recording(dict):
         self.lines: dict[str, str] = {}
 
 
+class Recorder:
+    """Fills a recording with what one model computes in one thread.
+
+    It is that thread's profiler: Python calls `event` whenever a function returns, and the local variables of the
+    model's functions are the values. So the model needs no code for it. What a loop overwrites, the states between the
+    chunks, is computed again from the locals that are left.
+    """
+
+    def __init__(self, model, keys: list[str], trace: Recording):
+        self.keys = keys
+        self.trace = trace
+        self.names = {module: name.replace("_orig_mod.", "") for name, module in model.named_modules()}
+        self.watched: dict = {}  # code of a function -> the locals to record
+        self.file = ""  # that defines the model
+        self.last = None  # the last output: a module that ends in another one returns the same tensor
+        for kind in {type(module) for module in self.names}:
+            for function in (kind.forward, getattr(kind, "unpack", None)):
+                if hasattr(function, "__code__"):
+                    self.watched[function.__code__] = LOCALS.get(function.__qualname__, "").split()
+            if kind.__name__ == "GatedDeltaNet":
+                self.file = kind.forward.__code__.co_filename
+                self.watched[kind.forward.__globals__["chunk_gated_delta_rule"].__code__] = []
+            if kind.__name__ in ("GatedAttention", "DecoderLayer"):
+                self.file = kind.forward.__code__.co_filename
+
+    def event(self, frame, event: str, result):
+        """A function of the model has returned: its locals, and what follows from them, are recorded."""
+        if event != "return" or result is None or frame.f_code not in self.watched:
+            return
+        here = frame.f_locals
+        code = frame.f_code
+        module = here["self"] if "self" in here else frame.f_back.f_locals.get("self")  # the delta rule is a function
+        if module not in self.names:  # another model's
+            return
+        for name in self.watched[code]:
+            if here.get(name) is not None:
+                self.record(module, RENAMED.get(name, name), here[name], line_of(code, name))
+        if "topk_ids" in here:
+            chosen = here["router_probs"].gather(-1, here["topk_ids"])
+            others = here["router_probs"].scatter(-1, here["topk_ids"], 0)
+            margin = chosen[..., -1] - others.amax(-1)  # the last one chosen, less the next
+            self.record(module, "margin", margin, line_of(code, "topk_ids"))
+        if "self" not in here:
+            self.record_chunks(module, here, code)
+        elif code.co_name == "forward":
+            self.record_output(module, result, frame.f_back)
+
+    def record_output(self, module, result, caller):
+        """A module's output, under its name and "out". Its line is the one of the model's file that called it."""
+        out = result[0] if isinstance(result, tuple) else result
+        inside = type(module).__name__ in INSIDE or ".experts." in self.names[module]
+        if inside or out is self.last or not hasattr(out, "detach"):
+            return
+        self.last = out
+        while caller and caller.f_code.co_filename != self.file:
+            caller = caller.f_back
+        line = f"{Path(self.file).name}:{caller.f_lineno}" if caller else "called from outside"
+        self.record(module, "out", out, line)
+
+    def record_chunks(self, module, here: dict, code):
+        """The chunked form's own values: A, its solve M, u and w, of which delta is u - w S, and each chunk's S."""
+        import torch
+
+        if not any("chunk" in glob for glob in self.keys):
+            return
+        k, v, M, gamma, to_end = (here[name] for name in ("k", "v", "M", "gamma", "to_end"))  # (B, H, N, C, ...)
+        self.record(module, "chunk.A", here["A"].tril(-1), line_of(code, "A"))
+        self.record(module, "chunk.M", M, line_of(code, "M"))
+        self.record(module, "chunk.u", M @ v, line_of(code, "M"))
+        self.record(module, "chunk.w", M @ (gamma * k), line_of(code, "M"))
+        S = torch.zeros_like(here["S"]) if here["state"] is None else here["state"].to(here["S"].dtype)
+        for n in range(k.shape[2]):
+            self.record(module, f"chunk.{n}.state", S, line_of(code, "S"))
+            delta = M[:, :, n] @ (v[:, :, n] - gamma[:, :, n] * (k[:, :, n] @ S))
+            S = gamma[:, :, n, -1:, :] * S + k[:, :, n].transpose(-1, -2) @ (to_end[:, :, n] * delta)
+
+    def record(self, module, name: str, x, line: str):
+        """A value, the first time that it is computed, if a glob asks for it."""
+        key = name if name == "mtp.logits" else f"{self.names[module]}.{name}".lstrip(".")
+        if key not in self.trace and wanted(key, self.keys):
+            self.trace[key] = copied(x)
+            self.trace.lines[key] = line
+
+
+@functools.cache
+def assignments(file: str) -> list[tuple[str, int]]:
+    """The names that a file's functions assign, and the line of each assignment."""
+    tree = ast.parse("".join(linecache.getlines(file)))
+    stores = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return [(node.id, node.lineno) for node in stores]
+
+
+@functools.cache
+def line_of(code, name: str) -> str:
+    """The line of a function that assigns a local variable, the last one if there are several: "qwen3_next.py:123"."""
+    first = code.co_firstlineno
+    end = max(line for _, _, line in code.co_lines() if line)
+    lines = [line for found, line in assignments(code.co_filename) if found == name and first <= line <= end]
+    return f"{Path(code.co_filename).name}:{max(lines, default=first)}"
+
+
 @contextmanager
 def recording(model, keys: Iterable[str] = ("*",), missing_ok: bool = False) -> Iterator[Recording]:
     """What a qwen3_next model computes in the meantime, by key. The dict is complete when the `with` block ends.
 
     keys: globs of the keys to record. "*" takes everything but what only the chunked form has, "*.chunk.*", which a
     glob has to name. Values are copies on the CPU, float32 or float64 (or int64), without a batch axis for a single
-    sequence; in a batch, the values of padding mean nothing. What is computed twice is recorded the first time.
+    sequence; in a batch, the values of padding mean nothing. What is computed twice is recorded the first time. Another
+    model, or another thread, is not recorded and not disturbed; what torch.compile has compiled runs as it is written.
 
-    Raises ValueError naming the globs that nothing fits, unless missing_ok.
+    Raises ValueError inside another recording of the same thread, and, unless missing_ok, naming the globs that
+    nothing fits.
     """
-    keys = list(keys)
-    module = sys.modules[type(model).__module__]
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    before = sys.getprofile()
+    if isinstance(getattr(before, "__self__", None), Recorder):
+        raise ValueError("a recording is under way in this thread: end it first, or ask it for more keys")
     trace = Recording()
-    taps = module.Trace(*keys, "*.linear_attn.conv_out")
-    with module.tracing(model, taps):
-        yield trace
-    added = dict(trace)  # by the caller
+    recorder = Recorder(model, keys, trace)
+    with uncompiled():
+        sys.setprofile(recorder.event)
+        try:
+            yield trace
+        finally:
+            sys.setprofile(before)
+    ordered = {key: trace[key] for key in sorted(trace, key=forward_order)}  # a function's locals come when it is done
     trace.clear()
-    for key, x in taps.items():
-        record(trace, keys, key, x, taps.lines[key])
-        if key.endswith("linear_attn.conv_out"):
-            heads = (model.config.linear_num_value_heads, model.config.linear_value_head_dim)
-            values = x[..., -heads[0] * heads[1] :].unflatten(-1, heads).clone()
-            record(trace, keys, key.replace("conv_out", "v_conv"), values, taps.lines[key])
-    trace.update(added)
+    trace.update(ordered)
     if not missing_ok:
         check_found(keys, trace)
 
 
-def record(trace: Recording, keys: list[str], key: str, x, line: str):
-    """Takes a value up if one of the globs asks for it."""
-    if wanted(key, keys):
-        trace[key] = x
-        trace.lines[key] = line
+def uncompiled():
+    """A context in which torch.compile's results stand aside: their frames have no locals to read."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes seconds
+        return nullcontext()
+    import torch
+
+    return torch.compiler.set_stance("force_eager")
 
 
 def wanted(key: str, keys: Iterable[str]) -> bool:
@@ -190,7 +308,8 @@ class Runner:
             if wanted("mtp.logits", self.keys):
                 trace["mtp.logits"] = copied(self.mtp_logits)
         found = {key: x for key, x in trace.items() if key.startswith("mtp.")}  # embedding and lm_head are the model's
-        self.lines |= {key: line for key, line in trace.lines.items() if key in found}
+        lines = {**trace.lines, "mtp.logits": line_of(type(self.model).forward.__code__, "mtp_logits")}
+        self.lines |= {key: lines[key] for key in found}
         return found
 
     def draft(self, tokens: list[int], before: list[int], drafts: int) -> dict:

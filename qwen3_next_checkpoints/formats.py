@@ -1,0 +1,107 @@
+"""FP8 matrices and fused experts, read as the released bfloat16 checkpoint's tensors.
+
+FP8      X.weight is float8_e4m3fn, X.weight_scale_inv has a scale for each block of 128 x 128 (arXiv 2412.19437,
+         section 3.3). All but the experts is dequantised at once; experts stay in 8 bits until they are routed to.
+fused    experts.gate_up_proj (E, 2 I, D), gate before up, and experts.down_proj (E, D, I): read as views of each
+         expert's own matrices, so that nothing is copied.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+FP8 = torch.float8_e4m3fn
+FUSED = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_scale_inv)?")
+
+
+def expect(right: bool, otherwise: str):
+    """Raises ValueError with the message unless `right`."""
+    if not right:
+        raise ValueError(otherwise)
+
+
+def some(names: list[str]) -> str:
+    """The first ten names and a count, for messages."""
+    return f"{', '.join(sorted(names)[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
+
+
+def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """An FP8 matrix (M, N), each block of 128 x 128 times its scale, (ceil(M / 128), ceil(N / 128)) in all.
+
+    In float32: half precision would round the scale.
+    """
+    wide = scale if scale.dtype == torch.float64 else scale.float()
+    columns = wide.repeat_interleave(128, dim=1)[:, : weight.shape[1]]  # (row blocks, N)
+    return torch.cat([rows.float().mul_(s) for rows, s in zip(weight.split(128), columns)]).to(dtype)
+
+
+def plain(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A new dict under the released names: fused experts split, FP8 dequantised into `dtype`, but not the experts'.
+
+    Raises ValueError, naming the tensor, for scales and matrices that do not belong together.
+    """
+    tensors = split_fused(tensors)
+    bare = [name for name, t in tensors.items() if t.dtype == FP8 and f"{name}_scale_inv" not in tensors]
+    expect(not bare, f"FP8 without a weight_scale_inv: {some(bare)}")
+    for scale_name in [name for name in tensors if name.endswith("_scale_inv")]:
+        name = scale_name.removesuffix("_scale_inv")
+        scale = tensors[scale_name]
+        weight = tensors.get(name)
+        right = weight is not None and weight.dtype == FP8 and weight.ndim == 2 and weight.numel() > 0
+        expect(right, f"{scale_name} has no FP8 matrix {name} to scale")
+        found = tuple(scale.shape)
+        blocks = tuple(math.ceil(n / 128) for n in weight.shape)
+        expect(found == blocks, f"{scale_name} has shape {found}, expected {blocks}: blocks of 128 x 128")
+        if ".experts." not in name:
+            tensors[name] = dequantise(weight, tensors.pop(scale_name), dtype)
+    return tensors
+
+
+def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A new dict, with fused experts as views of each expert's own matrices."""
+    split = {}
+    for name, tensor in tensors.items():
+        fused = FUSED.fullmatch(name)
+        if not fused:
+            split[name] = tensor
+            continue
+        prefix, kind, scale = fused.groups(default="")
+        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+        right = tensor.ndim == 3 and tensor.numel() > 0 and tensor.shape[1] % len(parts) == 0
+        expect(right, f"{name} has shape {tuple(tensor.shape)}, expected (experts, rows, columns)")
+        for e, matrix in enumerate(tensor.unbind()):
+            names = [f"{prefix}.{e}.{part}.weight{scale}" for part in parts]
+            twice = [new for new in names if new in tensors]
+            expect(not twice, f"{name}: experts are there twice, fused and {some(twice)}")
+            split.update(zip(names, matrix.chunk(len(parts))))
+    return split
+
+
+class FP8Linear(nn.Module):
+    """An expert's projection in 8 bits, dequantised each time it is called. `.to(dtype)` ends that."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, product: Callable[[Tensor, Tensor], Tensor]):
+        """weight (out, in) float8_e4m3fn; scale, its weight_scale_inv; product(x, W), what x W^T is made by."""
+        super().__init__()
+        self.product = product
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("weight_scale_inv", scale)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight, dequantised if it is in 8 bits."""
+        if self.weight.dtype != FP8:
+            return self.weight
+        return dequantise(self.weight, self.weight_scale_inv, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.dense(x.dtype))
+
+    def _apply(self, fn, recurse=True):
+        dtype = fn(self.weight.data[:0]).dtype
+        if self.weight.dtype == FP8 and dtype != FP8:  # a cast alone would forget the scale
+            self.weight.data = dequantise(self.weight.data, self._buffers.pop("weight_scale_inv"), dtype)
+            self.weight.requires_grad_()
+        return super()._apply(fn, recurse)
