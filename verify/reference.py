@@ -27,6 +27,7 @@ from verify.stages import (  # noqa: E402
     Array,
     CannotCompare,
     Trace,
+    exit_code,
     is_per_token,
     join_batches,
     read_trace,
@@ -207,15 +208,8 @@ def run(args: argparse.Namespace):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 1 after one line on stderr; argparse exits with 2 for wrong usage."""
-    args = parse_arguments(arguments)
-    try:
-        run(args)
-        return 0
-    except (OSError, ValueError, KeyError, MemoryError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print("reference.py:", " ".join(str(message).split()), file=sys.stderr)
-        return 1
+    """The command line."""
+    return exit_code("reference.py", run, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 from verify.reference import Steps, Tokens, load_reference, run_reference  # noqa: E402
-from verify.stages import Array, write_trace  # noqa: E402
+from verify.stages import Array, exit_code, write_trace  # noqa: E402
 from verify.trace import Runner, check_found  # noqa: E402
 
 PASSES = ["decode", "pieces", "padded", "speculation"]
@@ -147,15 +147,8 @@ def write_scenarios(args: argparse.Namespace):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 1 after one line on stderr; argparse exits with 2 for wrong usage."""
-    args = parse_arguments(arguments)
-    try:
-        write_scenarios(args)
-        return 0
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print("scenarios.py:", " ".join(str(message).split()), file=sys.stderr)
-        return 1
+    """The command line."""
+    return exit_code("scenarios.py", write_scenarios, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

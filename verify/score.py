@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
-from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer  # noqa: E402
+from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer, exit_code, progress, read_text, upcast  # noqa: E402
 
 
 @torch.no_grad()
@@ -35,24 +34,11 @@ def score(model: Qwen3NextForCausalLM, ids: Tensor, window: int = 512) -> float:
     cache = model.make_cache(1)
     starts = range(0, ids.shape[1] - 1, window)
     total = 0.0
-    for start in tqdm(starts, "scoring", unit="window", leave=False, delay=2, disable=None):
+    for start in progress(starts, "scoring", "window"):
         logits = model(ids[:, start : start + window], past_key_values=cache).logits[0]
         following = ids[0, start + 1 : start + window + 1]  # the last window has one token less that follows
-        logits = logits[: len(following)]
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        total += F.cross_entropy(logits, following, reduction="sum").item()
+        total += F.cross_entropy(upcast(logits[: len(following)]), following, reduction="sum").item()
     return total
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file. Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def run(args: argparse.Namespace):
@@ -73,7 +59,7 @@ def run(args: argparse.Namespace):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 1 after one line on stderr; argparse exits with 2 for wrong usage."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="a text in UTF-8")
@@ -81,17 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps ... (default: cuda if there is one)")
     add("--dtype", default="auto", help="bfloat16, float16, float32 or float64 (default: the checkpoint's)")
     add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than one token")
-    args = parser.parse_args(arguments)
-    try:
-        run(args)
-        return 0
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print("score.py:", " ".join(str(message).split()), file=sys.stderr)
-        return 1
+    return exit_code("score.py", run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

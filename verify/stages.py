@@ -26,6 +26,8 @@ import hashlib
 import json
 import os
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -363,3 +365,17 @@ def write_trace(
         raise OSError(f"{path}: the trace was not written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# ---- Command lines --------------------------------------------------------------------------------------------------
+
+
+def exit_code(program: str, run: Callable, *arguments) -> int:
+    """Runs a command line: 0, or 1 after one line on stderr; argparse exits with 2 for wrong usage."""
+    try:
+        run(*arguments)
+        return 0
+    except (ValueError, OSError, KeyError, MemoryError, RuntimeError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"{program}:", " ".join(str(message).split()), file=sys.stderr)
+        return 1

@@ -30,7 +30,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
-from verify.stages import forward_order, is_batch, write_trace  # noqa: E402
+from verify.stages import exit_code, forward_order, is_batch, write_trace  # noqa: E402
 
 # ---- Recording ------------------------------------------------------------------------------------------------------
 
@@ -436,15 +436,8 @@ def run(args: argparse.Namespace):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 1 after one line on stderr; argparse exits with 2 for wrong usage."""
-    args = parse_arguments(arguments)
-    try:
-        run(args)
-        return 0
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print("trace.py:", " ".join(str(message).split()), file=sys.stderr)
-        return 1
+    """The command line."""
+    return exit_code("trace.py", run, parse_arguments(arguments))
 
 
 if __name__ == "__main__":
