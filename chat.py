@@ -36,11 +36,11 @@ def template_variables(args: argparse.Namespace) -> dict[str, Any]:
     variables = {}
     if args.tools:
         text = qwen3_next.read_text(args.tools)
-        with qwen3_next.reading(args.tools, "JSON"):
+        with qwen3_next.reading(args.tools, "not JSON"):
             variables["tools"] = json.loads(text)
     for pair in args.template_arg:
         key, _, value = pair.partition("=")
-        with qwen3_next.reading(f"--template-arg {key}", "JSON"):
+        with qwen3_next.reading(f"--template-arg {key}", "not JSON"):
             variables[key] = json.loads(value)
     return variables
 

@@ -78,7 +78,9 @@ def sibling(name: str, purpose: str = "") -> Any:
     """A module of qwen3_next_checkpoints/. Where this file is alone: None, or, for a purpose, ValueError."""
     try:
         return importlib.import_module(f"qwen3_next_checkpoints.{name}")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("qwen3_next_checkpoints"):  # a package that it imports
+            raise
         file = f"qwen3_next_checkpoints/{name}.py"
         expect(not purpose, f"{purpose} needs {file}, which comes with this file's repository")
         return None
@@ -229,8 +231,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float, start: float = 0.0):
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.full((dim,), start))
+        self.eps, self.weight = eps, nn.Parameter(torch.full((dim,), start))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(x.dtype)
@@ -289,7 +290,9 @@ class Step:
         self.reversible = cache.reversible  # whether layers should be able to take tokens of this pass back
         self.slots = cache.columns + T  # S: cache slots in use after this pass
         position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
-        self.index = (torch.arange(B, device=x.device)[:, None], position)  # where the new tokens are stored
+        self.index = (slice(None), slice(cache.columns, self.slots))  # where the new tokens are stored
+        if cache.padded:  # each sequence has a length of its own
+            self.index = (torch.arange(B, device=x.device)[:, None], position)
         self.mask = None  # (B or 1, 1, T, S), True where a query sees a key; None: every key up to the query's own
         if self.slots > T > 1 or cache.padded:
             rows = position if cache.padded else position[:1]  # without padding, all sequences are as long
@@ -324,9 +327,7 @@ class KVCache:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v, causal or masked: q (B, T, heads, head_dim); k, v (B, kv heads, S, head_dim)
-    -> as q. Query head h sees key head h // (heads / kv heads).
-    """
+    """softmax(q k^T head_dim^-0.5) v, causal or masked: q (B, T, heads, head_dim); k, v (B, kv heads, S, head_dim)."""
     B, T, heads, head_dim = q.shape
     if T == 1:  # the queries that share a key head become its rows, so that no key has to be repeated for them
         y = F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, head_dim), k, v, mask, dropout)
@@ -378,10 +379,10 @@ def _delta_rule_inputs(q, k, v, g, beta, state) -> tuple[Tensor, ...]:
     B, T, H, K = k.shape
     V = v.shape[-1]
     state = v.new_zeros(B, H, K, V) if state is None else state
-    found = {"q": q.shape, "v": v.shape, "g": g.shape, "beta": beta.shape, "state": state.shape}
-    right = {"q": (B, T, H, K), "v": (B, T, H, V), "g": (B, T, H), "beta": (B, T, H), "state": (B, H, K, V)}
-    for name, shape in found.items():
-        expect(shape == right[name], f"delta rule: {name} has shape {tuple(shape)}, expected {right[name]} to fit k")
+    shapes = {"q": (B, T, H, K), "v": (B, T, H, V), "g": (B, T, H), "beta": (B, T, H), "state": (B, H, K, V)}
+    for (name, shape), x in zip(shapes.items(), (q, v, g, beta, state)):
+        if x.shape != shape:
+            raise ValueError(f"delta rule: {name} has shape {tuple(x.shape)}, expected {shape} to fit k")
     q, k, v, g, beta = (upcast(x).transpose(1, 2) for x in (q, k, v, g, beta))
     return q, k, v, g, beta, upcast(state)
 
@@ -600,7 +601,8 @@ class Experts(nn.ModuleList):
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x (tokens, D), weights and experts (tokens, k) -> (tokens, D): each token's weighted sum of k experts."""
         if len(x) == 1:  # nothing to sort
-            outputs = [self[e](x[0]) for e in experts[0].tolist()]
+            row = x[0]
+            outputs = [self[e](row) for e in experts[0].tolist()]
             return weights @ torch.stack(outputs)
         chosen, order = experts.flatten().sort(stable=True)  # all (token, choice) pairs, expert by expert
         used, counts = chosen.unique_consecutive(return_counts=True)
@@ -1083,26 +1085,26 @@ def progress(steps: Any, action: str, unit: str) -> tqdm:
 
 
 @contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever fails inside names the file, and what it should have been: FileNotFoundError, or else ValueError."""
+def reading(path: str | Path, problem: str) -> Iterator[None]:
+    """Whatever fails inside names the file, and says what is the matter: FileNotFoundError, or else ValueError."""
     try:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # a parser may raise anything
-        raise ValueError(f"{path}: not {what} ({one_line(error)})") from None
+        raise ValueError(f"{path}: {problem} ({one_line(error)})") from None
 
 
 def read_text(path: str | Path) -> str:
     """A UTF-8 text file, or standard input for "-". Raises FileNotFoundError or ValueError naming the file."""
-    with reading(path, "UTF-8 text"):
+    with reading(path, "not UTF-8 text"):
         return sys.stdin.read() if path == "-" else Path(path).read_bytes().decode("utf-8")
 
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises as `read_text`."""
     text = read_text(path)
-    with reading(path, "JSON"):
+    with reading(path, "not JSON"):
         content = json.loads(text)
     expect(isinstance(content, dict), f"{path}: holds {type(content).__name__}, expected an object")
     return content
@@ -1139,7 +1141,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     mapping = {"access": mmap.ACCESS_COPY}
     if sys.platform == "linux":
         mapping = {"flags": mmap.MAP_PRIVATE | 0x4000, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # MAP_NORESERVE
-    with reading(path, "a whole safetensors file"), path.open("rb") as file:
+    with reading(path, "not a whole safetensors file"), path.open("rb") as file:
         safe_open(path, "numpy")
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -1189,7 +1191,7 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
     path = find_file(folder, "config.json") or folder / "config.json"
     content = read_json(path)
     family = None
-    with reading(path, "a config of this family"):
+    with reading(path, "can't be used"):
         if str(content.get("model_type")).startswith("qwen3_5"):
             family = sibling("qwen3_5", "a Qwen3.5 or 3.6 checkpoint")
             content = family.translate_config(content)
@@ -1213,7 +1215,7 @@ def as_dtype(dtype: str | torch.dtype, config: Qwen3NextConfig, tensors: dict[st
 def as_device(device_map: str | torch.device) -> torch.device:
     """The device meant; "auto" is the GPU if there is one."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if str(device_map) == "auto" else device_map
-    with reading(f"device {str(device_map)!r}", "one that can be used"):
+    with reading(f"device {str(device_map)!r}", "can't be used"):
         return torch.empty(0, device=name).device
 
 
@@ -1225,7 +1227,7 @@ def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfi
     mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
     config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
     dtype = as_dtype(dtype, config, tensors)
-    with reading(folder, "a whole checkpoint"):
+    with reading(folder, "can't be used"):
         if any(t.dtype == FP8 or OTHER_FORMATS.search(name) for name, t in tensors.items()):
             tensors = sibling("formats", "a checkpoint with FP8 or fused experts").plain(tensors, dtype)
         tensors = family.repack(tensors, config.to_dict()) if family else tensors
@@ -1242,7 +1244,7 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
     expect(few <= len(tensors), f"{source}: {len(tensors)} tensors, but config.json's layers and experts need {few}")
     gc.disable()  # it would go through a hundred thousand new modules again and again
     try:
-        with reading(source / "config.json", "a model's"), torch.device("meta"):
+        with reading(source / "config.json", "can't be used"), torch.device("meta"):
             model = cls(config)
     finally:
         gc.enable()
@@ -1382,7 +1384,7 @@ class Qwen3NextTokenizer:
         folder = find_checkpoint(path_or_repo)
         path = find_file(folder, "tokenizer.json") or folder / "tokenizer.json"
         text = read_text(path)
-        with reading(path, "a tokenizer"):
+        with reading(path, "not a tokenizer"):
             backend = tokenizers.Tokenizer.from_str(text)
         config = find_file(folder, "tokenizer_config.json")
         fields = read_json(config) if config else {}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 FP8 = torch.float8_e4m3fn
 FUSED = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_scale_inv)?")
@@ -46,7 +47,8 @@ def plain(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     tensors = split_fused(tensors)
     bare = [name for name, t in tensors.items() if t.dtype == FP8 and f"{name}_scale_inv" not in tensors]
     expect(not bare, f"FP8 without a weight_scale_inv: {some(bare)}")
-    for scale_name in [name for name in tensors if name.endswith("_scale_inv")]:
+    scales = [name for name in tensors if name.endswith("_scale_inv")]
+    for scale_name in tqdm(scales, "dequantising", unit="tensor", leave=False, delay=2, disable=None):
         name = scale_name.removesuffix("_scale_inv")
         scale = tensors[scale_name]
         weight = tensors.get(name)
