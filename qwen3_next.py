@@ -75,7 +75,7 @@ def expect(right: bool, otherwise: str):
 
 
 def sibling(name: str, purpose: str = "") -> Any:
-    """A module of qwen3_next_checkpoints/. Where this file is alone: None, or, for a purpose, ValueError."""
+    """A module of qwen3_next_checkpoints/. Without that folder: None, or ValueError if `purpose` says what needs it."""
     try:
         return importlib.import_module(f"qwen3_next_checkpoints.{name}")
     except ModuleNotFoundError as error:
@@ -101,7 +101,7 @@ class Qwen3NextConfig:
     vocab_size: int = None                       # 151936    rows of the embedding; the tokenizer may use fewer
     hidden_size: int = None                      # 2048      D
     num_hidden_layers: int = None                # 48
-    layer_types: list = None                     # "linear_attention" or "full_attention" a layer; None: by the interval
+    layer_types: list = None                     # each layer's kind, by name; None: follows full_attention_interval
     full_attention_interval: int = 4             # 4         every fourth layer is attention
     max_position_embeddings: int = 262144        # 262144    longest sequence seen in training
     rms_norm_eps: float = 1e-6                   # 1e-6
@@ -129,7 +129,7 @@ class Qwen3NextConfig:
     router_aux_loss_coef: float = 0.001          # 0.001     weight of the load-balancing loss
     output_router_logits: bool = False           # false     return router logits, and add that loss
     intermediate_size: int = None                # 5120      inner width of a dense layer's MLP
-    mlp_only_layers: list = None                 # []        layers that are dense all the same
+    mlp_only_layers: list = None                 # []        layers that stay dense
     decoder_sparse_step: int = 1                 # 1         every n-th layer is MoE
     mtp_num_hidden_layers: int = 0               # absent    1: build the MTP layer; a checkpoint's tensors decide
     mtp_loss_scaling_factor: float = 0.1         # absent    weight of its loss; Megatron's default
@@ -141,7 +141,7 @@ class Qwen3NextConfig:
         expect(model_type == "qwen3_next", f"config: model_type is {model_type!r:.99}, expected 'qwen3_next'")
         scaling = fields.pop("rope_scaling", None) or {}
         nested = fields.pop("rope_parameters", None) or {}
-        right = isinstance(scaling, dict) and isinstance(nested, dict) and nested in ({}, scaling or nested)
+        right = type(scaling) is type(nested) is dict and (scaling == nested or {} in (scaling, nested))
         expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
         fields["rope_scaling"] = {**scaling, **nested}
         for key in nested.keys() & {"rope_theta", "partial_rotary_factor"}:
@@ -149,13 +149,13 @@ class Qwen3NextConfig:
             same = fields.get(key) in (None, value)
             expect(same, f"config: {key} is {fields.get(key)!r:.99}, but rope_parameters has {value!r:.99}")
             fields[key] = value
-        for key, kind in Qwen3NextConfig.__annotations__.items():  # of an instance, Python 3.14 has none
+        for key, kind in Qwen3NextConfig.__annotations__.items():  # in Python 3.14 only the class has them
             value = fields.pop(key, None)
             value = getattr(type(self), key) if value is None else value  # absent and null alike
             kinds = (int, float) if kind is float else kind
             right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
-            if right and kind in (int, float):  # neither NaN nor what would fill the memory with empty layers
-                right = 0 <= value < {"num_hidden_layers": 1e4}.get(key, 1e8 if kind is int else 1e18)
+            if right and kind in (int, float):  # refuses NaN, and sizes that would exhaust the memory
+                right = 0 <= value < (1e4 if key == "num_hidden_layers" else 1e8 if kind is int else 1e18)
             expect(value is None or right, f"config: {key} is {value!r:.99}, expected {kind.__name__} in bounds")
             setattr(self, key, value)
         for key in fields:
@@ -193,19 +193,34 @@ class Qwen3NextConfig:
 # ==== Linear layers and norms =========================================================================================
 
 
+def single(x: Tensor, W: Tensor) -> Tensor:
+    """`linear` for a single x, without oneDNN: in bfloat16 that is two to four times as fast. It is one switch for all
+    threads: what another one multiplies meanwhile is rounded otherwise, not worse.
+    """
+    onednn = torch.backends.mkldnn
+    if not onednn.enabled or torch.backends.flags_frozen() or torch.compiler.is_compiling():
+        return F.linear(x, W)
+    onednn.enabled = False
+    try:
+        return F.linear(x, W)
+    finally:
+        onednn.enabled = True
+
+
 def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, x (..., in), W (out, in) -> (..., out).
 
-    On a CPU, F.linear rearranges a W in half precision before it multiplies. So a single x is multiplied as a vector,
-    which reads W up to a third faster, and rows that are smaller than half of W as (W x^T)^T, up to twice as fast.
+    On a CPU, PyTorch leaves half precision to oneDNN, which rearranges W before it multiplies. For few rows that takes
+    longer than the product. So a single x does without, and an x with fewer than half of W's elements is computed as
+    (W x^T)^T, up to twice as fast.
     """
-    if x.ndim == 1 and bias is None:
-        return torch.mv(W, x)
     if x.is_cpu and bias is None and W.dtype.itemsize == 2:
         if x.numel() == W.shape[1]:
-            return torch.mv(W, x.flatten()).view(*x.shape[:-1], -1)
+            return single(x, W)
         if x.ndim == 2 and 2 * x.numel() < W.numel():
             return (W @ x.t()).t()
+    if x.ndim == 1 and bias is None:
+        return torch.mv(W, x)
     return F.linear(x, W, bias)
 
 
@@ -213,7 +228,7 @@ class Linear(nn.Linear):
     """A projection by `linear`."""
 
     def reset_parameters(self):
-        """Draws none: `init_weights` does, or a checkpoint brings them."""
+        """Leaves the weights unset: `init_weights` draws them, or a checkpoint brings them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -252,7 +267,8 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
     """Radians per position of each turned pair, (R/2,) float64, and the factor YaRN puts on cos and sin.
 
     R = int(head_dim * partial_rotary_factor) dimensions turn, pair i by theta^(-2i/R). YaRN ([YaRN] section 3.2) keeps
-    pairs that turn over beta_fast times in the original context, divides by `factor` below beta_slow, blends between.
+    pairs that turn more than beta_fast times in the original context, divides those of fewer than beta_slow times by
+    `factor`, and blends in between.
     """
     dim = int(config.head_dim * config.partial_rotary_factor)
     inv_freq = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
@@ -260,15 +276,15 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
     if yarn is None:
         return inv_freq, 1.0
     original = yarn.get("original_max_position_embeddings") or config.max_position_embeddings
-    turns = (yarn.get("beta_fast") or 32, yarn.get("beta_slow") or 1)  # and the pairs that turn as often:
+    turns = (yarn.get("beta_fast") or 32, yarn.get("beta_slow") or 1)  # low, high: the pairs that turn this often
     low, high = (dim * math.log(original / (n * 2 * math.pi)) / (2 * math.log(config.rope_theta)) for n in turns)
     if yarn.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     pairs = torch.arange(dim // 2, dtype=torch.float64, device="cpu")
     slow = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)  # low == high would divide by zero
-    factor = yarn.get("attention_factor") or 0.1 * math.log(yarn["factor"]) + 1
-    return inv_freq * (1 - slow) + inv_freq / yarn["factor"] * slow, factor
+    amplitude = yarn.get("attention_factor") or 0.1 * math.log(yarn["factor"]) + 1
+    return inv_freq * (1 - slow) + inv_freq / yarn["factor"] * slow, amplitude
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -278,34 +294,66 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], dim=-1)
 
 
-# ==== Gated attention =================================================================================================
+# ==== Cache and step ==================================================================================================
+
+
+@dataclass
+class Cache:
+    """What a model remembers of B sequences. A forward pass changes it in place: no backward can span two passes."""
+
+    layers: list  # a KVCache or DeltaNetCache each
+    seq_len: Tensor  # (B,) int64: each sequence's real tokens
+    columns: int = 0  # tokens fed to each, padding included
+    padded: bool = False  # whether any pass had padding
+    reversible: bool = False  # set it before a short pass to be able to take tokens of it back
+    complete: bool = True  # False inside a pass, and for good if that is interrupted
+    mtp: "Cache | None" = None  # the MTP layer's own cache, if MTP drafts
+    mtp_start: int = 0  # `columns` when the MTP layer's cache was started
+
+    def rollback(self, tokens: int):
+        """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding."""
+        for layer in self.layers if tokens else []:
+            layer.rollback(tokens)
+        self.seq_len = self.seq_len - tokens
+        self.columns -= tokens
+
+    def clone(self) -> "Cache":
+        """An independent copy."""
+        copies = []
+        for part in (self, *self.layers):
+            tensors = {name: x.clone() for name, x in vars(part).items() if isinstance(x, Tensor)}
+            copies.append(replace(part, **tensors))
+        return replace(copies[0], layers=copies[1:], mtp=self.mtp and self.mtp.clone())
 
 
 class Step:
     """What the layers of one forward pass share. Sequences are left-aligned here: padding comes after the tokens."""
 
-    def __init__(self, x: Tensor, lengths: Tensor | None, positions: Tensor | None, cache: Any, rope: tuple):
+    def __init__(self, x: Tensor, lengths: Tensor | None, positions: Tensor | None, cache: Cache, rope: tuple):
         B, T, _ = x.shape
         self.lengths = lengths  # (B,) real tokens among the T new ones; None: all T
         self.reversible = cache.reversible  # whether layers should be able to take tokens of this pass back
-        self.slots = cache.columns + T  # S: cache slots in use after this pass
+        self.slots = cache.columns + T  # cache slots in use after this pass
         position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
         self.index = (slice(None), slice(cache.columns, self.slots))  # where the new tokens are stored
         if cache.padded:  # each sequence has a length of its own
             self.index = (torch.arange(B, device=x.device)[:, None], position)
-        self.mask = None  # (B or 1, 1, T, S), True where a query sees a key; None: every key up to the query's own
+        self.mask = None  # (B or 1, 1, T, slots), True where a query sees a key; None: plain causal, or a single token
         if self.slots > T > 1 or cache.padded:
-            rows = position if cache.padded else position[:1]  # without padding, all sequences are as long
+            rows = position if cache.padded else position[:1]  # without padding, all have the same length
             self.mask = torch.arange(self.slots, device=x.device) <= rows[:, None, :, None]
-        inv_freq, factor = rope
+        inv_freq, amplitude = rope
         angle = (position if positions is None else positions)[..., None, None] * inv_freq.to(upcast(x))
-        self.cos = (angle.cos() * factor).to(x.dtype)  # (B, T, 1, R/2)
-        self.sin = (angle.sin() * factor).to(x.dtype)
+        self.cos = (angle.cos() * amplitude).to(x.dtype)  # (B, T, 1, R/2)
+        self.sin = (angle.sin() * amplitude).to(x.dtype)
+
+
+# ==== Gated attention =================================================================================================
 
 
 @dataclass
 class KVCache:
-    """Keys and values of one attention layer, (B, heads, capacity, head_dim): slot j holds a sequence's j-th token.
+    """Rotated keys, and values, of an attention layer, (B, heads, capacity, head_dim): slot j is a sequence's token j.
 
     Because slot and position are one, padding needs no record: what comes after a sequence's end is never seen, and
     the next tokens overwrite it. Buffers double when full, so that copying does not grow with the sequence.
@@ -315,7 +363,7 @@ class KVCache:
     v: Tensor | None = None
 
     def update(self, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, T, heads, head_dim) after each past; returns the S slots so far, (B, heads, S, head_dim)."""
+        """Appends k, v (B, T, heads, head_dim) to each sequence; returns all so far, (B, heads, slots, head_dim)."""
         if self.k is None:
             self.k = self.v = k.transpose(1, 2)[:, :, :0]  # (B, heads, 0, head_dim)
         if self.k.shape[2] < step.slots:
@@ -325,9 +373,12 @@ class KVCache:
         self.v.transpose(1, 2)[step.index] = v
         return self.k[:, :, : step.slots], self.v[:, :, : step.slots]
 
+    def rollback(self, tokens: int):
+        """Nothing to do: slots after the end are not read, and the next tokens overwrite them."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T head_dim^-0.5) v, causal or masked: q (B, T, heads, head_dim); k, v (B, kv heads, S, head_dim)."""
+    """softmax(q k^T head_dim^-0.5) v, causal or masked. q (B, T, heads, head_dim), k, v (B, kv heads, .., head_dim)."""
     B, T, heads, head_dim = q.shape
     if T == 1:  # the queries that share a key head become its rows, so that no key has to be repeated for them
         y = F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, head_dim), k, v, mask, dropout)
@@ -369,7 +420,7 @@ class GatedAttention(nn.Module):
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """x / |x| over the last axis, in float32: keys of length 1 make beta = 1 overwrite exactly what a key held."""
+    """x / |x| over the last axis, in float32. With keys of length 1, beta = 1 replaces exactly what a key held."""
     x = upcast(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
@@ -404,7 +455,7 @@ def recurrent_gated_delta_rule(
         S = alpha[..., None, None] * S  # decay: forget a share of everything
         recalled = (k_t[..., None, :] @ S).squeeze(-2)  # recall: S^T k, what the memory holds under this key, (B, H, V)
         delta = beta_t[..., None] * (v_t - recalled)  # delta: what it lacks of the new value
-        S = S + k_t[..., :, None] * delta[..., None, :]  # write: S^T k is now (1 - beta) recalled + beta v
+        S = S + k_t[..., :, None] * delta[..., None, :]  # write: now S^T k = (1 - beta) recalled + beta v, if |k| = 1
         outputs.append((q_t[..., None, :] @ S).squeeze(-2))  # read, after the write
     return torch.stack(outputs, dim=1).to(dtype), S
 
@@ -420,9 +471,9 @@ def chunk_gated_delta_rule(
         out_i   = e^{G_i} S^T q_i + sum_{j<=i} e^{G_i - G_j} (q_i . k_j) delta_j
         S'      = e^{G_C} S + sum_j e^{G_C - G_j} k_j delta_j^T
 
-    In the first line a delta depends on those before it: the loop over tokens. But it does so linearly, (I + A) delta =
-    beta (v - e^G S^T k) with A strictly lower triangular, so that one triangular solve for all chunks at once, M =
-    (I + A)^-1 diag(beta), turns it into a product. Only what needs S is left for the loop over chunks.
+    The first line makes a delta depend on those before it: hence the loop over tokens. But it is linear in delta,
+    (I + A) delta = beta (v - e^G S^T k) with A strictly lower triangular. One triangular solve for all chunks gives
+    M = (I + A)^-1 diag(beta), and then delta = M (v - e^G S^T k). Only what needs S stays in the loop over chunks.
     Arguments, results and errors as `recurrent_gated_delta_rule`.
     """
     dtype, T = v.dtype, v.shape[1]
@@ -444,9 +495,9 @@ def chunk_gated_delta_rule(
     to_end = (G[..., -1:, :] - G).exp()  # e^{G_C - G_i}
     # 2. M = (I + A)^-1 diag(beta), with A_ij = beta_i e^{G_i - G_j} (k_i . k_j) for j < i
     kT = k.transpose(-1, -2)
-    A = beta * decay * (k @ kT)  # the solve reads only what is below the diagonal
+    A = beta * decay * (k @ kT)  # the solve takes the diagonal as 1 and what is above it as 0: I + A
     M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)
-    # 3. Reads of what the chunk itself writes
+    # 3. Reads of what the chunk itself writes, a token's own write included (j <= i)
     inner = decay * (q @ kT)  # (B, H, N, C, C)
     # 4. Chunk after chunk: recall, delta, read, write
     outputs = []
@@ -480,6 +531,7 @@ class CausalConv(nn.Conv1d):
             y = F.conv2d(row, self.weight[:, :, None], groups=channels)[:, :, 0].transpose(1, 2)
         window = x[:, T:].clone()  # a slice alone would keep all of x in memory
         if lengths is not None:
+            # x begins kernel - 1 early, so these are the last real inputs
             index = lengths[:, None] + torch.arange(before, device=x.device)  # (B, kernel - 1)
             window = x.take_along_dim(index[..., None], dim=1)
         return y, window.transpose(1, 2)
@@ -489,21 +541,24 @@ class CausalConv(nn.Conv1d):
 class DeltaNetCache:
     """What a Gated DeltaNet layer remembers, the same size at every position: convolution window and state.
 
-    The state sums up all tokens, so that none can be cut from it as from a KV cache. A reversible pass therefore leaves
-    what it started from and what its few tokens wrote, and to take tokens back is to write the others again.
+    The state sums up all tokens, so none can be cut out of it, as they can from a KV cache. A reversible pass therefore
+    saves what it started from and what its few tokens wrote; a rollback starts there and writes the tokens to keep.
     """
 
-    window: Tensor | None = None  # (B, channels, kernel - 1), before silu; None: zeros
+    window: Tensor | None = None  # (B, channels, kernel - 1), the convolution's last inputs; None: zeros
     state: Tensor | None = None  # (B, H, K, V), float32 or 64; None: zeros
-    last: tuple | None = None  # of a reversible pass: window, convolution's inputs, state, and (q, k, v, g, beta)
+    last: tuple | None = None  # of a reversible pass: window, state, convolution's inputs, and (q, k, v, g, beta)
 
     def rollback(self, tokens: int):
+        """Takes back the last tokens of a reversible pass. Raises ValueError if there are fewer, or no such pass."""
         expect(self.last is not None, "the last pass can't be taken back: cache.reversible was not set")
-        window, x, state, written = self.last
-        keep = x.shape[1] - tokens
-        expect(keep >= 0, f"the last pass had {x.shape[1]} tokens, not {tokens} tokens")
+        window, state, qkv, written = self.last
+        keep = qkv.shape[1] - tokens
+        expect(keep >= 0, f"the last pass had {qkv.shape[1]} tokens, not {tokens} tokens")
         self.last = None
-        self.window = torch.cat([window, x.transpose(1, 2)], -1)[..., keep : keep + window.shape[-1]].clone()
+        window = torch.zeros_like(self.window) if window is None else window
+        inputs = torch.cat([window, qkv.transpose(1, 2)], dim=-1)
+        self.window = inputs[..., keep : keep + window.shape[-1]].clone()  # those just before token `keep`
         self.state = state
         if keep:
             q, k, v, g, beta = (y[:, :keep] for y in written)
@@ -513,8 +568,8 @@ class DeltaNetCache:
 class GatedDeltaNet(nn.Module):
     """Project, convolve, run the gated delta rule, normalise, gate ([GDN] section 3.4)."""
 
-    delta_rule = "chunk"  # or "recurrent", for more than two tokens
-    chunked = staticmethod(functools.partial(chunk_gated_delta_rule, chunk_size=32))  # on CPUs faster than 64
+    delta_rule = "chunk"  # or "recurrent"; one or two tokens always take the recurrent form
+    chunked = staticmethod(functools.partial(chunk_gated_delta_rule, chunk_size=32))  # 32 is faster than 64 on CPUs
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -522,12 +577,12 @@ class GatedDeltaNet(nn.Module):
         self.key_heads, self.value_heads = config.linear_num_key_heads, config.linear_num_value_heads
         keys, values = self.key_heads * self.K, self.value_heads * self.V
         channels = 2 * keys + values
-        self.widths = [keys, keys, values]
+        self.widths = [2 * keys, values]
         self.in_proj_qkvz = Linear(config.hidden_size, channels + values, bias=False)
         self.in_proj_ba = Linear(config.hidden_size, 2 * self.value_heads, bias=False)
         self.conv1d = CausalConv(channels, channels, config.linear_conv_kernel_dim, groups=channels, bias=False)
         self.A_log = nn.Parameter(torch.zeros(self.value_heads))
-        self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
+        self.dt_bias = nn.Parameter(torch.ones(self.value_heads))  # both are drawn by `init_weights`
         self.norm = GatedRMSNorm(self.V, config.rms_norm_eps, start=1.0)
         self.out_proj = Linear(values, config.hidden_size, bias=False)
 
@@ -554,10 +609,9 @@ class GatedDeltaNet(nn.Module):
         qkv, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
         mixed, conv_state = self.conv1d(qkv, cache.window, step.lengths)
         conv_out = F.silu(mixed)
-        q, k, v = upcast(conv_out).split(self.widths, dim=-1)
+        qk, v = upcast(conv_out).split(self.widths, dim=-1)
+        q_unit, k_unit = l2_normalise(qk.unflatten(-1, (2, -1, self.K))).unbind(2)  # (B, T, key heads, K) each
         r = self.value_heads // self.key_heads  # value heads i r to i r + r - 1 share key head i
-        q_unit = l2_normalise(q.unflatten(-1, (-1, self.K)))
-        k_unit = l2_normalise(k.unflatten(-1, (-1, self.K)))
         q_l2norm = (q_unit * self.K**-0.5).repeat_interleave(r, dim=2)  # (B, T, H, K)
         k_l2norm = k_unit.repeat_interleave(r, dim=2)
         v_conv = v.unflatten(-1, (-1, self.V))  # (B, T, H, V)
@@ -567,11 +621,11 @@ class GatedDeltaNet(nn.Module):
         if step.lengths is not None:  # padding neither forgets nor writes
             real = torch.arange(x.shape[1], device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
-        one_by_one = x.shape[1] <= 2 or self.delta_rule == "recurrent"  # up to 2, a chunk would take longer
+        one_by_one = x.shape[1] <= 2 or self.delta_rule == "recurrent"  # for 1 or 2 tokens a chunk is slower
         rule = recurrent_gated_delta_rule if one_by_one else self.chunked
         delta_out, state = rule(q_l2norm, k_l2norm, v_conv, g=g, beta=beta, state=cache.state)
         written = (q_l2norm, k_l2norm, v_conv, g, beta)
-        cache.last = (cache.window, qkv, cache.state, written) if step.reversible else None
+        cache.last = (cache.window, cache.state, qkv, written) if step.reversible else None
         cache.window, cache.state = conv_state, state
         return self.out_proj(self.norm(delta_out, z).flatten(2))
 
@@ -604,11 +658,12 @@ class Experts(nn.ModuleList):
             row = x[0]
             outputs = [self[e](row) for e in experts[0].tolist()]
             return weights @ torch.stack(outputs)
-        chosen, order = experts.flatten().sort(stable=True)  # all (token, choice) pairs, expert by expert
+        chosen, order = experts.flatten().sort(stable=True)  # all (token, choice) pairs, sorted by expert
         used, counts = chosen.unique_consecutive(return_counts=True)
-        tokens = (order // experts.shape[1]).split(counts.tolist())  # of each expert that is used
+        tokens = (order // experts.shape[1]).split(counts.tolist())  # those of each used expert
         outputs = [self[e](x.index_select(0, rows)) for e, rows in zip(used.tolist(), tokens)]
-        place = order.argsort().view_as(experts)  # where in outputs a token's k are: looked up, weighted and summed
+        # (tokens, k): the rows of outputs that are each token's, to be weighted and summed
+        place = order.argsort().view_as(experts)
         return F.embedding_bag(place, torch.cat(outputs), per_sample_weights=weights, mode="sum")
 
 
@@ -651,7 +706,7 @@ def load_balancing_loss(router_logits: Iterable[Tensor], k: int, mask: Tensor | 
     return p.shape[-1] * (f * mean_p).sum()
 
 
-# ==== Block and cache =================================================================================================
+# ==== Block ===========================================================================================================
 
 
 class DecoderLayer(nn.Module):
@@ -680,36 +735,6 @@ class DecoderLayer(nn.Module):
         return x + y, router_logits
 
 
-@dataclass
-class Cache:
-    """What a model remembers of B sequences. Each forward pass changes it in place: no backward through two of them."""
-
-    layers: list  # a KVCache or DeltaNetCache each
-    seq_len: Tensor  # (B,) int64: each sequence's real tokens
-    columns: int = 0  # tokens fed to each, padding included
-    padded: bool = False  # whether there was any
-    reversible: bool = False  # set before a short pass, lets some of its tokens be taken back
-    complete: bool = True  # False inside a pass, and for good if that is interrupted
-    mtp: "Cache | None" = None  # the MTP layer's own, if it drafts for this one
-    mtp_start: int = 0  # `columns` when that one was empty
-
-    def rollback(self, tokens: int):
-        """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding."""
-        for layer in self.layers:
-            if tokens and isinstance(layer, DeltaNetCache):
-                layer.rollback(tokens)
-        self.seq_len = self.seq_len - tokens
-        self.columns -= tokens
-
-    def clone(self) -> "Cache":
-        """An independent copy."""
-
-        def copied(part: Any) -> Any:
-            return replace(part, **{name: x.clone() for name, x in vars(part).items() if isinstance(x, Tensor)})
-
-        return replace(copied(self), layers=[copied(layer) for layer in self.layers], mtp=self.mtp and self.mtp.clone())
-
-
 # ==== Model ===========================================================================================================
 
 
@@ -733,8 +758,8 @@ class ModelOutput:
 class PreTrainedModel(nn.Module):
     """What all models share. `from_pretrained` and `save_pretrained` join it under "Loading and saving"."""
 
-    backbone = "model."  # what Qwen3NextModel's parameters are called in this model
-    head: str | None = None  # a linear layer of its own, which a causal checkpoint lacks
+    backbone = "model."  # prefix of Qwen3NextModel's parameter names in this model
+    head: str | None = None  # name of a linear layer that a causal checkpoint lacks
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -758,7 +783,7 @@ class PreTrainedModel(nn.Module):
     def init_weights(self, module: nn.Module):
         """New weights. Decays are the original Gated DeltaNet's: with dt_bias = 1, a token would wipe the memory."""
         for name, p in module.named_parameters():
-            if p.is_meta:  # a checkpoint follows; and random numbers there import half of PyTorch
+            if p.is_meta:  # a checkpoint will fill it, and drawing on meta would import half of PyTorch
                 return
             if name.endswith("A_log"):
                 p.uniform_(1, 16).log_()
@@ -779,7 +804,7 @@ class Qwen3NextModel(PreTrainedModel):
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
         embedding = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
+        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)  # nn.Embedding would draw
         layers = (DecoderLayer(config, kind, config.is_moe(i)) for i, kind in enumerate(config.layer_types))
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -826,8 +851,8 @@ class Qwen3NextModel(PreTrainedModel):
     def run(
         self, x: Tensor, stack: nn.Module, mask: Any, position_ids: Any, cache: Cache | None, collect: bool = False
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module. Returns hidden
-        states, the last one normed, and router logits (B * T, E): all layers' if `collect`, else the last alone.
+        """Takes x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module. Returns
+        hidden states, the last one normed, and router logits (B * T, E); without `collect` the last state alone.
         """
         B, T, _ = x.shape
         cache = cache or Cache([None] * len(stack.layers), torch.zeros(B, dtype=torch.long, device=x.device))
@@ -837,7 +862,7 @@ class Qwen3NextModel(PreTrainedModel):
         if mask is not None:  # bring every sequence to the left, padding to the right
             expect(not cache.reversible, "a reversible pass takes no padding")
             order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
-            back = order.argsort(dim=1)[..., None]  # and afterwards to where it was
+            back = order.argsort(dim=1)[..., None]  # the inverse order, to undo it
             x = x.take_along_dim(order[..., None], dim=1)
             lengths = mask.sum(1)
             position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
@@ -845,7 +870,7 @@ class Qwen3NextModel(PreTrainedModel):
         limit = self.config.max_position_embeddings
         if cache.columns <= limit < step.slots:  # once
             warnings.warn(f"{step.slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
-        cache.complete = cache.reversible = False
+        cache.complete = cache.reversible = False  # `step` has noted the second, which is for one pass
         hidden_states, router_logits = [], []
         for layer, memory in zip(stack.layers, cache.layers):
             if collect:
@@ -875,7 +900,7 @@ class Qwen3NextModel(PreTrainedModel):
         same = found == (B, T) or torch.equal(mask[:, :-T].bool().sum(1), cache.seq_len)
         expect(same, "attention_mask differs from the one that the cache was filled with")
         mask = mask[:, -T:].bool()
-        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)  # of runs of real tokens
         expect(bool((starts < 2).all()), "attention_mask has holes; padding may be only at a sequence's ends")
         return None if mask.all() else mask
 
@@ -884,8 +909,8 @@ class Qwen3NextModel(PreTrainedModel):
 
 
 class MTP(nn.Module):
-    """Looks one token further: h_i, the hidden state *after* the model's final norm, and the next token predict the one
-    after that ([MTP] Eq. 21 to 23). Embedding and lm_head are the model's own.
+    """Looks one token further: from h_i, the hidden state *after* the model's final norm, and token i + 1, it predicts
+    token i + 2 ([MTP] Eq. 21 to 23). Embedding and lm_head are the model's own.
     """
 
     def __init__(self, config: Qwen3NextConfig):
@@ -913,9 +938,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         self.model = Qwen3NextModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mtp = MTP(config) if config.mtp_num_hidden_layers else None
-        self.init_weights(self.lm_head)
-        if self.mtp:
-            self.init_weights(self.mtp)
+        for part in (self.lm_head, self.mtp) if self.mtp else (self.lm_head,):
+            self.init_weights(part)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -942,9 +966,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
             output_router_logits = self.config.output_router_logits
         x = self.model.embed(input_ids, inputs_embeds)
         mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :]
-        inputs = (None, attention_mask, position_ids, past_key_values, x)
+        inputs = (None, attention_mask, position_ids, past_key_values, x)  # None: x is embedded already
         out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits)
-        out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
+        out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # 0 keeps all
         if labels is not None:
             out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         if out.router_logits:
@@ -970,8 +994,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
     def look_ahead(
         self, hidden: Tensor, embeds: Tensor, mask: Any = None, positions: Any = None, cache: Cache | None = None
     ) -> Tensor:
-        """MTP's hidden states (B, T, D), from the model's or its own, and the next embeddings; lm_head makes logits of
-        them, and their cache is not the model's. Raises ValueError without MTP.
+        """MTP's hidden states (B, T, D), from the model's (or MTP's own) and the next tokens' embeddings. lm_head turns
+        them into logits. The cache is MTP's, not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
         return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache)[0][-1]
@@ -1027,12 +1051,13 @@ class Qwen3NextForSequenceClassification(LinearHead):
         if labels is not None:
             kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = getattr(self.config, "problem_type", None) or ("regression" if self.num_labels == 1 else kind)
+            logits = upcast(out.logits)
             if kind == "regression":
-                out.loss = F.mse_loss(upcast(out.logits).view_as(labels), upcast(labels))
+                out.loss = F.mse_loss(logits.view_as(labels), upcast(labels))
             elif kind == "single_label_classification":
-                out.loss = F.cross_entropy(upcast(out.logits), labels.flatten())
+                out.loss = F.cross_entropy(logits, labels.flatten())
             elif kind == "multi_label_classification":
-                out.loss = F.binary_cross_entropy_with_logits(upcast(out.logits), upcast(labels))
+                out.loss = F.binary_cross_entropy_with_logits(logits, upcast(labels))
             expect(out.loss is not None, f"config: problem_type is {kind!r}, which is not known")
         return out
 
@@ -1055,7 +1080,7 @@ class Qwen3NextForQuestionAnswering(LinearHead):
     def forward(
         self, *inputs: Any, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **options: Any
     ) -> ModelOutput:
-        """start_logits and end_logits (B, T). Positions (B,) int64 add their mean cross-entropy; beyond T: left out."""
+        """start_logits and end_logits (B, T). Positions (B,) int64 add their mean cross-entropy; beyond T: ignored."""
         out = super().forward(*inputs, labels=None, **options)
         out.start_logits, out.end_logits = out.logits.unbind(-1)
         if start_positions is not None and end_positions is not None:
@@ -1131,18 +1156,18 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file as views of the mapped file: nothing but the header is read before it is used.
+    """All tensors of a file as views of the mapped file: only the header is read now, a tensor when it is used.
 
     The format: 8 bytes header length, little endian; the header, JSON {name: {dtype, shape, data_offsets}}; the data.
-    The library checks that these fit, but would touch each tensor. The mapping is private: writing to a tensor copies
-    the page and never reaches the file; on Linux no memory is set aside for that, so a file may exceed the memory.
+    `safe_open` checks that these fit; to load with it would touch every tensor. The mapping is private: writing to a
+    tensor copies the page and never reaches the file; on Linux a file may even exceed the memory.
     Raises ValueError, naming the file, if it is not whole.
     """
     mapping = {"access": mmap.ACCESS_COPY}
     if sys.platform == "linux":
         mapping = {"flags": mmap.MAP_PRIVATE | 0x4000, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # MAP_NORESERVE
     with reading(path, "not a whole safetensors file"), path.open("rb") as file:
-        safe_open(path, "numpy")
+        safe_open(path, "numpy")  # raises unless header and data fit
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         data = mmap.mmap(file.fileno(), 0, **mapping)
@@ -1235,9 +1260,8 @@ def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfi
 
 
 def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source: Path) -> PreTrainedModel:
-    """A model with shapes and no memory. A head that the tensors lack starts anew, and is put among them.
-
-    Raises ValueError listing which tensors are missing, unexpected or misshapen. Other models' heads are left alone.
+    """A model on the meta device. If the tensors lack its head, a new one is drawn and added to them. Other models'
+    heads are left alone. Raises ValueError listing which tensors are missing, unexpected or misshapen.
     """
     moe = sum(map(config.is_moe, range(config.num_hidden_layers))) + config.mtp_num_hidden_layers
     few = config.num_hidden_layers + 3 * config.num_experts * moe
@@ -1264,6 +1288,7 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
     return model
 
 
+# These become methods at the end of this part: they need what is above, and the classes do not.
 @classmethod
 def config_from_pretrained(cls, path_or_repo: str | os.PathLike) -> Qwen3NextConfig:
     """The config of a checkpoint folder or hub repository. Raises FileNotFoundError or ValueError naming the file."""
@@ -1283,8 +1308,8 @@ def from_pretrained(
     """A model with a checkpoint's weights, in evaluation mode.
 
     On the CPU and in the checkpoint's dtype the weights stay in the mapped files: the operating system reads what is
-    used, and keeps what fits into memory. in_memory copies them all, if there is room, to multiples of 64 bytes,
-    where files do not place them: that takes longer once, and a token about a quarter less.
+    used, and keeps what fits into memory. in_memory copies them all, if there is room, and aligns them to 64 bytes,
+    as files do not: loading takes longer, and each token about a quarter less time.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
     one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
     runs over more than two tokens; fields, to replace those of config.json, such as num_labels.
@@ -1378,7 +1403,6 @@ class Qwen3NextTokenizer:
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike) -> "Qwen3NextTokenizer":
         """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, of which only the first has to be there.
-
         Raises FileNotFoundError or ValueError naming the file.
         """
         folder = find_checkpoint(path_or_repo)
@@ -1454,9 +1478,8 @@ class Qwen3NextTokenizer:
 
 @dataclass
 class Sampling:
-    """How the next token is chosen: processors in transformers' order, then the likeliest token or a random one.
-
-    Raises ValueError, naming the option, for a value outside its range.
+    """How the next token is chosen: processors in transformers' order, then the likeliest token or a random one. Raises
+    ValueError, naming the option, for a value outside its range.
     """
 
     do_sample: bool = False
@@ -1485,9 +1508,8 @@ class Sampling:
         return cls(**{**known, **asked, **given})
 
     def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab).
-
-        seen (..., vocab) bool: the tokens that the sequence holds already, for the repetition penalty.
+        """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab). seen (..., vocab) bool: the
+        tokens that the sequence holds already, for the repetition penalty.
         """
         logits = upcast(logits)
         if self.repetition_penalty != 1:
@@ -1515,15 +1537,15 @@ class Sampling:
     def verify(self, p: Tensor, q: Tensor, drafts: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Speculative sampling, [Spec] Algorithm 1: the tokens that come out are distributed as p, whatever q is.
 
-        A draft x is accepted with probability p(x) / q(x) if all before it are. The token after those is drawn from
-        max(p - q, 0), normalised, where the first draft was rejected, and from p where none was. Greedy decoding is the
+        A draft x is accepted with probability p(x) / q(x) if all before it are. One more token follows: drawn from
+        max(p - q, 0), normalised, at the first draft that is rejected; from p if none is. Greedy decoding is the
         case of one-hot p and q: a draft is accepted if and only if it is the likeliest token.
         Args: p (B, n + 1, vocab), the model's distributions of n drafts and of the token after them; q (B, n, vocab),
         what the drafts (B, n) were drawn from. Returns: how many are accepted (B,), and the token after them (B,).
         """
         n = drafts.shape[1]
         if n == 0:
-            return drafts.sum(1), self.draw(p[:, 0], generator)
+            return drafts.new_zeros(len(drafts)), self.draw(p[:, 0], generator)
         p_draft = p[:, :n].gather(2, drafts[..., None]).squeeze(-1)  # (B, n)
         q_draft = q.gather(2, drafts[..., None]).squeeze(-1)
         chance = torch.rand(p_draft.shape, dtype=p.dtype, device=p.device, generator=generator)
@@ -1543,11 +1565,12 @@ PREFILL_WINDOW = 2048  # tokens per forward pass of a long prompt: bounds the me
 class Decoder:
     """Reads a prompt and finds what follows it, in rounds of one pass of the model: `prefill`, and then again and again
 
-        tokens = next_tokens()    what the last pass makes of the drafts: those that are accepted, and one token more
+        tokens = next_tokens()    the drafts that the last pass accepts, and one token more
         keep(tokens)              as many of them as the caller takes; the cache forgets the other drafts
         advance(limit)            up to n new drafts by MTP, and a pass of the model over the last token and them
 
-    MTP's own keys and values lie in cache.mtp, one entry a token. Drafts take one sequence; without MTP n is 0.
+    In between it holds out, the last pass, and drafts and q, which that pass tests; hidden, MTP's last state; last, the
+    last token kept; and in cache.mtp MTP's keys and values, one entry a token. Drafts go with one sequence only.
     """
 
     model: Qwen3NextForCausalLM
@@ -1571,7 +1594,7 @@ class Decoder:
         B, T = ids.shape
         expect(self.cache.columns < T, f"the cache holds {self.cache.columns} tokens, input_ids only {T}")
         expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
-        order = mask.int().argsort(dim=1, stable=True)  # padding to the left, so that all end in one column
+        order = mask.int().argsort(dim=1, stable=True)  # padding first: every prompt ends in the last column
         ids, mask = ids.gather(1, order), mask.gather(1, order)
         if self.rule.repetition_penalty != 1:  # counted, since a pad may be a token that also occurs
             counts = torch.zeros(B, self.model.config.vocab_size, dtype=torch.long, device=ids.device)
@@ -1595,9 +1618,9 @@ class Decoder:
         return torch.cat([self.drafts[:, :count], token[:, None]], dim=1)
 
     def keep(self, tokens: Tensor):
-        """Goes on after these (B, m): the model's cache then holds all of them but the last."""
+        """Goes on after these tokens (B, m). The last one is not in the cache yet: the next pass reads it."""
         drafts = self.drafts.shape[1]
-        if drafts:
+        if drafts:  # the last pass read a token and the drafts: as many stay as are kept now
             self.cache.rollback(drafts + 1 - tokens.shape[1])
         self.show_mtp(self.out.last_hidden_state, tokens)
         if self.seen is not None:
@@ -1630,10 +1653,9 @@ class Decoder:
         return self.rule.probabilities(logits, torch.cat([seen, seen | drafted], dim=1))
 
     def draft(self, n: int) -> tuple[Tensor, Tensor]:
-        """n > 0 tokens (1, n), and the distributions they were drawn from (1, n, vocab).
-
-        A draft is read with MTP's own hidden state, for want of the model's; the entries that this leaves are taken
-        back afterwards, since the model's hidden states come with the next `show_mtp`.
+        """n > 0 tokens (1, n), and the distributions they were drawn from (1, n, vocab). From the second on, MTP goes
+        on from its own hidden state, for the model has none yet. Those entries are taken back in the end: the next
+        `show_mtp` writes them from the model's states.
         """
         columns = self.cache.mtp.columns
         drafts = self.last[:, :0]
@@ -1650,7 +1672,7 @@ class Decoder:
 
 
 def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int], int]:
-    """The end tokens meant, generation_config.json's or config.json's for ..., and the token to pad with."""
+    """The end tokens (for `...` those of generation_config.json, or else config.json), and the token to pad with."""
     usual = model.generation_config.get("eos_token_id", getattr(model.config, "eos_token_id", None))
     eos = usual if eos_token_id is ... else eos_token_id
     eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
@@ -1779,7 +1801,7 @@ def generation_options(args: argparse.Namespace) -> dict:
 
 
 def run(args: argparse.Namespace):
-    """Prints what follows the prompt: token by token, or, since what comes may be a stop string, whole with --stop."""
+    """Prints what follows the prompt, token by token; with --stop all at once, as its end may be a stop string."""
     file = args.prompt_file or ("-" if args.prompt == "-" else None)
     text = read_text(file) if file else args.prompt
     tokenizer, model = load(args)

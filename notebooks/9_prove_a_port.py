@@ -716,8 +716,8 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # decide what is written, and $|k| = 1$ is what keeps the memory from growing without bound.
 #
 # ```python
-# split = "q.unflatten(-1, (-1, self.K))"
-# bugs = {"query not normalised": (f"q_unit = l2_normalise({split})", f"q_unit = {split}")}
+# old = "q_l2norm = (q_unit *"
+# bugs = {"query not normalised": (old, "q_l2norm = (qk.unflatten(-1, (2, -1, self.K))[:, :, 0] *")}
 # model = model_of(broken("query not normalised", bugs))
 # report(done := compare.compare(ref, traced(model), dtype="float32"), rows=3)
 # logits = next(row.relative for row in done.rows if row.key == "lm_head.out")

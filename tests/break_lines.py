@@ -43,12 +43,7 @@ BREAKS = [
     ("query not scaled", "* self.K**-0.5", "", "reference"),
     ("top-k weights not renormalised", "if self.normalise:", "if False:", "reference"),
     ("shared expert without its gate", "torch.sigmoid(self.shared_expert_gate(x)) * ", "", "reference"),
-    (
-        "window of the padded end",
-        "if lengths is not None:\n            index",
-        "if False:\n            index",
-        "reference cache",
-    ),
+    ("window of the padded end", "index = lengths[:, None] +", "index = lengths[:, None] * 0 + T +", "reference cache"),
     ("padding forgets and writes", "g, beta = g * real, beta * real", "pass", "reference cache"),
     (
         "positions count padding",
@@ -63,7 +58,12 @@ BREAKS = [
         "mtp",
     ),
     ("MTP: loss shifted by one", "targets = labels[:, 2:]", "targets = labels[:, 1:-1]", "mtp"),
-    ("rollback keeps a token too many", "keep = x.shape[1] - tokens", "keep = x.shape[1] - tokens + 1", "speculation"),
+    (
+        "rollback keeps a token too many",
+        "keep = qkv.shape[1] - tokens",
+        "keep = qkv.shape[1] - tokens + 1",
+        "speculation",
+    ),
     ("drafts accepted too often", "cumprod(1).sum(1)", "cumprod(1).sum(1).clamp(min=1)", "speculation"),
     ("remainder not taken from p", "(p[:, :n] - q).clamp(min=0)", "p[:, :n]", "speculation"),
     ("pools the last column", "last = (real[:, -T:].bool() *", "last = (real[:, -T:].bool() * 0 +", "heads"),

@@ -74,6 +74,18 @@ def test_rollback_restores_the_cache(keep):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+@torch.no_grad()
+def test_rollback_of_the_first_pass():
+    """Catches a cache whose first pass can't be taken back, because nothing was in it before."""
+    model, ids = random_model(), tokens(2, 6)
+    cache, expected = model.make_cache(2), model.make_cache(2)
+    cache.reversible = True
+    model(ids, past_key_values=cache)
+    cache.rollback(4)
+    model(ids[:, :2], past_key_values=expected)
+    assert_same_cache(cache, expected)
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 5])
 @torch.no_grad()
 def test_rollback_is_exact_where_the_arithmetic_is_the_same(keep, monkeypatch):

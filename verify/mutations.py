@@ -32,7 +32,7 @@ from verify.reference import run_reference  # noqa: E402
 from verify.stages import Trace, split_batches  # noqa: E402
 
 HALVES = "q, gate = (y.view(B, T, -1, self.head_dim) for y in self.q_proj(x).chunk(2, dim=-1))"
-FLAT = "q, k, v, z = (y.unflatten(-1, groups) for y in qkvz.split([*self.widths, self.widths[2]], dim=-1))"
+FLAT = "q, k, v, z = (y.unflatten(-1, groups) for y in qkvz.split(2 * [self.widths[0] // 2] + 2 * self.widths[1:], -1))"
 SPLIT = "q, k, v, z = qkvz.unflatten(-1, groups).split([self.K, self.K, r * self.V, r * self.V], dim=-1)"
 ROTATED = "return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], dim=-1)"
 PAIRS = (
@@ -122,8 +122,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "window",
     ),
     "window of the padded end": (
-        "if lengths is not None:\n            index",
-        "if False:\n            index",
+        "index = lengths[:, None] +",
+        "index = lengths[:, None] * 0 + T +",
         r"padded\[\d\]/model\.layers\.1\.linear_attn\.conv_state",
         "real tokens",
     ),
@@ -146,8 +146,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "scale",
     ),
     "keys not normalised": (
-        "k_unit = l2_normalise(k.unflatten(-1, (-1, self.K)))",
-        "k_unit = k.unflatten(-1, (-1, self.K))",
+        "r = self.value_heads // self.key_heads  # value heads i r",
+        "k_unit = qk.unflatten(-1, (2, -1, self.K))[:, :, 1]; r = self.value_heads // self.key_heads  # i r",
         r"model\.layers\.1\.linear_attn\.k_l2norm",
         "not normalised",
     ),
