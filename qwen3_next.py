@@ -236,7 +236,7 @@ class Linear(nn.Linear):
 
 def upcast(x: Tensor) -> Tensor:
     """float32 for sums and exponentials that bfloat16's 8 bits can't hold; float64 stays float64."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x if x.dtype.itemsize > 2 else x.float()
 
 
 class RMSNorm(nn.Module):
@@ -249,7 +249,8 @@ class RMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.full((dim,), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(x.dtype)
+        scale = 1 + upcast(self.weight)
+        return F.rms_norm(upcast(x), scale.shape, scale, self.eps).to(x.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
