@@ -487,13 +487,13 @@ def chunk_gated_delta_rule(
         return x.unflatten(2, (-1, C)).contiguous()  # (B, H, N, C, ...)
 
     q, k, v, beta, g = map(cut, (q, k, v, beta[..., None], g[..., None]))
-    # 1. Decay between any two tokens of a chunk, e^{G_i - G_j} for j <= i. Masked before exp: above the diagonal
-    #    G_i - G_j > 0 overflows, and so would e^{-G_j} as a factor of its own.
-    G = g.cumsum(-2)  # (B, H, N, C, 1)
-    future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-    decay = (G - G.transpose(-1, -2)).masked_fill(future, -math.inf).exp()  # (B, H, N, C, C)
-    gamma = G.exp()  # e^{G_i}, (B, H, N, C, 1)
-    to_end = (G[..., -1:, :] - G).exp()  # e^{G_C - G_i}
+    # 1. Decay between any two tokens of a chunk, e^{G_i - G_j} for j <= i, each exponent summed from the g between the
+    #    two: after one strong decay a difference of two sums has lost its digits, and after g = -inf it is no number.
+    past = torch.ones(C, C, dtype=torch.bool, device=q.device).tril(-1)  # j < i
+    between = torch.where(past, g, 0).cumsum(-2)  # G_i - G_j, (B, H, N, C, C)
+    decay = between.exp().tril()
+    gamma = g.cumsum(-2).exp()  # e^{G_i}, (B, H, N, C, 1)
+    to_end = decay[..., -1, :, None]  # e^{G_C - G_i}
     # 2. M = (I + A)^-1 diag(beta), with A_ij = beta_i e^{G_i - G_j} (k_i . k_j) for j < i
     kT = k.transpose(-1, -2)
     A = beta * decay * (k @ kT)  # the solve takes the diagonal as 1 and what is above it as 0: I + A

@@ -1,5 +1,7 @@
 """Claim: the recurrence and the chunked form of the gated delta rule are one function."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,12 +37,47 @@ def call(function, inputs, **kwargs):
 @pytest.mark.parametrize(("T", "C"), [(1, 4), (3, 4), (4, 4), (5, 4), (17, 4), (63, 64), (64, 64), (65, 64), (197, 64)])
 def test_chunked_equals_recurrent(T, C, keys, decay, state):
     """Catches a wrong in-chunk mask (the state stays right), a wrong cross-chunk decay (one chunk stays right), an exp
-    taken before the mask (overflow), an inverse by repeated squaring (which repeated keys with beta = 1 blow up)."""
+    that overflows above the diagonal, an inverse by repeated squaring (which repeated keys with beta = 1 blow up)."""
     inputs = make_inputs(T, decay, keys, state)
     for ours, reference in zip(
         call(chunk_gated_delta_rule, inputs, chunk_size=C), call(recurrent_gated_delta_rule, inputs)
     ):
         torch.testing.assert_close(ours, reference, rtol=0, atol=1e-12)  # values of order 1, ~200 roundings
+
+
+@pytest.mark.parametrize("strong", [-300.0, -1e4, -1e6, -math.inf])
+@pytest.mark.parametrize("places", [[0], [5], [5, 6, 70], [31, 32], [99]])
+def test_a_strong_decay_costs_no_digits(places, strong):
+    """Catches decays taken as differences of a cumulative sum: what follows a reset in its chunk loses its digits,
+    and after g = -inf it is NaN."""
+    inputs = make_inputs(100, "mild")
+    inputs[3][:, places] = strong
+    exact = call(recurrent_gated_delta_rule, inputs)
+    for function, kwargs in ((chunk_gated_delta_rule, {"chunk_size": 32}), (recurrent_gated_delta_rule, {})):
+        for x, expected in zip(call(function, [x.float() for x in inputs], **kwargs), exact):
+            assert (x - expected).norm() < 5e-7 * expected.norm()
+
+
+def test_after_a_reset_nothing_is_left():
+    """Catches a state that comes through g = -inf, forwards or in the gradient, and a gradient that is NaN."""
+    inputs = [x.requires_grad_() for x in make_inputs(40, "mild")]
+    reset = torch.zeros(40, dtype=torch.bool)
+    reset[[0, 17]] = True
+    q, k, v, g, beta, state = inputs
+    for function, kwargs in ((chunk_gated_delta_rule, {"chunk_size": 16}), (recurrent_gated_delta_rule, {})):
+        out, new = function(q, k, v, g=g.masked_fill(reset[:, None], -math.inf), beta=beta, state=state, **kwargs)
+        parts = [
+            function(*(x[:, s] for x in (q, k, v)), g=g[:, s], beta=beta[:, s], **kwargs)
+            for s in (slice(17), slice(17, 40))
+        ]
+        weight = torch.arange(out.numel(), dtype=out.dtype).view_as(out).sin()
+        whole = torch.autograd.grad((out * weight).sum() + new.square().sum(), inputs, retain_graph=True)
+        alone = (torch.cat([part[0] for part in parts], dim=1) * weight).sum() + parts[1][1].square().sum()
+        expected = torch.autograd.grad(alone, inputs, allow_unused=True)
+        assert not whole[5].any() and expected[5] is None
+        for ours, theirs in zip(whole[:3] + whole[4:5], expected[:3] + expected[4:5]):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(whole[3], expected[3].masked_fill(reset[:, None], 0), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("decay", ["mild", "mixed"])
