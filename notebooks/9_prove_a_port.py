@@ -274,7 +274,7 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 
 # %% [markdown]
 # So the logits alone tell right from wrong: several orders of magnitude lie between these two numbers, where the
-# perplexities differed by some percent. Now for the place.
+# difference in perplexity says nothing by itself. Now for the place.
 #
 # ## 3. The first wrong value
 #
@@ -456,9 +456,9 @@ for name, one in verdicts.items():
     assert (excess(one) <= 1) == ("right" in name) and (one.first is None) == ("right" in name), name
 
 # %% [markdown]
-# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a gap
-# of several orders of magnitude between the two, the line at 1 needs no knowledge of what the model should say, and
-# each cross comes with the name of a stage. *Compare tensors, not texts.*
+# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a wide
+# gap between the two, the line at 1 needs no knowledge of what the model should say, and each cross comes with the name
+# of a stage. *Compare tensors, not texts.*
 #
 # ## 6. Against transformers
 #
@@ -561,8 +561,8 @@ pyplot.show()
 
 # %% [markdown]
 # The curve is the share of all choices (tokens times layers) whose margin is smaller than the value below. Where it
-# crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice is in danger; in
-# bfloat16 some percent are, and a few did fall the other way (points). The assertion says that these are ties: no
+# crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice should be in danger;
+# in bfloat16 some percent may be, and a few may fall the other way (points). The assertion says that these are ties: no
 # choice fell the other way whose margin was more than twice what this token's probabilities have moved, since one of
 # the two may have risen and the other fallen by that much. A port that chooses wrongly would break it.
 #
