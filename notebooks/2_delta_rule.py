@@ -443,8 +443,8 @@ pyplot.show()
 # %% [markdown]
 # Both are computed from the token, so a layer can decide at each one. What does a trained model do? We load `tiny/`, a
 # small Qwen3-Next whose training text is stories, phone books and *accounts* such as the one printed below. While it
-# reads twenty accounts, `recording` (values that one pass computes, by name) keeps $g$ and $\beta$ of its six Gated
-# DeltaNet layers, four heads each.
+# reads twenty accounts, `recording` (values that one pass computes, by name) keeps $g$ and $\beta$ of all heads of its
+# Gated DeltaNet layers.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -708,7 +708,7 @@ for ids, where in account("shown")[:8]:
 
 # %% [markdown]
 # The accounts go through the model together, one sentence of each at a time, with a cache. Afterwards
-# `cache.layers[i].state` has what layer $i$ remembers: 4 heads of $32 \times 48$, in all 6,144 numbers. Shorter
+# `cache.layers[i].state` has what layer $i$ remembers: $H$ heads of $K \times V$, thousands of numbers. Shorter
 # sentences are padded on the right, which neither writes nor forgets.
 #
 # We do the same with a model of the same shape that was **never trained**, as a random network also keeps traces of its
@@ -737,6 +737,8 @@ torch.manual_seed(0)
 untrained = Qwen3NextForCausalLM(model.config)
 texts = [[ids for ids, _ in one] for one in accounts]  # a sentence is a piece
 states = {name: states_of(m, texts, LAYERS, BEFORE - 1) for name, m in (("trained", model), ("untrained", untrained))}
+H, K, V = (getattr(model.config, f"linear_{x}") for x in ("num_value_heads", "key_head_dim", "value_head_dim"))
+print(f"the state of a layer: {H} heads of {K} x {V}, {states['trained'][LAYERS[0]].shape[-1]:,} numbers")
 
 # %% [markdown]
 # **The probe.** Let the rows of $X$ be states, centred and scaled, and those of $Y$ the answers, with a 1 at the right
@@ -803,13 +805,14 @@ best = {name: max(LAYERS, key=lambda i: right[name, i][:, :3].mean()) for name i
 for name, i in best.items():
     print(f"{name}: most is read from layer {i}, {right[name, i][:, :3].mean():.0%}")
 best_right = right["trained", best["trained"]]
-assert best_right[:, :3].mean() > 0.6 and best_right[:, 3:].mean() < 0.25
+figures.expect(f"more than 60 % of the answers: {best_right[:, :3].mean():.0%}", best_right[:, :3].mean() > 0.6)
+assert best_right[:, 3:].mean() < 0.25  # shuffled labels: nothing to be read
 
 # %% [markdown]
-# A linear probe reads a state well, far above the shuffled labels. But look at the untrained model before concluding
-# anything. Where it comes close, the probe's success says nothing about training: a random projection of the last few
-# words into thousands of numbers *is* a memory of them, and the probe learns to read it. So we ask how long ago the
-# thing was last moved, and take each model at its own best layer:
+# A linear probe reads far more from a state than the shuffled labels allow. But look at the untrained model before
+# concluding anything. Where it comes close, the probe's success says nothing about training: a random projection of the
+# last few words into thousands of numbers *is* a memory of them, and the probe learns to read it. So we ask how long
+# ago the thing was last moved, and take each model at its own best layer:
 
 # %%
 age = torch.zeros_like(truth)  # sentences since this thing was last moved
@@ -839,7 +842,9 @@ pyplot.show()
 for name in shares:
     ages = ", ".join(f"{x.mean():.0%} ± {x.std():.0%}" for x in shares[name][[0, 1, -1]])
     print(f"{name:15} just moved, one and at least five sentences ago: {ages}")
-assert shares["trained"][0].mean() > 0.7 and shares["trained"][-1].mean() > shares["untrained"][-1].mean()
+just, old = shares["trained"][[0, -1]].mean(1)
+figures.expect(f"just after a move more than 70 %: {just:.0%}", just > 0.7)
+figures.expect("what is old is read better from the trained states", old > shares["untrained"][-1].mean())
 
 # %% [markdown]
 # ### One account, token by token
@@ -867,7 +872,7 @@ for one in accounts:
         answers += [after if at >= settled(ids) else before, after]
     cut.append(pieces)
     now.append([ANSWERS.index(where["kite"]) for where in answers[2 * BEFORE :]])
-X = states_of(model, cut, [layer := best["trained"]], 2 * BEFORE)[layer].flatten(0, 1)  # (rows, 6144)
+X = states_of(model, cut, [layer := best["trained"]], 2 * BEFORE)[layer].flatten(0, 1)  # (rows, H * K * V)
 Y = torch.nn.functional.one_hot(torch.tensor(now).flatten(), len(ANSWERS)).float()[:, None]  # (rows, 1, answers)
 
 # %% [markdown]
@@ -876,7 +881,7 @@ Y = torch.nn.functional.one_hot(torch.tensor(now).flatten(), len(ANSWERS)).float
 # %%
 drawn = account("drawn:0")
 tokens = [token for ids, _ in drawn for token in ids]
-believed = states_of(model, [[[token] for token in tokens]], [layer], 0)[layer][0]  # (tokens, 6144)
+believed = states_of(model, [[[token] for token in tokens]], [layer], 0)[layer][0]  # (tokens, H * K * V)
 train = torch.arange(len(X) + len(tokens)) < len(X)
 Y_all = torch.cat([Y, torch.zeros(len(tokens), 1, len(ANSWERS))])
 belief = probe(gram_of(torch.cat([X, believed])), Y_all, train)[~train, 0]  # (tokens, answers)
@@ -911,13 +916,13 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
     print(f"{place} {sum(right_here)} of {len(right_here)}", end="; ")
 
 # %% [markdown]
-# Chance is about 1 in 12. Here the belief is sharp just after some sentences about the kite, wanders off while the text
-# goes on about other things, and hardly takes in *found*.
+# Chance is about 1 in 12. In one training of `tiny/` the belief was sharp just after some sentences about the kite,
+# wandered off while the text went on about other things, and hardly took in *found*; yours may differ.
 #
-# What this shows, and what it does not. The states hold where things are, in a form that a linear map can read, and
-# training makes them hold it longer; of the last sentence or two, random states tell as much. That a probe can read it
-# does not mean that the model does: `tiny/` has two attention layers, which can look the sentences up. And a probe that
-# failed would only mean that nothing linear is there.
+# What this shows, and what it does not. The states hold where things are, in a form that a linear map can read. If the
+# blue line above falls later than the orange one, training makes them hold it longer; of the last sentence or two,
+# random states may tell as much. That a probe can read it does not mean that the model does: `tiny/` has attention
+# layers, too, which can look the sentences up. And a probe that failed would only mean that nothing linear is there.
 #
 # ## Exercises
 #

@@ -453,12 +453,12 @@ for start in starts:
 #
 # ## 7. A trained hybrid with less of either
 #
-# Now `tiny/`, this repository's trained model: eight layers, FLLLFLLL (its attention stands before its delta rule).
-# Nothing is retrained; we only take away, while it reads:
+# Now `tiny/`, this repository's trained model: eight layers, in an order that the next cell prints. Nothing is
+# retrained; we only take away, while it reads:
 #
-# - **attention**: both F layers see the last $W$ tokens only;
-# - **state**: the states of all six L layers are set to zero every $W$ tokens. So a token finds between 0 and $W$ tokens
-#   in them.
+# - **attention**: all F layers see the last $W$ tokens only;
+# - **state**: the states of all L layers are set to zero every $W$ tokens. So a token finds between 0 and $W$ tokens in
+#   them.
 #
 # An intervention puts a model where training has never put it. If it still answers, what was taken away was not
 # needed. If it fails, it *depends* on it; that another model could not have learned to do without is not shown.
@@ -469,6 +469,7 @@ tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
 KIND = tiny.config.layer_types
 L_LAYERS = [i for i, kind in enumerate(KIND) if kind == "linear_attention"]
 F_LAYERS = [i for i, kind in enumerate(KIND) if kind == "full_attention"]
+print("tiny/:", "".join("F" if i in F_LAYERS else "L" for i in range(len(KIND))))
 
 
 def limit_attention(model, W):
@@ -526,7 +527,7 @@ with torch.no_grad():
     torch.testing.assert_close(exact(ids).logits, cleared, rtol=0, atol=1e-9)
     for i in L_LAYERS:
         del exact.model.layers[i].linear_attn.chunked  # back to the class's own
-assert (cleared[:, :16] - whole[:, :16]).abs().max() < 1e-9 < 0.1 < (cleared[:, 16:] - whole[:, 16:]).abs().max()
+assert (cleared[:, :16] - whole[:, :16]).abs().max() < 1e-9 < 1e-4 < (cleared[:, 16:] - whole[:, 16:]).abs().max()
 
 # %%
 with recording(exact) as seen:
@@ -638,20 +639,23 @@ for part in titles:
         told = "".join(f"{x.mean():6.0%} ±{x.std() / len(x) ** 0.5:4.0%}" for x in rows)
         print(f"{part + ', ' + task:24}{told}")
 for task in read:
-    assert less["attention", task, 16].mean() < 0.75 * plain[task].mean()
-assert less["attention", "phone books", 16].mean() < 0.1 < less["state", "phone books", 16].mean()
+    left = less["attention", task, 16].mean() / plain[task].mean()
+    figures.expect(f"{task}: attention to 16 tokens leaves less than 75 % of what was right: {left:.0%}", left < 0.75)
+left, kept = (less[part, "phone books", 16].mean() for part in titles)
+figures.expect(f"of numbers it leaves less than 10 %, cleared states more: {left:.0%}, {kept:.0%}", left < 0.1 < kept)
 
 # %% [markdown]
-# Points are means over documents, bars standard errors. What to see:
+# Points are means over documents, bars standard errors. What one training of `tiny/` showed; yours may differ:
 #
-# - **Attention fetches.** Phone books follow its window: a number is found if its entry is in sight, and otherwise hardly
-#   ever; the states do not step in. Stories and accounts fall as well. (Accounts are short: the wider windows cut nothing.)
-# - **States work at short range.** Even emptied every 16 tokens, two entries of a phone book, most replies stay right;
-#   stories hardly notice. With 128 tokens at a time next to nothing is lost.
+# - **Attention fetches.** Phone books followed its window: a number was found if its entry was in sight, and otherwise
+#   hardly ever; the states did not step in. Stories and accounts fell as well. (Accounts are short: the wider windows
+#   cut nothing.)
+# - **States work at short range.** Even emptied every 16 tokens, two entries of a phone book, most replies stayed
+#   right; stories hardly noticed. With 128 tokens at a time next to nothing was lost.
 #
-# So LLLL has shown that states *can* carry facts far; where there is attention, they are not needed for it. Whether they
-# do so all the same is another question. What a model can do without is one thing, what it relies on when it has both is
-# another, and the next section ends with an experiment on that.
+# So LLLL has shown that states *can* carry facts far; where attention does it, they are not needed for it. Whether they
+# do so all the same is another question. What a model can do without is one thing, what it relies on when it has both
+# is another, and the next section ends with an experiment on that.
 #
 # ## 8. One memory without the other
 #
@@ -699,7 +703,7 @@ with torch.no_grad():
     whole, alone = (exact(torch.tensor([x])).logits[0].log_softmax(-1) for x in (told + question, question))
 torch.testing.assert_close(ask(exact, mixed(full, full), question), whole[len(told) :], rtol=0, atol=1e-9)
 torch.testing.assert_close(ask(exact, mixed(empty, empty), question), alone, rtol=0, atol=1e-9)
-assert (ask(exact, mixed(empty, full), question) - alone).abs().max() > 0.1  # states alone do something
+assert (ask(exact, mixed(empty, full), question) - alone).abs().max() > 1e-4  # states alone do something
 
 # %% [markdown]
 # Beside the share of right replies we take the bits that the answer costs, $-\log_2 p$ summed over its words: they show
@@ -742,23 +746,24 @@ for task, x in moved.items():
         right, bits = x[:, arm].T
         print(f"   {name.replace(chr(10), ' '):34}{right.mean():5.0%} ±{right.std() / len(x) ** 0.5:4.0%}", end="")
         print(f"{bits.mean():8.2f} ±{bits.std() / len(x) ** 0.5:5.2f} bits")
-for x in moved.values():
+for task, x in moved.items():
     share, bits = x.mean(0).T  # (arms,) each
-    assert share[1] > share[2] and bits[2] < bits[3]
+    figures.expect(f"{task}: keys and values alone answer more than states alone", share[1] > share[2])
+    figures.expect(f"{task}: states alone make the answer cheaper than nothing does", bits[2] < bits[3])
 
 # %% [markdown]
-# What to see:
+# What one training of `tiny/` showed; yours may differ:
 #
-# - **Keys and values alone** answer phone books and stories as if nothing were missing. Accounts lose by it.
-# - **States alone** answer hardly anything beyond what "neither" does. They make the answer a few bits cheaper, most in
-#   accounts, which is not enough.
-# - **Another document's states** are no better than none; for accounts, then, it is the contents that counts.
+# - **Keys and values alone** answered phone books and stories as if nothing were missing. Accounts lost by it.
+# - **States alone** answered hardly anything beyond what "neither" did. They made the answer a few bits cheaper, most
+#   in accounts, which was not enough.
+# - **Another document's states** were no better than none; for accounts, then, it was the contents that counted.
 #
-# Compare the phone books with section 7. There, emptying the states *while the book was read* cost many numbers. Here
-# they are taken away *after* it was read, and nothing is lost. Keys and values of the second F layer are made from what
-# the L layers below it have put together: digits with the name they belong to. That is the division that section 3
-# counted on: L layers join neighbours, F layers look up. The joining is done on the way in, and its result lies
-# in the keys and values.
+# Compare the phone books with section 7. There the states are emptied *while the book is read*; here they are taken
+# away *after* it was read. If that costs many numbers there and hardly any here, the states have done their work on the
+# way in. Keys and values of an F layer are made from what the L layers below it have put together: digits with the name
+# they belong to. That is the division that section 3 counted on: L layers join neighbours, F layers look up. The result
+# of the joining lies in the keys and values.
 #
 # ### When they contradict each other
 #
@@ -817,17 +822,19 @@ for task, x in disputed.items():
     print(
         f"   contradicting: the keys and values' answer {believed[task].mean():.0%} ±{error:.0%}, the states' the rest"
     )
-assert believed["phone books"].mean() > 0.8 and believed["accounts"].mean() < 0.45
+figures.expect("a number is taken from keys and values: in more than 80 %", believed["phone books"].mean() > 0.8)
+figures.expect("who has a thing is taken from the states: in more than 55 %", believed["accounts"].mean() < 0.45)
 
 # %% [markdown]
-# A model that trusted one of its memories would go with that one each time. `tiny/` does not. Asked for a **number**, it
-# goes with its keys and values: what stands in one place is looked up there. Asked **who has the thing now**, it goes
-# mostly with its states, although states alone answered nothing above, and keys and values alone a good part.
+# A model that trusted one of its memories would go with that one each time. One training of `tiny/` did not. Asked for
+# a **number**, it went with its keys and values: what stands in one place is looked up there. Asked **who has the thing
+# now**, it went mostly with its states, although states alone answered nothing above, and keys and values alone a good
+# part. Look above what yours does.
 #
-# Care with the reading: the two memories are not read beside each other. What attention looks for depends on what
-# the L layers return, and both names stand among its keys. So this shows which memory decides, not where alone a fact is
-# kept. A likely story is that the states choose the person and attention supplies the name. Still, it is what the word
-# hybrid promises: two memories, each used for what it is good at. One small model, two tasks.
+# Care with the reading: the two memories are not read beside each other. What attention looks for depends on what the L
+# layers return, and both names stand among its keys. So this shows which memory decides, not where alone a fact is
+# kept. A likely story is that the states choose the person and attention supplies the name. Still, such a result is
+# what the word hybrid promises: two memories, each used for what it is good at. One small model, two tasks.
 #
 # ## 9. Further than it was trained
 #
@@ -910,18 +917,22 @@ for arm, name in enumerate(FAR_ARMS):
 print(f"\n{'positions left empty':24}" + "".join(f"{n:7}" for n in gaps))
 print(f"{'':24}" + "".join(f"{x:7.0%}" for x in by_gap.mean(0)))
 mean = found.mean(0)[1:].mean(0)  # beyond the training length
-assert mean[0] < 0.85 and mean[2] > mean[0] + 0.1
+print()
+figures.expect(f"beyond the training length fewer than 85 % are found with all: {mean[0]:.0%}", mean[0] < 0.85)
+figures.expect(f"with the keys of the book alone at least 10 points more: {mean[2]:.0%}", mean[2] > mean[0] + 0.1)
 
 # %% [markdown]
-# The suspicion was wrong. With the keys of the book alone, at their true distance, and with states that have been through
-# all of the stories, the numbers are found nearly as in a short text. It is **attention** that fails beyond the
-# training length: what lies between drowns the book, thousands of keys that it was never trained to ignore. Fresh states
-# help somewhat, since what the F layers ask for is computed from what the L layers return.
+# In one training of `tiny/` the suspicion was wrong; see whether it is in yours. With the keys of the book alone, at
+# their true distance, and with states that had been through all of the stories, the numbers were found nearly as in a
+# short text. It was **attention** that failed beyond the training length: what lies between drowned the book, thousands
+# of keys that it was never trained to ignore. Fresh states helped somewhat, since what the F layers ask for is computed
+# from what the L layers return.
 #
-# The distance itself is not to blame, either. In the last two lines nothing lies between book and question; only the
-# positions are farther apart, and the numbers are found. (A quarter of each head is rotated; the rest knows no positions.)
+# The distance itself was not to blame, either. In the last two lines of the table nothing lies between book and
+# question; only the positions are farther apart, and the numbers were found. (A quarter of each head is rotated; the
+# rest knows no positions.)
 #
-# So at length the hybrid fails where its strength is. Nothing in the layer gives a longer reach for free. It takes
+# So at length such a hybrid fails where its strength is. Nothing in the layer gives a longer reach for free. It takes
 # training on long texts.
 #
 # ## What to take along
@@ -989,8 +1000,8 @@ assert mean[0] < 0.85 and mean[2] > mean[0] + 0.1
 #
 # </details>
 #
-# **3.** In accounts the states decide. All of them? Let the states of *one* L layer contradict everything else, and see
-# how often the answer changes. (`versions` holds the accounts, from section 8.)
+# **3.** Section 8 shows how often the states decide in accounts. All of them together, or one? Let the states of *one*
+# L layer contradict everything else, and see how often the answer changes. (`versions` holds the accounts, from there.)
 #
 # <details><summary>Solution</summary>
 #
@@ -1007,8 +1018,9 @@ assert mean[0] < 0.85 and mean[2] > mean[0] + 0.1
 #     changed[i] = 1 - sum(votes) / len(votes)
 #     print(f"layer {i} contradicts: the second version's answer is preferred in {changed[i]:.0%}")
 # none = 1 - disputed["accounts"][:, 0].float().mean().item()
-# print(f"none contradicts: {none:.0%}; all of them: {1 - disputed['accounts'][:, 2].float().mean():.0%}")
-# assert max(changed.values()) < 1 - disputed["accounts"][:, 2].float().mean()
+# together = 1 - disputed["accounts"][:, 2].float().mean().item()
+# print(f"none contradicts: {none:.0%}; all of them: {together:.0%}")
+# figures.expect("no layer alone turns as many answers as all of them", max(changed.values()) < together)
 # ```
 #
 # If no single layer turns the answer as all together do, who has what is spread over several.

@@ -161,12 +161,13 @@ for seed, (letter, name) in enumerate(zip("ABCDEFGH", order)):
 right = perplexities["right, float32"]
 for letter, name in zip("ABCDEFGH", order):
     print(f"{letter}   {perplexities[name]:.3f}   {perplexities[name] / right - 1:+7.2%}   {name}")
-assert all(right * 0.98 < ppl < right * 1.5 for ppl in perplexities.values())  # nothing that would ring a bell
+quiet = all(right * 0.98 < ppl < right * 1.5 for ppl in perplexities.values())
+figures.expect("no perplexity would ring a bell: at most 2 % lower and 50 % higher than the right one", quiet)
 
 # %% [markdown]
 # The texts look alike, and the right ones have slips of their own: `tiny/` is small. The perplexities do differ, but
 # to read anything from them you must already have the right number, for this very text, to three digits. Without it
-# you compare with what you expect, and texts differ among themselves by more than the bugs do. Here are the eight,
+# you compare with what you expect, and texts differ among themselves by more than most bugs change. Here are the eight,
 # and the right model on six other sets of 16 documents:
 
 # %%
@@ -190,11 +191,13 @@ axes.set(xlabel="perplexity", ylim=(8.8, -0.6))
 axes.grid(axis="x", alpha=0.3)
 pyplot.show()
 print(f"the right model on other texts: {min(others):.3f} to {max(others):.3f}")
-assert max(others) - min(others) > abs(perplexities["GELU instead of SiLU in the shared expert"] - right)
+gelu_costs = abs(perplexities["GELU instead of SiLU in the shared expert"] - right)
+figures.expect("other texts change it by more than a wrong activation does", max(others) - min(others) > gelu_costs)
 
 # %% [markdown]
-# Circles are right, crosses are wrong; the band is the range of the right model over other texts, and most of the
-# broken copies lie within it. *At best, perplexity tells that something is wrong. It does not tell what, or where.*
+# Circles are right, crosses are wrong; the band is the range of the right model over other texts. What lies within it
+# can't be told from a right model on another text. *At best, perplexity tells that something is wrong. It does not tell
+# what, or where.*
 #
 # One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta
 # rule that works token by token, as generation does; perplexity is computed in one pass over the whole text, which
@@ -271,7 +274,7 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 
 # %% [markdown]
 # So the logits alone tell right from wrong: several orders of magnitude lie between these two numbers, where the
-# perplexities nearly agreed. Now for the place.
+# difference in perplexity says nothing by itself. Now for the place.
 #
 # ## 3. The first wrong value
 #
@@ -388,7 +391,8 @@ pyplot.show()
 # Above, chained: the right model's error (blue circles) is that of a bfloat16 rounding after the first norm and then
 # drifts upwards, because each layer adds its own to what it is given. The broken one (red diamonds) lies above it
 # from the bug on, at all keys alike. Is that alarming? What is allowed (black) must be generous here, since rounding
-# in other models and texts has gone that far, and the broken model stays below it.
+# in other models and texts has gone that far, and a broken model can stay below it. (Whether this one does is printed
+# below.)
 #
 # Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, the last layer is no worse than
 # the first, and the bug stands out by orders of magnitude at one stage of each layer. (What is computed in float32
@@ -452,9 +456,9 @@ for name, one in verdicts.items():
     assert (excess(one) <= 1) == ("right" in name) and (one.first is None) == ("right" in name), name
 
 # %% [markdown]
-# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a gap
-# of several orders of magnitude between the two, the line at 1 needs no knowledge of what the model should say, and
-# each cross comes with the name of a stage. *Compare tensors, not texts.*
+# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a wide
+# gap between the two, the line at 1 needs no knowledge of what the model should say, and each cross comes with the name
+# of a stage. *Compare tensors, not texts.*
 #
 # ## 6. Against transformers
 #
@@ -557,8 +561,8 @@ pyplot.show()
 
 # %% [markdown]
 # The curve is the share of all choices (tokens times layers) whose margin is smaller than the value below. Where it
-# crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice is in danger; in
-# bfloat16 some percent are, and a few did fall the other way (points). The assertion says that these are ties: no
+# crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice should be in danger;
+# in bfloat16 some percent may be, and a few may fall the other way (points). The assertion says that these are ties: no
 # choice fell the other way whose margin was more than twice what this token's probabilities have moved, since one of
 # the two may have risen and the other fallen by that much. A port that chooses wrongly would break it.
 #
@@ -577,8 +581,9 @@ for key, tied in zip(keys, flipped):
     for t in np.flatnonzero(tied):
         errors.append([relative_error(values[out][t], mine16[out][t]) for values in (ref.steps[""], again)])
         print(f"{key}, token {t:2}: error of experts.out {errors[-1][0]:.3f}, with mine's choice {errors[-1][1]:.3f}")
-own, forced = np.array(errors).T
-assert forced.sum() < own.sum() / 2
+own, forced = np.array(errors).reshape(-1, 2).T
+print(f"{len(errors)} tokens got another expert at some layer")
+assert forced.sum() <= own.sum() / 2
 
 # %% [markdown]
 # `compare.py` does this by itself when it is given the reference: it decides from the probabilities whether a
@@ -589,7 +594,8 @@ assert forced.sum() < own.sum() / 2
 # %%
 ties = [row for row in done["right, bfloat16", "chained"].rows if row.verdict == "tie"]
 print(*(f"{row.key}: {row.note}" for row in ties), sep="\n")
-assert ties and done["right, bfloat16", "chained"].first is None
+figures.expect("on 96 tokens bfloat16 meets a tie", bool(ties))
+assert done["right, bfloat16", "chained"].first is None
 
 # %% [markdown]
 # ## 8. Which check sees which bug
@@ -652,10 +658,10 @@ assert seen["positions begin at 0 in each call"][:4] == [False, False, False, Tr
 assert seen["convolution's window one token too early"][:2] == [False, True]  # by the state that a prompt leaves
 
 # %% [markdown]
-# Read it by columns. Perplexity misses most of them. A prompt of one chunk never crosses from one to the next. A
-# longer one never reads a cache, though a wrong window that it *leaves behind* is seen, since states are compared as
-# well. Decoding never sees padding. The MTP layer shows what goes wrong before it, and a bug of its own shows nowhere
-# else. No check is enough alone, and each takes seconds.
+# Read it by columns. Perplexity misses all that only a cache or padding brings out, and what is small. A prompt of one
+# chunk never crosses from one to the next. A longer one never reads a cache, though a wrong window that it *leaves
+# behind* is seen, since states are compared as well. Decoding never sees padding. The MTP layer shows what goes wrong
+# before it, and a bug of its own shows nowhere else. No check is enough alone, and each takes seconds.
 #
 # ## 9. A checklist
 #
@@ -722,7 +728,8 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # report(done := compare.compare(ref, traced(model), dtype="float32"), rows=3)
 # logits = next(row.relative for row in done.rows if row.key == "lm_head.out")
 # print(f"at the logits {logits:.3f}, perplexity {perplexity(model, texts):.3f} instead of {right:.3f}")
-# assert done.first.key.endswith("q_l2norm") and logits < done.first.relative / 3
+# assert done.first.key.endswith("q_l2norm")
+# figures.expect("at the logits less than a third of the error is left", logits < done.first.relative / 3)
 # ```
 #
 # </details>
@@ -748,7 +755,9 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 #     done = compare.compare(ref, rounded, dtype="bfloat16", isolated=mode == "isolated", reference=reference)
 #     first[mode] = done.first and done.first.key
 # print(first, f"perplexity {perplexity(model_of(module), texts):.4f} instead of {right:.4f}")
-# assert first == {"chained": None, "isolated": "model.layers.1.linear_attn.g"}
+# linear = models["right, float32"].config.layer_types.index("linear_attention")  # the first such layer
+# assert first["isolated"] == f"model.layers.{linear}.linear_attn.g"
+# figures.expect("chained, it goes unnoticed", first["chained"] is None)
 # decay = torch.tensor(0.999)
 # print(f"{decay**1000:.3f} and {decay.bfloat16().float() ** 1000:.3f}")
 # ```

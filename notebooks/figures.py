@@ -1,6 +1,7 @@
 """What the notebooks' pictures share: colours that colour-blind readers tell apart, and a page that stays white.
 
 `figures.setup()` sets matplotlib up. BLUE, ORANGE ... are those of Okabe and Ito (2008); `figures.axes` makes a figure.
+`figures.expect` says whether a finding about trained weights came out.
 """
 
 import matplotlib
@@ -43,3 +44,8 @@ def axes(*shape: int, width: float = 4.2, height: float = 3.0, **options):
     """A figure of rows x columns axes, each width x height inches: one axes object, or an array of them."""
     rows, columns = (*shape, 1, 1)[:2] if len(shape) != 1 else (1, shape[0])
     return pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), **options)[1]
+
+
+def expect(claim: str, holds: bool):
+    """Prints a finding about trained weights, and whether it came out. Other weights may differ, so nothing fails."""
+    print("as expected:" if holds else "other than expected:", claim)

@@ -65,7 +65,17 @@ class Card:
         self.model = Qwen3NextForCausalLM.from_pretrained(folder)
         self.exact = Qwen3NextForCausalLM.from_pretrained(folder, dtype="float32")
         self.encode = functools.cache(self.tokenizer.encode)
-        self.documents = documents
+        self.folder, self.documents = folder, documents
+
+    def size(self) -> str:
+        """Parameters, bytes, and the widths and order of the layers."""
+        c = self.model.config
+        order = "".join("D" if kind == "linear_attention" else "A" for kind in c.layer_types)
+        return (
+            f"{sum(p.numel() for p in self.model.parameters()):,} parameters in "
+            f"{(self.folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB; {len(order)} layers, {order} "
+            f"(D: Gated DeltaNet, A: attention); K = {c.linear_key_head_dim}, V = {c.linear_value_head_dim}."
+        )
 
     def ids_and_roles(self, units: list[corpus.Unit]) -> tuple[list[int], list[str]]:
         """A document's token ids, and the role of each."""
@@ -214,6 +224,7 @@ def main():
         for row in speculation.measure(card.model, card.tokenizer, 6, 2)
     ]
     sections = {
+        "size": card.size(),
         "excess": excess,
         "questions": f"Questions about stories: {stories:.1%} right, leaving out whether a reply begins with Yes or "
         f"No; that is right in {card.yes_or_no(150):.0%}.\n\n" + table(["moves", "two things", "three"], moves),

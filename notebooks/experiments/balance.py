@@ -27,7 +27,14 @@ from train import MICRO, learning_rate, quiet_start  # noqa: E402
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer, load_balancing_loss  # noqa: E402
 
 RESULT = HERE.parent / "data" / "balance.json"
-CONFIG = MICRO | {"num_experts": 16, "num_experts_per_tok": 2, "mtp_num_hidden_layers": 0}
+CONFIG = MICRO | {  # micro's layers are written out, so that the stored runs are of this model whatever micro becomes
+    "layer_types": ["full_attention"] + ["linear_attention"] * 3,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "mtp_num_hidden_layers": 0,
+}
 KINDS, SEEDS = ("none", "pooled", "layer"), range(5)
 COEFFICIENT, RATE = 0.05, 3e-3
 STEPS, EVERY, ROWS, LENGTH, HELD_OUT = 240, 20, 8, 128, 32  # a step has ROWS rows of LENGTH tokens
