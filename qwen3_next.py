@@ -74,6 +74,13 @@ def expect(right: bool, otherwise: str):
         raise ValueError(one_line(otherwise))
 
 
+def expect_known(function: str, given: Iterable[str], known: Iterable[str]):
+    """Raises TypeError, as Python does, for a keyword that a function does not have."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+
+
 def sibling(name: str, purpose: str = "") -> Any:
     """A module of qwen3_next_checkpoints/. Without that folder: None, or ValueError if `purpose` says what needs it."""
     try:
@@ -144,10 +151,13 @@ class Qwen3NextConfig:
         right = type(scaling) is type(nested) is dict and (scaling == nested or {} in (scaling, nested))
         expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
         fields["rope_scaling"] = {**scaling, **nested}
-        for key in nested.keys() & {"rope_theta", "partial_rotary_factor"}:
+        for key in fields["rope_scaling"].keys() & {"rope_theta", "partial_rotary_factor"}:
             value = fields["rope_scaling"].pop(key)
             same = fields.get(key) in (None, value)
-            expect(same, f"config: {key} is {fields.get(key)!r:.99}, but rope_parameters has {value!r:.99}")
+            expect(
+                same,
+                f"config: {key} is {fields.get(key)!r:.99}, but rope_parameters (or rope_scaling) has {value!r:.99}",
+            )
             fields[key] = value
         for key, kind in Qwen3NextConfig.__annotations__.items():  # in Python 3.14 only the class has them
             value = fields.pop(key, None)
@@ -283,8 +293,10 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     pairs = torch.arange(dim // 2, dtype=torch.float64, device="cpu")
-    slow = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)  # low == high would divide by zero
-    amplitude = yarn.get("attention_factor") or 0.1 * math.log(yarn["factor"]) + 1
+    slow = ((pairs - low) / (high - low or 0.001)).clamp(0, 1)
+    scales = [yarn.get("mscale") or 0, yarn.get("mscale_all_dim") or 0]
+    above, below = (1 + 0.1 * math.log(yarn["factor"]) * scale for scale in (scales if all(scales) else (1, 0)))
+    amplitude = yarn.get("attention_factor") or above / below
     return inv_freq * (1 - slow) + inv_freq / yarn["factor"] * slow, amplitude
 
 
@@ -305,18 +317,32 @@ class Cache:
     layers: list  # a KVCache or DeltaNetCache each
     seq_len: Tensor  # (B,) int64: each sequence's real tokens
     columns: int = 0  # tokens fed to each, padding included
-    padded: bool = False  # whether any pass had padding
+    mask: Tensor | None = None  # (B, columns) bool, which of them were real; None: all
     reversible: bool = False  # set it before a short pass to be able to take tokens of it back
     complete: bool = True  # False inside a pass, and for good if that is interrupted
     mtp: "Cache | None" = None  # the MTP layer's own cache, if MTP drafts
     mtp_start: int = 0  # `columns` when the MTP layer's cache was started
 
+    def real(self) -> Tensor:
+        """`mask`, also where all are real."""
+        ones = torch.ones(len(self.seq_len), self.columns, dtype=torch.bool, device=self.seq_len.device)
+        return ones if self.mask is None else self.mask
+
     def rollback(self, tokens: int):
-        """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding."""
-        for layer in self.layers if tokens else []:
-            layer.rollback(tokens)
+        """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding.
+
+        Raises ValueError, and leaves all as it is, if there are not as many to be taken back.
+        """
+        keep = self.columns - tokens
+        right = 0 <= tokens <= self.columns and bool(self.real()[:, keep:].all())
+        expect(right, f"rollback: {tokens} tokens, but the cache holds {self.columns}, and padding does not count")
+        layers = [layer.without_last(tokens) for layer in self.layers] if tokens else self.layers
+        self.complete = False
+        self.layers = layers
         self.seq_len = self.seq_len - tokens
-        self.columns -= tokens
+        self.columns = keep
+        self.mask = None if self.mask is None else self.mask[:, :keep]
+        self.complete = True
 
     def clone(self) -> "Cache":
         """An independent copy."""
@@ -327,22 +353,71 @@ class Cache:
         return replace(copies[0], layers=copies[1:], mtp=self.mtp and self.mtp.clone())
 
 
+def check_inputs(x: Tensor, mask: Any, positions: Any, cache: Cache | None) -> tuple[Any, Any, Any]:
+    """What comes with B x T new tokens x: the mask, (B, T) bool, None if all are real; positions, (B, T), None to count
+    them; starts, (B, T) bool, where the second and later sequences of a row begin, None where there is one a row.
+
+    Several are packed into a row by positions that restart, or by a mask that counts them, 1 1 1 2 2. Raises ValueError
+    for what does not fit the tokens or the cache, and for holes: padding may be only at a sequence's ends.
+    """
+    B, T = x.shape[:2]
+    columns = cache.columns if cache else 0
+    if cache:
+        expect(len(cache.seq_len) == B, f"the cache holds {len(cache.seq_len)} sequences, the input {B}")
+        expect(cache.complete, "the cache is of no use: a pass that should have filled it was interrupted")
+    if mask is None and positions is None:
+        return None, None, None
+    real = torch.ones(B, T, dtype=torch.bool, device=x.device)
+    again = ~real[:, 1:]  # whether a sequence ends and another begins
+    if mask is not None:
+        found = tuple(mask.shape)
+        expect(found in ((B, T), (B, columns + T)), f"attention_mask has shape {found}, expected {(B, columns + T)}")
+        past, new = mask[:, :-T].bool(), mask[:, -T:].long()
+        right = torch.equal(new.to(mask), mask[:, -T:]) and bool((new >= 0).all())
+        expect(right, "attention_mask holds other numbers than 0, 1, and 1, 2, 3 ... for packed sequences")
+        same = past.numel() == 0 or torch.equal(past, cache.real().to(past.device))
+        expect(same, "attention_mask differs from the one that the cache was filled with")
+        real = new > 0
+        again = new[:, 1:] != new[:, :-1]
+    if positions is not None:
+        axes = positions if positions.ndim == 3 else positions[None]  # Qwen3.5's code has three, for images
+        expect(bool((axes == axes[:1]).all()), "position_ids differ between their axes, which only images need")
+        found = tuple(axes.shape[1:])
+        expect(found in ((1, T), (B, T)), f"position_ids have shape {found}, expected {(B, T)} or {(1, T)}")
+        positions = axes[0].expand(B, T)
+        again = again | (positions[:, 1:] <= positions[:, :-1])
+    runs = real[:, 0].long() + (real[:, 1:] & ~real[:, :-1]).sum(1)
+    expect(bool((runs < 2).all()), "attention_mask has holes; padding may be only at a sequence's ends")
+    starts = F.pad(again & real[:, 1:] & real[:, :-1], (1, 0))
+    if not starts.any():
+        return None if real.all() else real, positions, None
+    expect(bool(real.all()), "packed sequences can't have padding, but attention_mask hides tokens")
+    expect(columns == 0, "packed sequences can't continue a cache")
+    return None, positions, starts
+
+
 class Step:
     """What the layers of one forward pass share. Sequences are left-aligned here: padding comes after the tokens."""
 
-    def __init__(self, x: Tensor, lengths: Tensor | None, positions: Tensor | None, cache: Cache, rope: tuple):
+    def __init__(self, x: Tensor, lengths: Any, positions: Any, cache: Cache, rope: tuple, starts: Any = None):
         B, T, _ = x.shape
         self.lengths = lengths  # (B,) real tokens among the T new ones; None: all T
+        self.starts = starts  # (B, T) bool, where packed sequences begin; None: one sequence a row
         self.reversible = cache.reversible  # whether layers should be able to take tokens of this pass back
         self.slots = cache.columns + T  # cache slots in use after this pass
         position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
         self.index = (slice(None), slice(cache.columns, self.slots))  # where the new tokens are stored
-        if cache.padded:  # each sequence has a length of its own
+        if cache.mask is not None:  # each sequence has a length of its own
             self.index = (torch.arange(B, device=x.device)[:, None], position)
         self.mask = None  # (B or 1, 1, T, slots), True where a query sees a key; None: plain causal, or a single token
-        if self.slots > T > 1 or cache.padded:
-            rows = position if cache.padded else position[:1]  # without padding, all have the same length
+        if self.slots > T > 1 or cache.mask is not None:
+            rows = position[:1] if cache.mask is None else position  # without padding, all have the same length
             self.mask = torch.arange(self.slots, device=x.device) <= rows[:, None, :, None]
+        if starts is not None:  # each token sees those of its own sequence, and positions are counted anew
+            number = starts.cumsum(1)
+            index = torch.arange(T, device=x.device)
+            self.mask = (number[:, None, :, None] == number[:, None, None]) & (index <= index[:, None])
+            position = index - (index * starts).cummax(1).values
         inv_freq, amplitude = rope
         angle = (position if positions is None else positions)[..., None, None] * inv_freq.to(upcast(x))
         self.cos = (angle.cos() * amplitude).to(x.dtype)  # (B, T, 1, R/2)
@@ -374,8 +449,9 @@ class KVCache:
         self.v.transpose(1, 2)[step.index] = v
         return self.k[:, :, : step.slots], self.v[:, :, : step.slots]
 
-    def rollback(self, tokens: int):
-        """Nothing to do: slots after the end are not read, and the next tokens overwrite them."""
+    def without_last(self, tokens: int) -> "KVCache":
+        """Itself: slots after the end are not read, and the next tokens overwrite them."""
+        return self
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -516,12 +592,21 @@ def chunk_gated_delta_rule(
 class CausalConv(nn.Conv1d):
     """Depthwise causal convolution over time, no bias: y_t = sum_j weight_j x_{t - (kernel - 1) + j}."""
 
-    def forward(self, x: Tensor, window: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, window: Tensor | None = None, lengths: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Args: x (B, T, channels); window (B, channels, kernel - 1), the inputs before x, None for zeros; lengths (B,)
-        real tokens of x, None for all. Returns: y (B, T, channels), and the window after each last real token.
+        real tokens of x, None for all; starts (B, T), where packed sequences begin. Returns: y (B, T, channels), and
+        the window after each last real token.
         """
         B, T, channels = x.shape
         before = self.weight.shape[-1] - 1  # weight (channels, 1, kernel)
+        if starts is not None:  # zeros before each sequence, too
+            place = torch.arange(T, device=x.device) + before * starts.cumsum(1)
+            place = place[..., None].expand(B, T, channels)
+            apart = x.new_zeros(B, int(place.max()) + 1, channels).scatter(1, place, x)
+            y, window = self(apart)
+            return y.gather(1, place), window
         window = x.new_zeros(B, channels, before) if window is None else window
         x = torch.cat([window.transpose(1, 2), x], dim=1)  # (B, kernel - 1 + T, channels)
         if T < 5:  # a few tokens, without the cost of setting up a convolution
@@ -550,20 +635,19 @@ class DeltaNetCache:
     state: Tensor | None = None  # (B, H, K, V), float32 or 64; None: zeros
     last: tuple | None = None  # of a reversible pass: window, state, convolution's inputs, and (q, k, v, g, beta)
 
-    def rollback(self, tokens: int):
-        """Takes back the last tokens of a reversible pass. Raises ValueError if there are fewer, or no such pass."""
+    def without_last(self, tokens: int) -> "DeltaNetCache":
+        """As it was before the last tokens of a reversible pass. Raises ValueError if there are fewer."""
         expect(self.last is not None, "the last pass can't be taken back: cache.reversible was not set")
         window, state, qkv, written = self.last
         keep = qkv.shape[1] - tokens
         expect(keep >= 0, f"the last pass had {qkv.shape[1]} tokens, not {tokens} tokens")
-        self.last = None
         window = torch.zeros_like(self.window) if window is None else window
         inputs = torch.cat([window, qkv.transpose(1, 2)], dim=-1)
-        self.window = inputs[..., keep : keep + window.shape[-1]].clone()  # those just before token `keep`
-        self.state = state
+        window = inputs[..., keep : keep + window.shape[-1]].clone()  # those just before token `keep`
         if keep:
             q, k, v, g, beta = (y[:, :keep] for y in written)
-            self.state = recurrent_gated_delta_rule(q, k, v, g=g, beta=beta, state=state)[1]
+            state = recurrent_gated_delta_rule(q, k, v, g=g, beta=beta, state=state)[1]
+        return DeltaNetCache(window, state)
 
 
 class GatedDeltaNet(nn.Module):
@@ -608,7 +692,7 @@ class GatedDeltaNet(nn.Module):
         """x (B, T, D) -> (B, T, D)."""
         cache = cache or DeltaNetCache()
         qkv, z, b, a = self.unpack(self.in_proj_qkvz(x), self.in_proj_ba(x))
-        mixed, conv_state = self.conv1d(qkv, cache.window, step.lengths)
+        mixed, conv_state = self.conv1d(qkv, cache.window, step.lengths, step.starts)
         conv_out = F.silu(mixed)
         qk, v = upcast(conv_out).split(self.widths, dim=-1)
         q_unit, k_unit = l2_normalise(qk.unflatten(-1, (2, -1, self.K))).unbind(2)  # (B, T, key heads, K) each
@@ -622,6 +706,8 @@ class GatedDeltaNet(nn.Module):
         if step.lengths is not None:  # padding neither forgets nor writes
             real = torch.arange(x.shape[1], device=x.device)[:, None] < step.lengths[:, None, None]  # (B, T, 1)
             g, beta = g * real, beta * real
+        if step.starts is not None:  # a packed sequence begins with an empty memory: alpha = 0
+            g = g.masked_fill(step.starts[..., None], -math.inf)
         one_by_one = x.shape[1] <= 2 or self.delta_rule == "recurrent"  # for 1 or 2 tokens a chunk is slower
         rule = recurrent_gated_delta_rule if one_by_one else self.chunked
         delta_out, state = rule(q_l2norm, k_l2norm, v_conv, g=g, beta=beta, state=cache.state)
@@ -665,7 +751,8 @@ class Experts(nn.ModuleList):
         outputs = [self[e](x.index_select(0, rows)) for e, rows in zip(used.tolist(), tokens)]
         # (tokens, k): the rows of outputs that are each token's, to be weighted and summed
         place = order.argsort().view_as(experts)
-        return F.embedding_bag(place, torch.cat(outputs), per_sample_weights=weights, mode="sum")
+        outputs = torch.cat(outputs)  # by autocast, in another dtype than x
+        return F.embedding_bag(place, outputs, per_sample_weights=weights.to(outputs.dtype), mode="sum")
 
 
 class SparseMoeBlock(nn.Module):
@@ -754,6 +841,7 @@ class ModelOutput:
     last_hidden_state: Tensor | None = None  # (B, T, D), after the final norm
     hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's output, the last one normed
     router_logits: tuple[Tensor, ...] | None = None  # (B * T, E) per MoE layer
+    starts: Tensor | None = None  # (B, T) bool, where packed sequences begin
 
 
 class PreTrainedModel(nn.Module):
@@ -819,20 +907,29 @@ class Qwen3NextModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        use_cache: bool = False,
+        use_cache: bool | None = None,
         output_hidden_states: bool = False,
-        output_router_logits: bool = False,
+        output_router_logits: bool | None = None,
     ) -> ModelOutput:
         """Prefill, continuation and decoding alike: T new tokens after whatever `past_key_values` holds.
         Args: input_ids (B, T) int64, or inputs_embeds (B, T, D); attention_mask (B, T), or with a column for each token
-        fed so far: 0 at padding, on either side; position_ids (B, T), by default each sequence's own count.
+        fed so far: 0 at padding, on either side; position_ids (B, T), by default each sequence's own count. For several
+        sequences in a row see `check_inputs`. use_cache makes a cache where none is given; by default not in training.
         Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
         """
         x = self.embed(input_ids, inputs_embeds)
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        cache = past_key_values
+        mask, positions, starts = check_inputs(x, attention_mask, position_ids, cache)
+        if cache is None and (not self.training and starts is None if use_cache is None else use_cache):
+            cache = self.make_cache(len(x))
+        expect(
+            starts is None or cache is None, "packed sequences take no cache, but use_cache or past_key_values is set"
+        )
         collect = output_hidden_states or output_router_logits
-        cache = self.make_cache(len(x)) if use_cache and past_key_values is None else past_key_values
-        hidden_states, router_logits = self.run(x, self, attention_mask, position_ids, cache, collect)
-        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache)
+        hidden_states, router_logits = self.run(x, self, mask, positions, cache, collect, starts)
+        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache, starts=starts)
         out.hidden_states = hidden_states if output_hidden_states else None
         out.router_logits = router_logits if output_router_logits else None
         return out
@@ -850,15 +947,17 @@ class Qwen3NextModel(PreTrainedModel):
         return x
 
     def run(
-        self, x: Tensor, stack: nn.Module, mask: Any, position_ids: Any, cache: Cache | None, collect: bool = False
+        self, x: Tensor, stack: Any, mask: Any, positions: Any, cache: Any, collect: bool = False, starts: Any = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Takes x (B, T, D) through the layers and the norm of `stack`: the model itself, or its MTP module. Returns
-        hidden states, the last one normed, and router logits (B * T, E); without `collect` the last state alone.
+        """Takes x (B, T, D), with what `check_inputs` returns, through the layers and the norm of `stack`: the model
+        itself, or its MTP module. Returns hidden states, the last one normed, and router logits (B * T, E); without
+        `collect` the last state alone.
         """
         B, T, _ = x.shape
         cache = cache or Cache([None] * len(stack.layers), torch.zeros(B, dtype=torch.long, device=x.device))
+        fits = len(cache.layers) == len(stack.layers)
+        expect(fits, f"the cache has {len(cache.layers)} layers, but there are {len(stack.layers)}")
         cache.seq_len = cache.seq_len.to(x.device)
-        mask = self._new_mask(mask, B, T, cache)
         lengths = None
         if mask is not None:  # bring every sequence to the left, padding to the right
             expect(not cache.reversible, "a reversible pass takes no padding")
@@ -866,8 +965,8 @@ class Qwen3NextModel(PreTrainedModel):
             back = order.argsort(dim=1)[..., None]  # the inverse order, to undo it
             x = x.take_along_dim(order[..., None], dim=1)
             lengths = mask.sum(1)
-            position_ids = None if position_ids is None else position_ids.expand(B, T).gather(1, order)
-        step = Step(x, lengths, position_ids, cache, self.rope)
+            positions = None if positions is None else positions.gather(1, order)
+        step = Step(x, lengths, positions, cache, self.rope, starts)
         limit = self.config.max_position_embeddings
         if cache.columns <= limit < step.slots:  # once
             warnings.warn(f"{step.slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
@@ -880,30 +979,16 @@ class Qwen3NextModel(PreTrainedModel):
             if collect and logits is not None:
                 router_logits.append(logits)
         hidden_states.append(stack.norm(x))
+        if lengths is not None or cache.mask is not None:
+            new = torch.ones(B, T, dtype=torch.bool, device=x.device) if mask is None else mask
+            cache.mask = torch.cat([cache.real(), new], dim=1)
         cache.seq_len = cache.seq_len + (T if lengths is None else lengths)
         cache.columns = step.slots
-        cache.padded = cache.padded or lengths is not None
         cache.complete = True
         if lengths is not None:
             hidden_states = [x.take_along_dim(back, dim=1) for x in hidden_states]
             router_logits = [x.take_along_dim(back, dim=1) for x in router_logits]
         return tuple(hidden_states), tuple(x.flatten(0, 1) for x in router_logits)
-
-    @staticmethod
-    def _new_mask(mask: Tensor | None, B: int, T: int, cache: Cache) -> Tensor | None:
-        """The attention mask of the T new tokens, (B, T) bool; None when all of them are real."""
-        expect(len(cache.seq_len) == B, f"the cache holds {len(cache.seq_len)} sequences, the input {B}")
-        expect(cache.complete, "the cache is of no use: a pass that should have filled it was interrupted")
-        if mask is None:
-            return None
-        found, whole = tuple(mask.shape), (B, cache.columns + T)
-        expect(found in ((B, T), whole), f"attention_mask has shape {found}, expected {(B, T)} or {whole}")
-        same = found == (B, T) or torch.equal(mask[:, :-T].bool().sum(1), cache.seq_len)
-        expect(same, "attention_mask differs from the one that the cache was filled with")
-        mask = mask[:, -T:].bool()
-        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)  # of runs of real tokens
-        expect(bool((starts < 2).all()), "attention_mask has holes; padding may be only at a sequence's ends")
-        return None if mask.all() else mask
 
 
 # ==== Multi-token prediction ==========================================================================================
@@ -952,7 +1037,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool = False,
+        use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
         output_router_logits: bool | None = None,
@@ -963,12 +1048,14 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         (default: the config's) and output_mtp_logits add the balancing loss and MTP's, times the config's factors.
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
-        if output_router_logits is None:
-            output_router_logits = self.config.output_router_logits
         x = self.model.embed(input_ids, inputs_embeds)
-        mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :]
+        mask = None if attention_mask is None else (attention_mask[:, -x.shape[1] :] != 0).long()
         inputs = (None, attention_mask, position_ids, past_key_values, x)  # None: x is embedded already
+        use_cache = False if use_cache is None and labels is not None else use_cache
         out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits)
+        starts = out.starts
+        if labels is not None and starts is not None:  # nothing is predicted across the border of two sequences
+            labels = labels.masked_fill(starts, -100)
         out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # 0 keeps all
         if labels is not None:
             out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
@@ -980,6 +1067,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
             expect(past_key_values is None, "output_mtp_logits takes whole sequences, not a continuation")
             expect(x.shape[1] > 1, "output_mtp_logits needs at least 2 tokens, found 1")
             pairs = None if mask is None else mask[:, 1:] * mask[:, :-1]  # where both tokens of a pair are real
+            pairs = pairs if starts is None else starts.cumsum(1)[:, :-1] + 1  # the numbers of packed sequences
             positions = None if position_ids is None else position_ids[:, :-1]
             hidden = self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions)
             out.mtp_logits = mtp_logits = self.lm_head(hidden)
@@ -987,6 +1075,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
                 targets = labels[:, 2:]
                 if mask is not None:  # both ends of the step have to be real
                     targets = targets.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
+                if starts is not None:
+                    targets = targets.masked_fill(starts[:, 1:-1], -100)
                 sums = F.cross_entropy(upcast(mtp_logits[:, :-1]).flatten(0, 1), targets.flatten(), reduction="sum")
                 out.mtp_loss = sums / (targets != -100).sum().clamp(min=1)  # 0 without any label
                 out.loss = out.loss + self.config.mtp_loss_scaling_factor * out.mtp_loss
@@ -999,7 +1089,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         them into logits. The cache is MTP's, not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
-        return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache)[0][-1]
+        x = self.mtp(hidden, embeds)
+        mask, positions, starts = check_inputs(x, mask, positions, cache)
+        return self.model.run(x, self.mtp, mask, positions, cache, starts=starts)[0][-1]
 
 
 # ==== Other heads =====================================================================================================
@@ -1023,7 +1115,7 @@ class LinearHead(PreTrainedModel):
 
     def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any) -> ModelOutput:
         """logits (B, T, outputs). labels (B, T) int64 add a mean cross-entropy, -100 left out. Else as the backbone."""
-        out = self.get_submodule(self.backbone[:-1])(*inputs, **options)
+        out = self.get_submodule(self.backbone[:-1])(*inputs, **{"use_cache": False, **options})
         out.logits = self.get_submodule(self.head)(self.dropout(out.last_hidden_state))
         if labels is not None:
             out.loss = F.cross_entropy(upcast(out.logits).flatten(0, 1), labels.flatten())
@@ -1041,6 +1133,7 @@ class Qwen3NextForSequenceClassification(LinearHead):
         """logits (B, num_labels). labels int64 (B,), or float (B,) or (B, num_labels): config.json's problem_type."""
         out = super().forward(input_ids, attention_mask, *inputs, **options)
         B, T, _ = out.logits.shape
+        expect(out.starts is None, "a label for a sequence: packed sequences can't be classified")
         real = attention_mask
         if real is None:  # then padding is recognised by its token
             pad = getattr(self.config, "pad_token_id", None)
@@ -1095,6 +1188,10 @@ class Qwen3NextForQuestionAnswering(LinearHead):
 
 FP8 = torch.float8_e4m3fn
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+NO_OPTIONS = ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "use_fast")  # taken, and change nothing here
+HEAD_FIELDS = ["num_labels", "id2label", "label2id", "problem_type", "classifier_dropout", "hidden_dropout"]
+HEAD_FIELDS += ["rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id", "token_classification_bias"]
 OTHER_FORMATS = re.compile(r"_scale_inv$|\.experts\.(gate_up|down)_proj")  # of FP8, and of fused experts
 BACKBONE = re.compile(r"^(model\.)?(transformer\.)?(?=(embed_tokens|layers|norm)\.)")  # each model's own prefix
 
@@ -1136,7 +1233,16 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
+def take_hub_options(options: dict, known: Iterable[str] = ()) -> dict:
+    """The hub's among the options of a `from_pretrained`, taken out. Raises TypeError for any that is not known."""
+    hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+    for name in NO_OPTIONS:
+        options.pop(name, None)
+    expect_known("from_pretrained", options, known)
+    return hub
+
+
+def find_checkpoint(path_or_repo: str | os.PathLike, **hub: Any) -> Path:
     """A checkpoint's folder: a local one, or a hub repository's (owner/name), downloaded. Raises FileNotFoundError."""
     path = Path(path_or_repo)
     name = str(path_or_repo)
@@ -1144,7 +1250,7 @@ def find_checkpoint(path_or_repo: str | os.PathLike) -> Path:
         return path
     if path.exists() or name.count("/") != 1 or not name[0].isalnum():
         raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository (owner/name)")
-    return sibling("hub", f"{name}: no such folder; a name on the hub").download(name)
+    return sibling("hub", f"{name}: no such folder; a name on the hub").download(name, **hub)
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -1187,12 +1293,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json."""
-    single = find_file(folder, "model.safetensors")
+    single = find_file(folder, "model.safetensors")  # goes before shards, which are from another time
     index = find_file(folder, "model.safetensors.index.json")
     if index is None and single is None:
         others = some(file.name for kind in ("bin", "pt", "pth", "gguf") for file in folder.glob(f"*.{kind}"))
         raise FileNotFoundError(f"{folder}: neither model.safetensors nor its index; files that are not read: {others}")
-    if index is None:
+    if single:
         return read_safetensors(single)
     shard_of = read_json(index).get("weight_map")
     right = isinstance(shard_of, dict) and shard_of and all(isinstance(name, str) for name in shard_of.values())
@@ -1221,6 +1327,11 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
         if str(content.get("model_type")).startswith("qwen3_5"):
             family = sibling("qwen3_5", "a Qwen3.5 or 3.6 checkpoint")
             content = family.translate_config(content)
+        if fields.keys() & {"rope_scaling", "rope_parameters"}:  # in place of the file's, whatever its dialect
+            file = {**content, **(content.pop("rope_parameters", None) or {})}
+            given = {**fields, **(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
+            kept = {key: file.get(key) for key in ("rope_theta", "partial_rotary_factor") if key not in given}
+            content = {**{k: v for k, v in content.items() if not k.startswith(("rope_", "partial_rotary"))}, **kept}
         quantised = content.get("quantization_config") or {}
         method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
         expect(method == "fp8", f"quantization_config's quant_method is {method!r:.99}, expected 'fp8'")
@@ -1238,8 +1349,9 @@ def as_dtype(dtype: str | torch.dtype, config: Qwen3NextConfig, tensors: dict[st
     return found
 
 
-def as_device(device_map: str | torch.device) -> torch.device:
-    """The device meant; "auto" is the GPU if there is one."""
+def as_device(device_map: str | torch.device | dict) -> torch.device:
+    """The device meant; "auto" is the GPU if there is one, {"": device} that device."""
+    device_map = device_map.get("", device_map) if isinstance(device_map, dict) else device_map
     name = ("cuda" if torch.cuda.is_available() else "cpu") if str(device_map) == "auto" else device_map
     with reading(f"device {str(device_map)!r}", "can't be used"):
         return torch.empty(0, device=name).device
@@ -1252,6 +1364,9 @@ def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfi
     tensors = family.rename(tensors) if family else tensors
     mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
     config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
+    pair = [tensors[name] for name in ("lm_head.weight", "model.embed_tokens.weight") if name in tensors]
+    if config.tie_word_embeddings and len(pair) == 2:  # the file knows better, as in transformers
+        config.tie_word_embeddings = torch.equal(*pair)
     dtype = as_dtype(dtype, config, tensors)
     with reading(folder, "can't be used"):
         if any(t.dtype == FP8 or OTHER_FORMATS.search(name) for name, t in tensors.items()):
@@ -1291,9 +1406,10 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
 
 # These become methods at the end of this part: they need what is above, and the classes do not.
 @classmethod
-def config_from_pretrained(cls, path_or_repo: str | os.PathLike) -> Qwen3NextConfig:
-    """The config of a checkpoint folder or hub repository. Raises FileNotFoundError or ValueError naming the file."""
-    return read_config(find_checkpoint(path_or_repo))[0]
+def config_from_pretrained(cls, path_or_repo: str | os.PathLike, **fields: Any) -> Qwen3NextConfig:
+    """The config of a checkpoint folder or hub repository, some fields replaced. Raises as a model's."""
+    hub = take_hub_options(fields, [*cls.__annotations__, *HEAD_FIELDS])
+    return read_config(find_checkpoint(path_or_repo, **hub), **fields)[0]
 
 
 @classmethod
@@ -1313,13 +1429,16 @@ def from_pretrained(
     as files do not: loading takes longer, and each token about a quarter less time.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
     one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
-    runs over more than two tokens; fields, to replace those of config.json, such as num_labels.
-    Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
+    runs over more than two tokens; fields, to replace those of config.json, such as num_labels; the hub's revision,
+    token, cache_dir and local_files_only. Raises FileNotFoundError or ValueError, naming the file and what is wrong
+    with it, and TypeError for a keyword that is none of these.
     """
+    dtype = fields.pop("torch_dtype", dtype)  # its old name
+    hub = take_hub_options(fields, [*Qwen3NextConfig.__annotations__, *HEAD_FIELDS])
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     device = experts_device = as_device(device_map)
     large = sibling("large", "in_memory=True" if in_memory else "")
-    folder = find_checkpoint(path_or_repo)
+    folder = find_checkpoint(path_or_repo, **hub)
     config, tensors, dtype = read_weights(folder, dtype, fields)
     names = {BACKBONE.sub(cls.backbone, name): name for name in tensors}
     twice = tensors.keys() - names.values()
@@ -1367,6 +1486,10 @@ PreTrainedModel.save_pretrained = save_pretrained
 # ==== Tokenizer and chat template =====================================================================================
 
 
+NO_CHAT_OPTIONS = ("conversation", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs")
+NO_CHAT_OPTIONS += ("return_assistant_tokens_mask", "processor_kwargs")  # transformers', which change the result
+
+
 class Encoding(dict):
     """input_ids and attention_mask, by key or as attributes; `**encoding` passes both on."""
 
@@ -1387,6 +1510,12 @@ class Qwen3NextTokenizer:
         self.chat_template = chat_template
         right = isinstance(chat_template, (str, type(None)))
         expect(right, f"tokenizer_config.json: chat_template is {chat_template!r:.99}, expected a text")
+        with reading("tokenizer_config.json", "added_tokens_decoder can't be used"):
+            for number, entry in (config.get("added_tokens_decoder") or {}).items():  # some tokens are only here
+                if backend.token_to_id(entry["content"]) is None:
+                    backend.add_tokens([tokenizers.AddedToken(**entry)])
+                    found = backend.token_to_id(entry["content"])
+                    expect(found == int(number), f"{entry['content']!r} is token {number}, but would become {found}")
         self.special_tokens = {}
         ids = {}
         for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
@@ -1402,11 +1531,11 @@ class Qwen3NextTokenizer:
         backend.no_truncation()  # tokenizer.json may ask for either
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | os.PathLike) -> "Qwen3NextTokenizer":
+    def from_pretrained(cls, path_or_repo: str | os.PathLike, **options: Any) -> "Qwen3NextTokenizer":
         """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, of which only the first has to be there.
         Raises FileNotFoundError or ValueError naming the file.
         """
-        folder = find_checkpoint(path_or_repo)
+        folder = find_checkpoint(path_or_repo, **take_hub_options(options))
         path = find_file(folder, "tokenizer.json") or folder / "tokenizer.json"
         text = read_text(path)
         with reading(path, "not a tokenizer"):
@@ -1429,10 +1558,10 @@ class Qwen3NextTokenizer:
         """Token ids and attention mask of one text or several: lists, or (B, T) int64 tensors for "pt"."""
         expect(return_tensors in (None, "pt"), f"return_tensors is {return_tensors!r}, expected 'pt' or None")
         expect(padding_side in ("left", "right"), f"padding_side is {padding_side!r}, expected 'left' or 'right'")
-        if padding:
-            self.backend.enable_padding(direction=padding_side, pad_id=self.pad_token_id)
         rows = self.backend.encode_batch([text] if isinstance(text, str) else text)
-        self.backend.no_padding()
+        longest = max((len(row.ids) for row in rows), default=0) if padding else 0
+        for row in rows:  # each by itself: the backend's own padding is a setting that all threads share
+            row.pad(longest, direction=padding_side, pad_id=self.pad_token_id)
         fields = {"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}
         if return_tensors == "pt":
             expect(len({len(row.ids) for row in rows}) < 2, "texts of different lengths: a tensor needs padding=True")
@@ -1455,23 +1584,34 @@ class Qwen3NextTokenizer:
     def apply_chat_template(
         self, messages: list, tools: Any = None, tokenize: bool = False, add_generation_prompt: bool = True, **kwargs
     ) -> str | list[int]:
-        """The conversation as the checkpoint's own template writes it; kwargs (enable_thinking ...) are its variables.
+        """The conversation as the checkpoint's own template writes it: text, or with `tokenize` token ids, in the form
+        that return_tensors and return_dict ask for. chat_template replaces the checkpoint's; other kwargs
+        (enable_thinking ...) are the template's variables.
 
         The template is a program from the checkpoint: it runs in Jinja's sandbox and can't change what it is given.
         Raises ValueError when there is no template, or for what the template itself refuses.
         """
         from jinja2.sandbox import ImmutableSandboxedEnvironment as Sandbox
 
-        expect(self.chat_template is not None, "the checkpoint has no chat template")
+        one = isinstance(messages, (list, tuple)) and all(isinstance(message, dict) for message in messages)
+        expect(one, f"messages is {messages!r:.99}, expected one conversation, a list of {{'role': .., 'content': ..}}")
+        for name in NO_CHAT_OPTIONS:
+            expect(not kwargs.pop(name, None), f"apply_chat_template does not have transformers' {name}")
+        template = kwargs.pop("chat_template", None) or self.chat_template
+        return_tensors = kwargs.pop("return_tensors", None)
+        return_dict = kwargs.pop("return_dict", False)
+        expect(tokenize or not (return_tensors or return_dict), "return_tensors and return_dict need tokenize=True")
+        expect(template is not None, "the checkpoint has no chat template")
         env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
         env.globals.update(raise_exception=lambda message: expect(False, message), strftime_now=time.strftime)
         kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            text = env.from_string(self.chat_template).render(**self.special_tokens, **kwargs)
+            text = env.from_string(template).render({**self.special_tokens, **kwargs})
         except Exception as error:  # a template can fail like any program
             raise ValueError(f"chat template: {one_line(error)}") from None
-        return self.encode(text) if tokenize else text
+        encoding = self(text, return_tensors) if tokenize else text
+        return encoding.input_ids if tokenize and not return_dict else encoding
 
 
 # ==== Sampling and speculation ========================================================================================
@@ -1489,13 +1629,24 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0  # taken from the logits of what the answer holds already
+    min_new_tokens: int = 0  # no end before
+    suppress_tokens: list | None = None  # ids that are never chosen
+    bad_words_ids: list | None = None  # sequences of ids that are never completed
 
     def __post_init__(self):
         limits = {"temperature": 1e9, "top_k": 10**9, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1e9}
+        limits |= {"presence_penalty": 1e9, "min_new_tokens": 10**9}
         for name, high in limits.items():
             value = getattr(self, name)
             right = isinstance(value, (int, type(high))) and not isinstance(value, bool) and 0 <= value <= high
             expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
+        words = self.bad_words_ids or []
+        lists = isinstance(words, list) and all(isinstance(word, list) and word for word in words)
+        expect(lists, f"bad_words_ids is {words!r:.99}, expected lists of tokens")
+        never = self.suppress_tokens or []
+        right = isinstance(never, list) and all(isinstance(n, int) and 0 <= n < 2**31 for n in sum(words, never))
+        expect(right, f"suppress_tokens is {never!r:.99}, bad_words_ids {words!r:.99}, expected numbers of tokens")
         expect(self.repetition_penalty > 1e-9, f"repetition_penalty is {self.repetition_penalty}, expected above 1e-9")
         expect(isinstance(self.do_sample, bool), f"do_sample is {self.do_sample!r:.99}, expected true or false")
         self.do_sample = self.do_sample and self.temperature > 1e-9  # by less, logits would overflow
@@ -1503,19 +1654,37 @@ class Sampling:
     @classmethod
     def from_options(cls, defaults: dict, options: dict) -> "Sampling":
         """What is given and not None, else generation_config.json's; a sampling option that is given asks to sample."""
+        expect_known("generate", options, cls.__annotations__)
         known = {name: value for name, value in defaults.items() if name in cls.__annotations__ and value is not None}
         given = {name: value for name, value in options.items() if value is not None}
         asked = {"do_sample": True} if given.keys() & {"temperature", "top_k", "top_p", "min_p"} else {}
         return cls(**{**known, **asked, **given})
 
-    def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab). seen (..., vocab) bool: the
-        tokens that the sequence holds already, for the repetition penalty.
+    @property
+    def looks_back(self) -> bool:
+        """Whether `process` changes anything."""
+        bans = self.min_new_tokens or self.suppress_tokens or self.bad_words_ids
+        return bool(bans or self.presence_penalty or self.repetition_penalty != 1)
+
+    def process(self, logits: Tensor, seen: Tensor, ids: Tensor, new: int, eos: list[int]) -> Tensor:
+        """Logits (B, vocab) of what follows ids (B, t), penalised and without what is banned. The last `new` of the ids
+        are the answer's; seen (B, vocab) bool: the tokens of the prompt.
         """
         logits = upcast(logits)
-        if self.repetition_penalty != 1:
-            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = torch.where(seen, penalised, logits)
+        said = torch.zeros_like(seen).scatter(1, ids[:, ids.shape[1] - new :], True)
+        penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+        logits = torch.where(seen | said, penalised, logits) - self.presence_penalty * upcast(said)
+        banned = [*(self.suppress_tokens or []), *(eos if new < self.min_new_tokens else [])]
+        for *before, last in [[token] for token in banned] + (self.bad_words_ids or []):
+            tail = ids[:, max(ids.shape[1] - len(before), 0) :].tolist()
+            rows = [row for row, found in enumerate(tail) if found == before]
+            if last < logits.shape[1]:
+                logits[rows, last] = -math.inf
+        return logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab)."""
+        logits = upcast(logits)
         if not self.do_sample:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1)
         logits = logits / self.temperature
@@ -1571,7 +1740,8 @@ class Decoder:
         advance(limit)            up to n new drafts by MTP, and a pass of the model over the last token and them
 
     In between it holds out, the last pass, and drafts and q, which that pass tests; hidden, MTP's last state; last, the
-    last token kept; and in cache.mtp MTP's keys and values, one entry a token. Drafts go with one sequence only.
+    last token kept, and mask, where it is real; and in cache.mtp MTP's keys and values, one entry a token. Drafts go
+    with one sequence only.
     """
 
     model: Qwen3NextForCausalLM
@@ -1579,7 +1749,7 @@ class Decoder:
     rule: Sampling
     n: int = 0
     generator: torch.Generator | None = None
-    seen: Tensor | None = None  # (B, vocab) bool: tokens that occur, where a repetition penalty asks for them
+    eos: list[int] = ()
 
     def __post_init__(self):
         expect(not self.n or self.model.mtp, "num_draft_tokens needs an MTP layer: the checkpoint has no mtp.* tensors")
@@ -1590,20 +1760,30 @@ class Decoder:
             self.cache.mtp = Cache([KVCache()], torch.zeros_like(self.cache.seq_len))
             self.cache.mtp_start = columns
 
-    def prefill(self, ids: Tensor, mask: Tensor):
+    def prefill(self, ids: Tensor, mask: Tensor | None):
         """Reads what the cache lacks of the prompt (B, T), a window at a time."""
         B, T = ids.shape
-        expect(self.cache.columns < T, f"the cache holds {self.cache.columns} tokens, input_ids only {T}")
-        expect(bool(mask.any(dim=1).all()), "attention_mask leaves a sequence without tokens")
-        order = mask.int().argsort(dim=1, stable=True)  # padding first: every prompt ends in the last column
-        ids, mask = ids.gather(1, order), mask.gather(1, order)
-        if self.rule.repetition_penalty != 1:  # counted, since a pad may be a token that also occurs
-            counts = torch.zeros(B, self.model.config.vocab_size, dtype=torch.long, device=ids.device)
-            self.seen = counts.scatter_add(1, ids.long(), mask.long()) > 0
-        for start in progress(range(self.cache.columns, T, PREFILL_WINDOW), "reading", "window"):
-            new = slice(start, start + PREFILL_WINDOW)
-            self.out = self.model(ids[:, new], mask[:, new], past_key_values=self.cache, logits_to_keep=1)
-            self.show_mtp(self.out.last_hidden_state, ids[:, start + 1 : new.stop + 1], mask[:, new])
+        known = self.cache.columns
+        expect(known < T, f"the cache holds {known} tokens, input_ids only {T}")
+        mask = torch.ones_like(ids) if mask is None else mask
+        expect(mask.shape == ids.shape, f"attention_mask has shape {tuple(mask.shape)}, expected {(B, T)}")
+        _, _, starts = check_inputs(ids[:, known:], mask, None, self.cache)
+        expect(starts is None, "attention_mask counts several sequences in a row, but generate continues one")
+        mask = mask.bool()
+        real = mask[:, known:]
+        expect(bool(real.any(dim=1).all()), "attention_mask leaves a sequence without new tokens")
+        counts = torch.zeros(B, self.model.config.vocab_size, dtype=torch.long, device=ids.device)
+        self.seen = counts.scatter_add(1, ids.long(), mask.long()) > 0  # (B, vocab): a pad may be a token that occurs
+        order = real.int().argsort(dim=1, stable=True)  # padding first: every prompt ends in the last column
+        self.start = T
+        past = ids[:, :known]
+        ids, real = ids[:, known:].gather(1, order), real.gather(1, order)
+        self.ids = torch.cat([past, ids], dim=1)
+        for start in progress(range(0, T - known, PREFILL_WINDOW), "reading", "window"):
+            now = slice(start, start + PREFILL_WINDOW)
+            self.out = self.model(ids[:, now], real[:, now], past_key_values=self.cache, logits_to_keep=1)
+            self.show_mtp(self.out.last_hidden_state, ids[:, start + 1 : now.stop + 1], real[:, now])
+        self.cache.mask = None if self.cache.mask is None else mask  # in the order of the caller
         self.out.last_hidden_state = self.out.last_hidden_state[:, -1:]
         self.drafts, self.q = ids[:, :0].long(), self.out.logits[:, :0]
 
@@ -1618,15 +1798,17 @@ class Decoder:
             self.accepted[i] += i < count
         return torch.cat([self.drafts[:, :count], token[:, None]], dim=1)
 
-    def keep(self, tokens: Tensor):
-        """Goes on after these tokens (B, m). The last one is not in the cache yet: the next pass reads it."""
+    def keep(self, tokens: Tensor, going: Tensor | None = None):
+        """Goes on after these tokens (B, m). The last one is not in the cache yet: the next pass reads it. going (B,):
+        False where the last one is padding, after a sequence's end.
+        """
         drafts = self.drafts.shape[1]
         if drafts:  # the last pass read a token and the drafts: as many stay as are kept now
             self.cache.rollback(drafts + 1 - tokens.shape[1])
         self.show_mtp(self.out.last_hidden_state, tokens)
-        if self.seen is not None:
-            self.seen = self.seen.scatter(1, tokens, True)
+        self.ids = torch.cat([self.ids, tokens], dim=1)
         self.last = tokens[:, -1:]
+        self.mask = None if going is None or going.all() else going[:, None]
 
     def advance(self, limit: int):
         """Drafts, and the next pass. limit: how many tokens may still follow."""
@@ -1635,7 +1817,7 @@ class Decoder:
         if n > 0:
             self.drafts, self.q = self.draft(n)
         self.cache.reversible = n > 0
-        self.out = self.model(torch.cat([self.last, self.drafts], dim=1), past_key_values=self.cache)
+        self.out = self.model(torch.cat([self.last, self.drafts], dim=1), self.mask, past_key_values=self.cache)
 
     def show_mtp(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
         """Shows MTP hidden states (1, T, D), of the model or its own, and the tokens (1, up to T) that follow each."""
@@ -1646,12 +1828,17 @@ class Decoder:
             self.hidden = self.model.look_ahead(hidden[:, :T], embeds, mask, None, self.cache.mtp)[:, -1:]
 
     def probabilities(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        """Distributions (B, n + 1, vocab) of the first draft, and of what follows each of the drafts (B, n)."""
-        if self.seen is None:
-            return self.rule.probabilities(logits)
-        seen = self.seen[:, None]
-        drafted = F.one_hot(drafts, self.seen.shape[1]).cumsum(1) > 0
-        return self.rule.probabilities(logits, torch.cat([seen, seen | drafted], dim=1))
+        """Distributions of the first draft, and of what follows each of the drafts (B, n), by logits (B, n + 1, vocab),
+        or (B, 1, vocab) for the last of them.
+        """
+        if self.rule.looks_back:
+            first = drafts.shape[1] + 1 - logits.shape[1]
+            rows = []
+            for i, row in enumerate(logits.unbind(1)):
+                ids = torch.cat([self.ids, drafts[:, : first + i]], dim=1)
+                rows.append(self.rule.process(row, self.seen, ids, ids.shape[1] - self.start, self.eos))
+            logits = torch.stack(rows, dim=1)
+        return self.rule.probabilities(logits)
 
     def draft(self, n: int) -> tuple[Tensor, Tensor]:
         """n > 0 tokens (1, n), and the distributions they were drawn from (1, n, vocab). From the second on, MTP goes
@@ -1673,18 +1860,33 @@ class Decoder:
 
 
 def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int], int]:
-    """The end tokens (for `...` those of generation_config.json, or else config.json), and the token to pad with."""
-    usual = model.generation_config.get("eos_token_id", getattr(model.config, "eos_token_id", None))
-    eos = usual if eos_token_id is ... else eos_token_id
-    eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    """The end tokens (for `...` those of generation_config.json and config.json), and the token to pad with."""
+    usual = [model.generation_config.get("eos_token_id"), getattr(model.config, "eos_token_id", None)]
+    eos = []
+    for found in usual if eos_token_id is ... else [eos_token_id]:
+        several = found if isinstance(found, (list, tuple)) else [found]
+        eos += [token for token in several if token is not None and token not in eos]
     pad = next(n for n in (model.generation_config.get("pad_token_id"), *eos, 0) if n is not None)
     right = all(isinstance(n, int) and abs(n) < 2**31 for n in (pad, *eos))
     expect(right, f"eos_token_id is {eos!r:.99}, pad_token_id {pad!r:.99}, expected numbers of tokens")
     return eos, pad
 
 
-def ends_in(stops: list[str], ids: Tensor, tokenizer: Any) -> Tensor:
+def longest_answer(settings: dict, T: int) -> int:
+    """max_new_tokens of a generation_config.json, or what a prompt of T tokens leaves of max_length, or 512."""
+    checks = sibling("checks")
+    if checks:
+        checks.warn_of_unread(settings)
+    longest = settings.get("max_length")
+    right = longest is None or isinstance(longest, int)
+    expect(right, f"generation_config.json: max_length is {longest!r:.99}, expected a number")
+    usual = 512 if longest is None else max(longest - T, 0)
+    return usual if settings.get("max_new_tokens") is None else settings["max_new_tokens"]
+
+
+def ends_in(stops: str | list[str], ids: Tensor, tokenizer: Any) -> Tensor:
     """Which sequences (B, T) hold a stop string in their last tokens, (B,) bool."""
+    stops = [stops] if isinstance(stops, str) else stops
     longest = max(len(stop.encode()) for stop in stops)  # a string of n bytes lies within n tokens
     texts = tokenizer.batch_decode(ids[:, -longest:])
     return torch.tensor([any(stop in text for stop in stops) for text in texts], device=ids.device)
@@ -1697,7 +1899,7 @@ def generate(
     attention_mask: Tensor | None = None,
     max_new_tokens: int | None = None,
     eos_token_id: int | list[int] | None = ...,
-    stop_strings: list[str] | None = None,
+    stop_strings: str | list[str] | None = None,
     tokenizer: Any = None,
     seed: int | None = None,
     num_draft_tokens: int = 0,
@@ -1719,22 +1921,22 @@ def generate(
     started, stats = time.perf_counter(), {} if stats is None else stats
     rule = Sampling.from_options(self.generation_config, sampling)
     eos, pad = end_tokens(self, eos_token_id)
-    limit = self.generation_config.get("max_new_tokens", 512) if max_new_tokens is None else max_new_tokens
+    limit = longest_answer(self.generation_config, T) if max_new_tokens is None else max_new_tokens
     for name, n in {"max_new_tokens": limit, "num_draft_tokens": num_draft_tokens}.items():
         expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
-    decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator)
-    decoder.prefill(input_ids, mask.bool())
+    decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator, eos)
+    decoder.prefill(input_ids, attention_mask)
     prefilled = time.perf_counter()
-    stats.update(prompt_tokens=int(mask.sum()), prefill_seconds=prefilled - started)
+    stats.update(prompt_tokens=int(decoder.cache.seq_len.sum()), prefill_seconds=prefilled - started)
     ids, done = input_ids, input_ids.new_zeros(B, dtype=torch.bool)
     while ids.shape[1] < T + limit and not done.all():
         if ids.shape[1] > T:
             decoder.advance(T + limit - ids.shape[1])
         before = ids.shape[1]
+        going = ~done
         try:
             for token in decoder.next_tokens().unbind(1):
                 ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
@@ -1746,7 +1948,7 @@ def generate(
                 if done.all():
                     break
         finally:  # also when the streamer raises, or Ctrl-C does
-            decoder.keep(ids[:, before:])
+            decoder.keep(ids[:, before:], going)
     shares = [accepted / drafted for accepted, drafted in zip(decoder.accepted, decoder.drafted) if drafted]
     stats.update(new_tokens=ids.shape[1] - T, decode_seconds=time.perf_counter() - prefilled)
     stats.update(drafted=sum(decoder.drafted), accepted=sum(decoder.accepted), acceptance_by_position=shares)
@@ -1789,6 +1991,9 @@ def load(args: argparse.Namespace) -> tuple[Qwen3NextTokenizer, Qwen3NextForCaus
     model = Qwen3NextForCausalLM.from_pretrained(args.model, *options)
     rows = model.config.vocab_size
     expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
+    ends, _ = end_tokens(model, ...)
+    if tokenizer.eos_token_id is not None:  # some checkpoints name the chat's end only here
+        model.generation_config["eos_token_id"] = [*ends, tokenizer.eos_token_id]
     large = sibling("large")
     if large and not args.in_memory:
         large.announce_slow_disk(model.model, Experts, model.config.num_experts_per_tok)
@@ -1798,7 +2003,7 @@ def load(args: argparse.Namespace) -> tuple[Qwen3NextTokenizer, Qwen3NextForCaus
 def generation_options(args: argparse.Namespace) -> dict:
     """Those of `generate`."""
     names = (*Sampling.__annotations__, "seed", "max_new_tokens", "stop_strings", "num_draft_tokens")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def run(args: argparse.Namespace):
@@ -1806,7 +2011,9 @@ def run(args: argparse.Namespace):
     file = args.prompt_file or ("-" if args.prompt == "-" else None)
     text = read_text(file) if file else args.prompt
     tokenizer, model = load(args)
-    if tokenizer.chat_template and not args.raw:
+    if not tokenizer.chat_template and not args.raw:
+        print("qwen3_next.py: no chat template: the text is continued as with --raw", file=sys.stderr)
+    elif not args.raw:
         system = [{"role": "system", "content": args.system}] if args.system else []
         text = tokenizer.apply_chat_template([*system, {"role": "user", "content": text}])
     stream = tokenizers.decoders.DecodeStream(skip_special_tokens=True)

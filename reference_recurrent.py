@@ -1,10 +1,9 @@
 """Qwen3-Next's forward pass in NumPy: float64, one sequence, one token at a time.
 
-Written to be compared with the equations, and to settle what a faster implementation should compute: verify/ compares
-others with it, value by value. A layer that mixes tokens is a loop over tokens with an explicit state: the keys and
-values so far for attention, a window of inputs for the convolution, a matrix per head for the delta rule. No batch, no
-padding, no chunked form, no generation. Weights are read one layer at a time, an expert's only when a token is routed
-to it, and widened to float64.
+It settles what a faster implementation should compute: verify/ compares others with it, value by value. A layer that
+mixes tokens is a loop over tokens with an explicit state: keys and values for attention, a window of inputs for the
+convolution, a matrix per head for the delta rule. No batch, padding, chunked form or generation. Weights are read layer
+by layer, an expert's only when a token is routed to it, and widened to float64.
 
     python reference_recurrent.py --model DIR --tokens 5,17,3 --top 5
 
@@ -88,7 +87,9 @@ class Config:
         if rope_type == "yarn":
             usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "factor": None}
             yarn = {key: get(key, default) for key, default in usual.items()}
-            yarn["attention_factor"] = get("attention_factor", 0.1 * math.log(yarn["factor"]) + 1)
+            both = get("mscale", 0), get("mscale_all_dim", 0)
+            above, below = (1 + 0.1 * math.log(yarn["factor"]) * scale for scale in (both if all(both) else (1, 0)))
+            yarn["attention_factor"] = get("attention_factor", above / below)
             yarn["original"] = get("original_max_position_embeddings", fields.get("max_position_embeddings"))
         width = int(self.head_dim * get("partial_rotary_factor", 0.25))
         self.inv_freq, self.rope_scale = rope_frequencies(width, get("rope_theta"), yarn)
@@ -130,10 +131,10 @@ def read_header(path: Path) -> Header:
 
 def find_tensors(folder: Path) -> dict[str, Path]:
     """Which file each tensor is in: model.safetensors, or the shard that model.safetensors.index.json names."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if index.is_file() and not single.is_file():
         return {name: folder / shard for name, shard in read_json(index)["weight_map"].items()}
-    return dict.fromkeys(read_header(folder / "model.safetensors"), folder / "model.safetensors")
+    return dict.fromkeys(read_header(single), single)
 
 
 # ---- Components -----------------------------------------------------------------------------------------------------
@@ -326,10 +327,9 @@ class Reference:
     ) -> Values:
         """Every intermediate value of a pass over (T,) ids, under the keys that verify.trace records.
 
-        ends: after how many tokens states are recorded, stacked (default: after all). forced: what to go on with in
-        place of the value computed, by key: with all of another implementation's values, each is computed from that
-        one's own inputs. layers: only these; unless they begin with layer 0, forced has the output of the one before.
-        drafts: how many of the last tokens are MTP's own, so that it sees its own hidden state at the one before each.
+        ends: after how many tokens states are recorded, stacked (default: after all). forced: values to go on with in
+        place of those computed, by key. layers: only these; unless they begin with layer 0, forced has the output of
+        the one before. drafts: how many of the last tokens are MTP's own, which then sees its own hidden states.
         """
         run = Reference(self.config, self.tensors)
         run.forced, run.ends = forced or {}, [*ends] or [len(ids)]
@@ -359,7 +359,8 @@ class Reference:
 
     def head(self, key: str, x: Array) -> Array:
         """The output projection. x (T, hidden) -> (T, vocab)."""
-        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+        untied = "lm_head.weight" in self.tensors or not self.config.tie_word_embeddings
+        name = "lm_head.weight" if untied else "model.embed_tokens.weight"
         parts = [slice(i, i + 4096) for i in range(0, self.config.vocab_size, 4096)]  # the whole takes much memory
         return self.tap(key, np.concatenate([x @ self.read(name, rows).T for rows in parts], axis=1))
 
@@ -491,7 +492,6 @@ class Reference:
 
 
 def token_list(text: str) -> list[int]:
-    """Integers from their text, separated by commas."""
     return [int(part) for part in text.split(",")]
 
 

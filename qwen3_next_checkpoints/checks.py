@@ -4,8 +4,12 @@ Without this file nothing is answered differently; a wrong checkpoint fails late
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
+
+NOT_OBEYED = {"min_length", "no_repeat_ngram_size", "length_penalty", "typical_p", "penalty_alpha", "epsilon_cutoff"}
+NOT_OBEYED |= {"eta_cutoff", "forced_eos_token_id", "sequence_bias", "guidance_scale", "encoder_no_repeat_ngram_size"}
 
 
 def expect(right: bool, otherwise: str):
@@ -24,6 +28,14 @@ def check_link(path: Path):
     blobs = [up / "blobs" for up in home.parents[1:3] if home.parent.name == "snapshots"]  # where the hub's links lead
     inside = target.parent == home or any(map(target.is_relative_to, blobs))
     expect(inside, f"{path}: leads out of the folder, to {target}")
+
+
+def warn_of_unread(settings: dict):
+    """Warns, by name, of what a generation_config.json asks for and generate does not do."""
+    usual = (None, False, 0, 1, 1.0)  # values that ask for nothing
+    names = [name for name in settings if name in NOT_OBEYED | {"num_beams"} and settings[name] not in usual]
+    if names:
+        warnings.warn(f"generation_config.json: {', '.join(sorted(names))} not obeyed", stacklevel=4)
 
 
 def check_config(config: Any):

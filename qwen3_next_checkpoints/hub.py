@@ -4,6 +4,7 @@ import functools
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import DryRunError, RepositoryNotFoundError
@@ -13,17 +14,18 @@ FILES = {"allow_patterns": ["*.json", "*.jinja", "*.txt", "*.safetensors"], "ign
 
 
 @functools.cache  # the tokenizer asks, then the model
-def download(repo: str) -> Path:
-    """The folder of a repository (owner/name), after downloading what the cache lacks of it.
+def download(repo: str, **options: Any) -> Path:
+    """The folder of a repository (owner/name), after downloading what the cache lacks of it. options: the hub library's
+    own revision, token, cache_dir and local_files_only.
 
     Reports size, place and free space on stderr first; without a hub, what is in the cache has to do. Raises ValueError
     if the disk is too full, FileNotFoundError if hub and cache fail or the download breaks off: files got so far stay.
     """
-    home = Path(constants.HF_HUB_CACHE)
+    home = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        files = snapshot_download(repo, dry_run=True, **FILES)
+        files = snapshot_download(repo, dry_run=True, **FILES, **options)
     except DryRunError:  # no hub, or none that knows the name
         files = []
     except Exception as error:  # its own, its HTTP library's, the operating system's
@@ -39,7 +41,7 @@ def download(repo: str) -> Path:
             raise ValueError(f"{room}: too little (HF_HOME names another place)")
         print(room, file=sys.stderr)
     try:
-        return Path(snapshot_download(repo, **FILES))
+        return Path(snapshot_download(repo, **FILES, **options))
     except Exception as error:
         why = f"no such folder, nor all of it in {home}"
         if lacking:

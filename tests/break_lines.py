@@ -66,6 +66,27 @@ BREAKS = [
     ),
     ("drafts accepted too often", "cumprod(1).sum(1)", "cumprod(1).sum(1).clamp(min=1)", "speculation"),
     ("remainder not taken from p", "(p[:, :n] - q).clamp(min=0)", "p[:, :n]", "speculation"),
+    (
+        "decays as differences of sums",
+        "torch.where(past, g, 0).cumsum(-2)",
+        "g.cumsum(-2) - g.cumsum(-2).mT",
+        "delta_rule",
+    ),
+    ("state goes on in a packed row", "g.masked_fill(step.starts[..., None], -math.inf)", "g", "sequences"),
+    ("taps reach over a packed border", "before * starts.cumsum(1)", "0 * starts.cumsum(1)", "sequences"),
+    ("keys seen over a packed border", "number[:, None, :, None] == number[:, None, None]", "True", "sequences"),
+    ("labels over a packed border", "labels = labels.masked_fill(starts, -100)", "pass", "sequences"),
+    ("MTP's labels over a packed border", "targets.masked_fill(starts[:, 1:-1], -100)", "targets", "sequences"),
+    (
+        "ended rows go on in the cache",
+        "self.mask = None if going is None or going.all() else going[:, None]",
+        "self.mask = None",
+        "sequences",
+    ),
+    ("the past mask is not looked at", "same = past.numel() == 0 or", "same = True or", "sequences"),
+    ("config believed over lm_head", "config.tie_word_embeddings = torch.equal(*pair)", "pass", "options"),
+    ("old shards before the single file", "if single:\n        return", "if not index:\n        return", "options"),
+    ("bans escape drafts", "drafts[:, : first + i]", "drafts[:, :0]", "options"),
     ("pools the last column", "last = (real[:, -T:].bool() *", "last = (real[:, -T:].bool() * 0 +", "heads"),
 ]
 

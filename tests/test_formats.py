@@ -358,7 +358,7 @@ def test_experts_are_computed_where_they_are(tmp_path, monkeypatch, capsys):
         assert not any(module._forward_pre_hooks for module in model.modules())
         there = ids.to(GPU)
         devices.moves.clear()
-        logits = model(there).logits
+        logits = model(there, use_cache=False).logits
         assert devices.moves == [frequencies]
         same(logits.to(CPU), expected)
     assert capsys.readouterr().err == ""

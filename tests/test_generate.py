@@ -82,8 +82,9 @@ def test_distribution_is_that_of_transformers(options):
     }
     chain = LogitsProcessorList([kind(options[name]) for name, kind in processors.items() if name in options])
     expected = chain(ids, logits.clone()).softmax(-1)
-    seen = torch.zeros(4, 50, dtype=torch.bool).scatter(1, ids, True)
-    torch.testing.assert_close(Sampling(do_sample=True, **options).probabilities(logits, seen), expected)
+    rule = Sampling(do_sample=True, **options)
+    prompt = torch.zeros(4, 50, dtype=torch.bool).scatter(1, ids[:, :2], True)
+    torch.testing.assert_close(rule.probabilities(rule.process(logits, prompt, ids, 4, [])), expected)
 
 
 def test_samples_follow_the_distribution():

@@ -129,7 +129,7 @@ def tokens_and_lines() -> tuple[int, int]:
     return len(code), len({token.start[0] for token in code})
 
 
-LINES, MODEL_LINES = 1860, 1005
+LINES, MODEL_LINES = 2066, 1095
 
 
 def test_the_file_can_be_read_to_the_end():

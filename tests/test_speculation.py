@@ -95,9 +95,9 @@ def test_rollback_is_exact_where_the_arithmetic_is_the_same(keep, monkeypatch):
         layer.linear_attn.delta_rule = "recurrent"
     conv, rule, given = qwen3_next.CausalConv.forward, qwen3_next.recurrent_gated_delta_rule, []
 
-    def spy_conv(self, x, window, lengths):
+    def spy_conv(self, x, window, *rest):
         given.append((x, window))
-        return conv(self, x, window, lengths)
+        return conv(self, x, window, *rest)
 
     def spy_rule(*inputs, state, **gates):
         given[-1] += (inputs, gates, state)
@@ -170,8 +170,9 @@ def test_sampled_texts_are_distributed_as_the_models(options):
     whole, expected = torch.cat([ids.expand(81, -1), texts], dim=1), torch.ones(81, dtype=torch.float64)
     logits = model(whole).logits
     for i in range(4):
-        seen = F.one_hot(whole[:, : 3 + i], 3).sum(1) > 0
-        expected *= rule.probabilities(logits[:, 2 + i], seen).gather(1, texts[:, i : i + 1])[:, 0]
+        seen = F.one_hot(whole[:, :3], 3).sum(1) > 0
+        processed = rule.process(logits[:, 2 + i], seen, whole[:, : 3 + i], i, [])
+        expected *= rule.probabilities(processed).gather(1, texts[:, i : i + 1])[:, 0]
     assert expected.sum().item() == pytest.approx(1)
     torch.manual_seed(0)
     counts, stats = torch.zeros(81), {}

@@ -195,8 +195,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "calls|state",
     ),
     "rollback forgets the state": (
-        "        self.state = state\n        if keep:",
-        "        state = self.state\n        if keep:",
+        "        if keep:\n            q, k, v, g, beta",
+        "        state = self.state\n        if keep:\n            q, k, v, g, beta",
         r"rollback/model\.layers\.1\.linear_attn\.state",
         "state",
     ),
@@ -239,8 +239,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "embedding first",
     ),
     "MTP without its final norm": (
-        "return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache)[0][-1]",
-        "return self.model.run(self.mtp(hidden, embeds), self.mtp, mask, positions, cache, True)[0][-1] * 1.1",
+        "self.mtp, mask, positions, cache, starts=starts)[0][-1]",
+        "self.mtp, mask, positions, cache, collect=True, starts=starts)[0][-1] * 1.1",
         r"(prefill|draft 1)/mtp\.logits",
         "final norm",
     ),
