@@ -153,11 +153,8 @@ class Qwen3NextConfig:
         fields["rope_scaling"] = {**scaling, **nested}
         for key in fields["rope_scaling"].keys() & {"rope_theta", "partial_rotary_factor"}:
             value = fields["rope_scaling"].pop(key)
-            same = fields.get(key) in (None, value)
-            expect(
-                same,
-                f"config: {key} is {fields.get(key)!r:.99}, but rope_parameters (or rope_scaling) has {value!r:.99}",
-            )
+            found = fields.get(key, value)
+            expect(found in (None, value), f"config: {key} is {found!r:.99}, but rope_parameters has {value!r:.99}")
             fields[key] = value
         for key, kind in Qwen3NextConfig.__annotations__.items():  # in Python 3.14 only the class has them
             value = fields.pop(key, None)
@@ -325,8 +322,9 @@ class Cache:
 
     def real(self) -> Tensor:
         """`mask`, also where all are real."""
-        ones = torch.ones(len(self.seq_len), self.columns, dtype=torch.bool, device=self.seq_len.device)
-        return ones if self.mask is None else self.mask
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(len(self.seq_len), self.columns, dtype=torch.bool, device=self.seq_len.device)
 
     def rollback(self, tokens: int):
         """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding.
@@ -334,7 +332,7 @@ class Cache:
         Raises ValueError, and leaves all as it is, if there are not as many to be taken back.
         """
         keep = self.columns - tokens
-        right = 0 <= tokens <= self.columns and bool(self.real()[:, keep:].all())
+        right = 0 <= tokens <= self.columns and (self.mask is None or bool(self.mask[:, keep:].all()))
         expect(right, f"rollback: {tokens} tokens, but the cache holds {self.columns}, and padding does not count")
         layers = [layer.without_last(tokens) for layer in self.layers] if tokens else self.layers
         self.complete = False
@@ -1049,7 +1047,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
         x = self.model.embed(input_ids, inputs_embeds)
-        mask = None if attention_mask is None else (attention_mask[:, -x.shape[1] :] != 0).long()
+        mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :] != 0
         inputs = (None, attention_mask, position_ids, past_key_values, x)  # None: x is embedded already
         use_cache = False if use_cache is None and labels is not None else use_cache
         out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits)
@@ -1190,8 +1188,9 @@ FP8 = torch.float8_e4m3fn
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 NO_OPTIONS = ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "use_fast")  # taken, and change nothing here
-HEAD_FIELDS = ["num_labels", "id2label", "label2id", "problem_type", "classifier_dropout", "hidden_dropout"]
-HEAD_FIELDS += ["rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id", "token_classification_bias"]
+FIELDS = [*Qwen3NextConfig.__annotations__, "num_labels", "id2label", "label2id", "problem_type", "rope_parameters"]
+FIELDS += ["classifier_dropout", "hidden_dropout", "token_classification_bias"]
+FIELDS += ["bos_token_id", "eos_token_id", "pad_token_id"]
 OTHER_FORMATS = re.compile(r"_scale_inv$|\.experts\.(gate_up|down)_proj")  # of FP8, and of fused experts
 BACKBONE = re.compile(r"^(model\.)?(transformer\.)?(?=(embed_tokens|layers|norm)\.)")  # each model's own prefix
 
@@ -1408,7 +1407,7 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
 @classmethod
 def config_from_pretrained(cls, path_or_repo: str | os.PathLike, **fields: Any) -> Qwen3NextConfig:
     """The config of a checkpoint folder or hub repository, some fields replaced. Raises as a model's."""
-    hub = take_hub_options(fields, [*cls.__annotations__, *HEAD_FIELDS])
+    hub = take_hub_options(fields, FIELDS)
     return read_config(find_checkpoint(path_or_repo, **hub), **fields)[0]
 
 
@@ -1434,7 +1433,7 @@ def from_pretrained(
     with it, and TypeError for a keyword that is none of these.
     """
     dtype = fields.pop("torch_dtype", dtype)  # its old name
-    hub = take_hub_options(fields, [*Qwen3NextConfig.__annotations__, *HEAD_FIELDS])
+    hub = take_hub_options(fields, FIELDS)
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     device = experts_device = as_device(device_map)
     large = sibling("large", "in_memory=True" if in_memory else "")
@@ -1772,8 +1771,9 @@ class Decoder:
         mask = mask.bool()
         real = mask[:, known:]
         expect(bool(real.any(dim=1).all()), "attention_mask leaves a sequence without new tokens")
-        counts = torch.zeros(B, self.model.config.vocab_size, dtype=torch.long, device=ids.device)
-        self.seen = counts.scatter_add(1, ids.long(), mask.long()) > 0  # (B, vocab): a pad may be a token that occurs
+        if self.rule.looks_back:  # counted, since a pad may be a token that also occurs
+            counts = torch.zeros(B, self.model.config.vocab_size, dtype=torch.long, device=ids.device)
+            self.seen = counts.scatter_add(1, ids.long(), mask.long()) > 0  # (B, vocab)
         order = real.int().argsort(dim=1, stable=True)  # padding first: every prompt ends in the last column
         self.start = T
         past = ids[:, :known]
@@ -1806,7 +1806,8 @@ class Decoder:
         if drafts:  # the last pass read a token and the drafts: as many stay as are kept now
             self.cache.rollback(drafts + 1 - tokens.shape[1])
         self.show_mtp(self.out.last_hidden_state, tokens)
-        self.ids = torch.cat([self.ids, tokens], dim=1)
+        if self.rule.looks_back:
+            self.ids = torch.cat([self.ids, tokens], dim=1)
         self.last = tokens[:, -1:]
         self.mask = None if going is None or going.all() else going[:, None]
 
@@ -1878,8 +1879,7 @@ def longest_answer(settings: dict, T: int) -> int:
     if checks:
         checks.warn_of_unread(settings)
     longest = settings.get("max_length")
-    right = longest is None or isinstance(longest, int)
-    expect(right, f"generation_config.json: max_length is {longest!r:.99}, expected a number")
+    expect(isinstance(longest, int | None), f"generation_config.json: max_length is {longest!r:.99}, expected a number")
     usual = 512 if longest is None else max(longest - T, 0)
     return usual if settings.get("max_new_tokens") is None else settings["max_new_tokens"]
 
