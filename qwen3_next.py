@@ -93,6 +93,13 @@ def sibling(name: str, purpose: str = "") -> Any:
         return None
 
 
+def check(what: str, *found: Any):
+    """Has qwen3_next_checkpoints/checks.py look at an input. Without that file, what is wrong with it fails later."""
+    checks = sibling("checks")
+    if checks:
+        getattr(checks, f"check_{what}")(*found)
+
+
 # ==== Config ==========================================================================================================
 
 
@@ -146,40 +153,23 @@ class Qwen3NextConfig:
         fields = copy.deepcopy(fields)
         model_type = fields.pop("model_type", "qwen3_next")
         expect(model_type == "qwen3_next", f"config: model_type is {model_type!r:.99}, expected 'qwen3_next'")
-        scaling = fields.pop("rope_scaling", None) or {}
-        nested = fields.pop("rope_parameters", None) or {}
-        right = type(scaling) is type(nested) is dict and (scaling == nested or {} in (scaling, nested))
-        expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
-        fields["rope_scaling"] = {**scaling, **nested}
-        for key in fields["rope_scaling"].keys() & {"rope_theta", "partial_rotary_factor"}:
-            value = fields["rope_scaling"].pop(key)
-            found = fields.get(key, value)
-            expect(found in (None, value), f"config: {key} is {found!r:.99}, but rope_parameters has {value!r:.99}")
-            fields[key] = value
-        for key, kind in Qwen3NextConfig.__annotations__.items():  # in Python 3.14 only the class has them
-            value = fields.pop(key, None)
-            value = getattr(type(self), key) if value is None else value  # absent and null alike
-            kinds = (int, float) if kind is float else kind
-            right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
-            if right and kind in (int, float):  # refuses NaN, and sizes that would exhaust the memory
-                right = 0 <= value < (1e4 if key == "num_hidden_layers" else 1e8 if kind is int else 1e18)
-            expect(value is None or right, f"config: {key} is {value!r:.99}, expected {kind.__name__} in bounds")
-            setattr(self, key, value)
-        for key in fields:
-            expect(not hasattr(type(self), key), f"config: {key} can't be a key")
-        self.__dict__.update(fields)
-        kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type", "default"))
+        check("fields", Qwen3NextConfig, fields)
+        rope = {**(fields.pop("rope_scaling", None) or {}), **(fields.pop("rope_parameters", None) or {})}
+        kind = rope.get("rope_type", rope.get("type", "default"))
         expect(kind in ("default", "yarn"), f"config: rope_scaling has type {kind!r:.99}, expected 'yarn' or 'default'")
-        self.rope_scaling = self.rope_scaling if kind == "yarn" else None
+        fields |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        fields["rope_scaling"] = rope if kind == "yarn" else None
+        for key in Qwen3NextConfig.__annotations__:  # in Python 3.14 only the class has them
+            value = fields.pop(key, None)
+            setattr(self, key, getattr(type(self), key) if value is None else value)  # absent and null alike
+        self.__dict__.update(fields)
         if self.layer_types is None:
             kinds = ("linear_attention", "full_attention")
             interval = self.full_attention_interval or 1
             self.layer_types = [kinds[i % interval == 0] for i in range(1, (self.num_hidden_layers or 0) + 1)]
         self.mlp_only_layers = self.mlp_only_layers or []
         expect(self.hidden_act == "silu", f"config: hidden_act is {self.hidden_act!r:.99}, expected 'silu'")
-        checks = sibling("checks")  # for fields that are missing or contradict each other: alone, they fail later
-        if checks:
-            checks.check_config(self)
+        check("config", self)
 
     def is_moe(self, i: int) -> bool:
         """Whether layer i's MLP is a mixture of experts."""
@@ -351,12 +341,12 @@ class Cache:
         return replace(copies[0], layers=copies[1:], mtp=self.mtp and self.mtp.clone())
 
 
-def check_inputs(x: Tensor, mask: Any, positions: Any, cache: Cache | None) -> tuple[Any, Any, Any]:
-    """What comes with B x T new tokens x: the mask, (B, T) bool, None if all are real; positions, (B, T), None to count
-    them; starts, (B, T) bool, where the second and later sequences of a row begin, None where there is one a row.
+def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> tuple[Any, Any]:
+    """What comes with B x T new tokens x: segments, (B, T) int64, the number of the sequence in its row that each token
+    belongs to, from 1 on, 0 for padding; and positions, (B, T), None to count them. Segments are None if all are 1.
 
-    Several are packed into a row by positions that restart, or by a mask that counts them, 1 1 1 2 2. Raises ValueError
-    for what does not fit the tokens or the cache, and for holes: padding may be only at a sequence's ends.
+    Several sequences are packed into a row by positions that restart, or by a mask that counts them, 1 1 1 2 2. Raises
+    ValueError for what does not fit the tokens or the cache, and for holes: padding may be only at a sequence's ends.
     """
     B, T = x.shape[:2]
     columns = cache.columns if cache else 0
@@ -364,43 +354,45 @@ def check_inputs(x: Tensor, mask: Any, positions: Any, cache: Cache | None) -> t
         expect(len(cache.seq_len) == B, f"the cache holds {len(cache.seq_len)} sequences, the input {B}")
         expect(cache.complete, "the cache is of no use: a pass that should have filled it was interrupted")
     if mask is None and positions is None:
-        return None, None, None
-    real = torch.ones(B, T, dtype=torch.bool, device=x.device)
-    again = ~real[:, 1:]  # whether a sequence ends and another begins
+        return None, None
+    segments = torch.ones(B, T, dtype=torch.long, device=x.device)
     if mask is not None:
         found = tuple(mask.shape)
         expect(found in ((B, T), (B, columns + T)), f"attention_mask has shape {found}, expected {(B, columns + T)}")
-        past, new = mask[:, :-T].bool(), mask[:, -T:].long()
-        right = torch.equal(new.to(mask), mask[:, -T:]) and bool((new >= 0).all())
+        past, segments = mask[:, :-T].bool(), mask[:, -T:].long()
+        right = torch.equal(segments.to(mask), mask[:, -T:]) and bool((segments >= 0).all())
         expect(right, "attention_mask holds other numbers than 0, 1, and 1, 2, 3 ... for packed sequences")
         same = past.numel() == 0 or torch.equal(past, cache.real().to(past.device))
         expect(same, "attention_mask differs from the one that the cache was filled with")
-        real = new > 0
-        again = new[:, 1:] != new[:, :-1]
+    real = segments > 0
+    again = segments.diff(dim=1) != 0  # where a token belongs to another sequence than the one before it
     if positions is not None:
         axes = positions if positions.ndim == 3 else positions[None]  # Qwen3.5's code has three, for images
         expect(bool((axes == axes[:1]).all()), "position_ids differ between their axes, which only images need")
         found = tuple(axes.shape[1:])
         expect(found in ((1, T), (B, T)), f"position_ids have shape {found}, expected {(B, T)} or {(1, T)}")
         positions = axes[0].expand(B, T)
-        again = again | (positions[:, 1:] <= positions[:, :-1])
+        again = again | (positions.diff(dim=1) <= 0)
     runs = real[:, 0].long() + (real[:, 1:] & ~real[:, :-1]).sum(1)
     expect(bool((runs < 2).all()), "attention_mask has holes; padding may be only at a sequence's ends")
-    starts = F.pad(again & real[:, 1:] & real[:, :-1], (1, 0))
-    if not starts.any():
-        return None if real.all() else real, positions, None
-    expect(bool(real.all()), "packed sequences can't have padding, but attention_mask hides tokens")
-    expect(columns == 0, "packed sequences can't continue a cache")
-    return None, positions, starts
+    again = again & real[:, 1:] & real[:, :-1]
+    expect(bool(real.all() or not again.any()), "packed sequences can't have padding, but attention_mask hides tokens")
+    segments = real * (1 + F.pad(again.cumsum(1), (1, 0)))
+    return (None if (segments == 1).all() else segments), positions
+
+
+def is_packed(segments: Tensor | None) -> bool:
+    """Whether a row holds more than one sequence."""
+    return segments is not None and bool((segments > 1).any())
 
 
 class Step:
     """What the layers of one forward pass share. Sequences are left-aligned here: padding comes after the tokens."""
 
-    def __init__(self, x: Tensor, lengths: Any, positions: Any, cache: Cache, rope: tuple, starts: Any = None):
+    def __init__(self, x: Tensor, lengths: Any, positions: Any, cache: Cache, rope: tuple, packed: Any = None):
         B, T, _ = x.shape
         self.lengths = lengths  # (B,) real tokens among the T new ones; None: all T
-        self.starts = starts  # (B, T) bool, where packed sequences begin; None: one sequence a row
+        self.starts = None  # (B, T) bool, where the second and later sequences of a row begin; None: one sequence a row
         self.reversible = cache.reversible  # whether layers should be able to take tokens of this pass back
         self.slots = cache.columns + T  # cache slots in use after this pass
         position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
@@ -411,11 +403,11 @@ class Step:
         if self.slots > T > 1 or cache.mask is not None:
             rows = position[:1] if cache.mask is None else position  # without padding, all have the same length
             self.mask = torch.arange(self.slots, device=x.device) <= rows[:, None, :, None]
-        if starts is not None:  # each token sees those of its own sequence, and positions are counted anew
-            number = starts.cumsum(1)
+        if packed is not None:  # each token sees those of its own sequence, and positions are counted anew
             index = torch.arange(T, device=x.device)
-            self.mask = (number[:, None, :, None] == number[:, None, None]) & (index <= index[:, None])
-            position = index - (index * starts).cummax(1).values
+            self.mask = (packed[:, None, :, None] == packed[:, None, None]) & (index <= index[:, None])
+            self.starts = F.pad(packed.diff(dim=1), (1, 0)) > 0
+            position = index - (index * self.starts).cummax(1).values
         inv_freq, amplitude = rope
         angle = (position if positions is None else positions)[..., None, None] * inv_freq.to(upcast(x))
         self.cos = (angle.cos() * amplitude).to(x.dtype)  # (B, T, 1, R/2)
@@ -463,7 +455,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
 
 
 class GatedAttention(nn.Module):
-    """Grouped-query softmax attention whose output each head scales by a sigmoid gate ([GA], section 3)."""
+    """Grouped-query softmax attention whose output each head scales by a sigmoid gate ([GA], section 2.2)."""
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -839,7 +831,7 @@ class ModelOutput:
     last_hidden_state: Tensor | None = None  # (B, T, D), after the final norm
     hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's output, the last one normed
     router_logits: tuple[Tensor, ...] | None = None  # (B * T, E) per MoE layer
-    starts: Tensor | None = None  # (B, T) bool, where packed sequences begin
+    segments: Tensor | None = None  # (B, T) int64, the sequence of its row that a token belongs to, 0: padding
 
 
 class PreTrainedModel(nn.Module):
@@ -919,15 +911,16 @@ class Qwen3NextModel(PreTrainedModel):
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
         cache = past_key_values
-        mask, positions, starts = check_inputs(x, attention_mask, position_ids, cache)
-        if cache is None and (not self.training and starts is None if use_cache is None else use_cache):
+        segments, positions = check_inputs(x, attention_mask, position_ids, cache)
+        packed = is_packed(segments)
+        if use_cache is None:
+            use_cache = not self.training and not packed
+        if use_cache and cache is None:
             cache = self.make_cache(len(x))
-        expect(
-            starts is None or cache is None, "packed sequences take no cache, but use_cache or past_key_values is set"
-        )
+        expect(not packed or not cache, "packed sequences take no cache, but use_cache or past_key_values is set")
         collect = output_hidden_states or output_router_logits
-        hidden_states, router_logits = self.run(x, self, mask, positions, cache, collect, starts)
-        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache, starts=starts)
+        hidden_states, router_logits = self.run(x, self, segments, positions, cache, collect)
+        out = ModelOutput(last_hidden_state=hidden_states[-1], past_key_values=cache, segments=segments)
         out.hidden_states = hidden_states if output_hidden_states else None
         out.router_logits = router_logits if output_router_logits else None
         return out
@@ -945,7 +938,7 @@ class Qwen3NextModel(PreTrainedModel):
         return x
 
     def run(
-        self, x: Tensor, stack: Any, mask: Any, positions: Any, cache: Any, collect: bool = False, starts: Any = None
+        self, x: Tensor, stack: Any, segments: Any, positions: Any, cache: Any, collect: bool = False
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Takes x (B, T, D), with what `check_inputs` returns, through the layers and the norm of `stack`: the model
         itself, or its MTP module. Returns hidden states, the last one normed, and router logits (B * T, E); without
@@ -956,15 +949,16 @@ class Qwen3NextModel(PreTrainedModel):
         fits = len(cache.layers) == len(stack.layers)
         expect(fits, f"the cache has {len(cache.layers)} layers, but there are {len(stack.layers)}")
         cache.seq_len = cache.seq_len.to(x.device)
+        packed = segments if is_packed(segments) else None
         lengths = None
-        if mask is not None:  # bring every sequence to the left, padding to the right
+        if segments is not None and packed is None:  # bring every sequence to the left, padding to the right
             expect(not cache.reversible, "a reversible pass takes no padding")
-            order = mask.int().argsort(dim=1, descending=True, stable=True)  # (B, T)
+            order = segments.argsort(dim=1, descending=True, stable=True)  # (B, T)
             back = order.argsort(dim=1)[..., None]  # the inverse order, to undo it
             x = x.take_along_dim(order[..., None], dim=1)
-            lengths = mask.sum(1)
+            lengths = segments.sum(1)
             positions = None if positions is None else positions.gather(1, order)
-        step = Step(x, lengths, positions, cache, self.rope, starts)
+        step = Step(x, lengths, positions, cache, self.rope, packed)
         limit = self.config.max_position_embeddings
         if cache.columns <= limit < step.slots:  # once
             warnings.warn(f"{step.slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
@@ -978,8 +972,8 @@ class Qwen3NextModel(PreTrainedModel):
                 router_logits.append(logits)
         hidden_states.append(stack.norm(x))
         if lengths is not None or cache.mask is not None:
-            new = torch.ones(B, T, dtype=torch.bool, device=x.device) if mask is None else mask
-            cache.mask = torch.cat([cache.real(), new], dim=1)
+            new = torch.ones(B, T, device=x.device) if segments is None else segments
+            cache.mask = torch.cat([cache.real(), new > 0], dim=1)
         cache.seq_len = cache.seq_len + (T if lengths is None else lengths)
         cache.columns = step.slots
         cache.complete = True
@@ -1047,34 +1041,33 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
         x = self.model.embed(input_ids, inputs_embeds)
-        mask = None if attention_mask is None else attention_mask[:, -x.shape[1] :] != 0
         inputs = (None, attention_mask, position_ids, past_key_values, x)  # None: x is embedded already
         use_cache = False if use_cache is None and labels is not None else use_cache
         out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits)
-        starts = out.starts
-        if labels is not None and starts is not None:  # nothing is predicted across the border of two sequences
-            labels = labels.masked_fill(starts, -100)
+        segments = out.segments
+        if labels is not None and is_packed(segments):  # nothing is predicted across the border of two sequences
+            borders = F.pad(segments.diff(dim=1), (1, 0)) > 0
+            labels = labels.masked_fill(borders, -100)
         out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # 0 keeps all
         if labels is not None:
             out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         if out.router_logits:
-            out.aux_loss = load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
+            real = None if segments is None else segments > 0
+            out.aux_loss = load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, real)
             if labels is not None:
                 out.loss = out.loss + self.config.router_aux_loss_coef * out.aux_loss
         if output_mtp_logits:
             expect(past_key_values is None, "output_mtp_logits takes whole sequences, not a continuation")
             expect(x.shape[1] > 1, "output_mtp_logits needs at least 2 tokens, found 1")
-            pairs = None if mask is None else mask[:, 1:] * mask[:, :-1]  # where both tokens of a pair are real
-            pairs = pairs if starts is None else starts.cumsum(1)[:, :-1] + 1  # the numbers of packed sequences
+            pairs = None if segments is None else segments[:, :-1] * (segments[:, 1:] > 0)  # 0: one of them is padding
             positions = None if position_ids is None else position_ids[:, :-1]
             hidden = self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions)
             out.mtp_logits = mtp_logits = self.lm_head(hidden)
             if labels is not None:
                 targets = labels[:, 2:]
-                if mask is not None:  # both ends of the step have to be real
-                    targets = targets.masked_fill(mask[:, 2:] * mask[:, :-2] == 0, -100)
-                if starts is not None:
-                    targets = targets.masked_fill(starts[:, 1:-1], -100)
+                if segments is not None:  # both ends of the step have to be real, and of one sequence
+                    apart = segments[:, :-2] != segments[:, 2:]
+                    targets = targets.masked_fill(apart | (segments[:, 2:] == 0), -100)
                 sums = F.cross_entropy(upcast(mtp_logits[:, :-1]).flatten(0, 1), targets.flatten(), reduction="sum")
                 out.mtp_loss = sums / (targets != -100).sum().clamp(min=1)  # 0 without any label
                 out.loss = out.loss + self.config.mtp_loss_scaling_factor * out.mtp_loss
@@ -1088,8 +1081,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
         x = self.mtp(hidden, embeds)
-        mask, positions, starts = check_inputs(x, mask, positions, cache)
-        return self.model.run(x, self.mtp, mask, positions, cache, starts=starts)[0][-1]
+        segments, positions = check_inputs(x, mask, positions, cache)
+        return self.model.run(x, self.mtp, segments, positions, cache)[0][-1]
 
 
 # ==== Other heads =====================================================================================================
@@ -1131,7 +1124,7 @@ class Qwen3NextForSequenceClassification(LinearHead):
         """logits (B, num_labels). labels int64 (B,), or float (B,) or (B, num_labels): config.json's problem_type."""
         out = super().forward(input_ids, attention_mask, *inputs, **options)
         B, T, _ = out.logits.shape
-        expect(out.starts is None, "a label for a sequence: packed sequences can't be classified")
+        expect(not is_packed(out.segments), "a label for a sequence: packed sequences can't be classified")
         real = attention_mask
         if real is None:  # then padding is recognised by its token
             pad = getattr(self.config, "pad_token_id", None)
@@ -1255,9 +1248,7 @@ def find_checkpoint(path_or_repo: str | os.PathLike, **hub: Any) -> Path:
 def find_file(folder: Path, name: str) -> Path | None:
     """A file of a checkpoint, None if there is none. Raises ValueError for a link out of the folder."""
     path = folder / name
-    checks = sibling("checks")
-    if checks:
-        checks.check_link(path)
+    check("link", path)
     return path if path.is_file() else None
 
 
@@ -1299,15 +1290,11 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder}: neither model.safetensors nor its index; files that are not read: {others}")
     if single:
         return read_safetensors(single)
-    shard_of = read_json(index).get("weight_map")
-    right = isinstance(shard_of, dict) and shard_of and all(isinstance(name, str) for name in shard_of.values())
-    expect(right, f"{index}: no weight_map from tensor names to files")
-    names = sorted(set(shard_of.values()))
-    for name in names:
-        if not name or Path(name).name != name or find_file(folder, name) is None:
-            raise FileNotFoundError(f"{index}: names {name!r}, which is not in the folder")
+    content = read_json(index)
+    check("index", index, content)
+    shard_of = content["weight_map"]
     tensors = {}
-    for name in progress(names, "opening", "file"):
+    for name in progress(sorted(set(shard_of.values())), "opening", "file"):
         found = read_safetensors(folder / name)
         stray = [key for key in found if shard_of.get(key) != name]
         expect(not stray, f"{folder / name}: holds what {index.name} does not place there: {some(stray)}")
@@ -1378,9 +1365,7 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
     """A model on the meta device. If the tensors lack its head, a new one is drawn and added to them. Other models'
     heads are left alone. Raises ValueError listing which tensors are missing, unexpected or misshapen.
     """
-    moe = sum(map(config.is_moe, range(config.num_hidden_layers))) + config.mtp_num_hidden_layers
-    few = config.num_hidden_layers + 3 * config.num_experts * moe
-    expect(few <= len(tensors), f"{source}: {len(tensors)} tensors, but config.json's layers and experts need {few}")
+    check("count", config, len(tensors), source)
     gc.disable()  # it would go through a hundred thousand new modules again and again
     try:
         with reading(source / "config.json", "can't be used"), torch.device("meta"):
@@ -1444,25 +1429,20 @@ def from_pretrained(
     expect(not twice, f"{folder}: there twice, with and without their prefix: {some(twice)}")
     tensors = {place: tensors[name] for place, name in names.items()}
     model = build(cls, config, tensors, folder)
-    if large and str(device_map) == "auto":
-        experts_device, device = large.choose_devices(device, tensors, dtype)
-    if in_memory and experts_device.type == "cpu":
-        large.expect_room(tensors)
+    if large:
+        experts_device, device = large.choose_devices(device, str(device_map) == "auto", tensors, dtype, in_memory)
+    if any(tensor.dtype == FP8 for tensor in tensors.values()):  # experts
+        sibling("formats").place(model, tensors, linear, experts_device, in_memory)
     modules = dict(model.named_modules())
     weights = {}  # by the parameter whose place they take, so that tied ones stay one
-    for path, module in progress(modules.items(), "loading", "module"):
-        where = experts_device if ".experts." in path else device
-        for key, empty in [*module.named_parameters(recurse=False)]:
-            tensor = tensors.get(f"{path}.{key}")
-            if tensor is not None and tensor.dtype == FP8:
-                scale = tensors[f"{path}.{key}_scale_inv"].to(where, copy=in_memory)
-                parent, _, name = path.rpartition(".")
-                eight = sibling("formats").FP8Linear(tensor.to(where, copy=in_memory), scale, linear)
-                setattr(modules[parent], name, eight)
-                continue
-            if empty not in weights:
-                weights[empty] = nn.Parameter(tensor.to(where, dtype, copy=in_memory))
-            setattr(module, key, weights[empty])
+    parameters = [*model.named_parameters(remove_duplicate=False)]
+    for name, empty in progress(parameters, "loading", "tensor"):
+        where = experts_device if ".experts." in name else device
+        if empty.is_meta and empty not in weights:
+            weights[empty] = nn.Parameter(tensors[name].to(where, dtype, copy=in_memory))
+        path, _, key = name.rpartition(".")
+        setattr(modules[path], key, weights.get(empty, empty))
+    for module in model.modules():
         if isinstance(module, GatedDeltaNet):
             module.delta_rule = delta_rule
     if large:
@@ -1615,11 +1595,20 @@ class Qwen3NextTokenizer:
 
 # ==== Sampling and speculation ========================================================================================
 
+# Options of `generate` that change the logits first, and the value of each that changes nothing
+PENALTIES = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "min_new_tokens": 0,
+    "suppress_tokens": None,
+    "bad_words_ids": None,
+}
+
 
 @dataclass
 class Sampling:
-    """How the next token is chosen: processors in transformers' order, then the likeliest token or a random one. Raises
-    ValueError, naming the option, for a value outside its range.
+    """How the next token is chosen: the likeliest, or a random one of those that top_k, top_p and min_p leave, in this
+    order. Raises ValueError, naming the option, for a value outside its range.
     """
 
     do_sample: bool = False
@@ -1627,59 +1616,15 @@ class Sampling:
     top_k: int = 0  # 0: all
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0  # taken from the logits of what the answer holds already
-    min_new_tokens: int = 0  # no end before
-    suppress_tokens: list | None = None  # ids that are never chosen
-    bad_words_ids: list | None = None  # sequences of ids that are never completed
 
     def __post_init__(self):
-        limits = {"temperature": 1e9, "top_k": 10**9, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1e9}
-        limits |= {"presence_penalty": 1e9, "min_new_tokens": 10**9}
+        limits = {"temperature": 1e9, "top_k": 10**9, "top_p": 1.0, "min_p": 1.0}
         for name, high in limits.items():
             value = getattr(self, name)
             right = isinstance(value, (int, type(high))) and not isinstance(value, bool) and 0 <= value <= high
             expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
-        words = self.bad_words_ids or []
-        lists = isinstance(words, list) and all(isinstance(word, list) and word for word in words)
-        expect(lists, f"bad_words_ids is {words!r:.99}, expected lists of tokens")
-        never = self.suppress_tokens or []
-        right = isinstance(never, list) and all(isinstance(n, int) and 0 <= n < 2**31 for n in sum(words, never))
-        expect(right, f"suppress_tokens is {never!r:.99}, bad_words_ids {words!r:.99}, expected numbers of tokens")
-        expect(self.repetition_penalty > 1e-9, f"repetition_penalty is {self.repetition_penalty}, expected above 1e-9")
         expect(isinstance(self.do_sample, bool), f"do_sample is {self.do_sample!r:.99}, expected true or false")
         self.do_sample = self.do_sample and self.temperature > 1e-9  # by less, logits would overflow
-
-    @classmethod
-    def from_options(cls, defaults: dict, options: dict) -> "Sampling":
-        """What is given and not None, else generation_config.json's; a sampling option that is given asks to sample."""
-        expect_known("generate", options, cls.__annotations__)
-        known = {name: value for name, value in defaults.items() if name in cls.__annotations__ and value is not None}
-        given = {name: value for name, value in options.items() if value is not None}
-        asked = {"do_sample": True} if given.keys() & {"temperature", "top_k", "top_p", "min_p"} else {}
-        return cls(**{**known, **asked, **given})
-
-    @property
-    def looks_back(self) -> bool:
-        """Whether `process` changes anything."""
-        bans = self.min_new_tokens or self.suppress_tokens or self.bad_words_ids
-        return bool(bans or self.presence_penalty or self.repetition_penalty != 1)
-
-    def process(self, logits: Tensor, seen: Tensor, ids: Tensor, new: int, eos: list[int]) -> Tensor:
-        """Logits (B, vocab) of what follows ids (B, t), penalised and without what is banned. The last `new` of the ids
-        are the answer's; seen (B, vocab) bool: the tokens of the prompt.
-        """
-        logits = upcast(logits)
-        said = torch.zeros_like(seen).scatter(1, ids[:, ids.shape[1] - new :], True)
-        penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-        logits = torch.where(seen | said, penalised, logits) - self.presence_penalty * upcast(said)
-        banned = [*(self.suppress_tokens or []), *(eos if new < self.min_new_tokens else [])]
-        for *before, last in [[token] for token in banned] + (self.bad_words_ids or []):
-            tail = ids[:, max(ids.shape[1] - len(before), 0) :].tolist()
-            rows = [row for row, found in enumerate(tail) if found == before]
-            if last < logits.shape[1]:
-                logits[rows, last] = -math.inf
-        return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab)."""
@@ -1748,7 +1693,7 @@ class Decoder:
     rule: Sampling
     n: int = 0
     generator: torch.Generator | None = None
-    eos: list[int] = ()
+    processors: Iterable[Callable[[Tensor, Tensor], Tensor]] = ()  # of ids so far and logits (B, vocab): new logits
 
     def __post_init__(self):
         expect(not self.n or self.model.mtp, "num_draft_tokens needs an MTP layer: the checkpoint has no mtp.* tensors")
@@ -1766,16 +1711,12 @@ class Decoder:
         expect(known < T, f"the cache holds {known} tokens, input_ids only {T}")
         mask = torch.ones_like(ids) if mask is None else mask
         expect(mask.shape == ids.shape, f"attention_mask has shape {tuple(mask.shape)}, expected {(B, T)}")
-        _, _, starts = check_inputs(ids[:, known:], mask, None, self.cache)
-        expect(starts is None, "attention_mask counts several sequences in a row, but generate continues one")
+        segments, _ = check_inputs(ids[:, known:], mask, None, self.cache)
+        expect(not is_packed(segments), "attention_mask counts several sequences in a row; generate continues one")
         mask = mask.bool()
         real = mask[:, known:]
         expect(bool(real.any(dim=1).all()), "attention_mask leaves a sequence without new tokens")
-        if self.rule.looks_back:  # counted, since a pad may be a token that also occurs
-            counts = torch.zeros(B, self.model.config.vocab_size, dtype=torch.long, device=ids.device)
-            self.seen = counts.scatter_add(1, ids.long(), mask.long()) > 0  # (B, vocab)
         order = real.int().argsort(dim=1, stable=True)  # padding first: every prompt ends in the last column
-        self.start = T
         past = ids[:, :known]
         ids, real = ids[:, known:].gather(1, order), real.gather(1, order)
         self.ids = torch.cat([past, ids], dim=1)
@@ -1798,6 +1739,11 @@ class Decoder:
             self.accepted[i] += i < count
         return torch.cat([self.drafts[:, :count], token[:, None]], dim=1)
 
+    def counts(self) -> dict[str, Any]:
+        """How many drafts there were, and how many were accepted."""
+        shares = [accepted / drafted for accepted, drafted in zip(self.accepted, self.drafted) if drafted]
+        return {"drafted": sum(self.drafted), "accepted": sum(self.accepted), "acceptance_by_position": shares}
+
     def keep(self, tokens: Tensor, going: Tensor | None = None):
         """Goes on after these tokens (B, m). The last one is not in the cache yet: the next pass reads it. going (B,):
         False where the last one is padding, after a sequence's end.
@@ -1806,8 +1752,7 @@ class Decoder:
         if drafts:  # the last pass read a token and the drafts: as many stay as are kept now
             self.cache.rollback(drafts + 1 - tokens.shape[1])
         self.show_mtp(self.out.last_hidden_state, tokens)
-        if self.rule.looks_back:
-            self.ids = torch.cat([self.ids, tokens], dim=1)
+        self.ids = torch.cat([self.ids, tokens], dim=1)
         self.last = tokens[:, -1:]
         self.mask = None if going is None or going.all() else going[:, None]
 
@@ -1832,12 +1777,14 @@ class Decoder:
         """Distributions of the first draft, and of what follows each of the drafts (B, n), by logits (B, n + 1, vocab),
         or (B, 1, vocab) for the last of them.
         """
-        if self.rule.looks_back:
+        if self.processors:
             first = drafts.shape[1] + 1 - logits.shape[1]
             rows = []
-            for i, row in enumerate(logits.unbind(1)):
+            for i, row in enumerate(upcast(logits).unbind(1)):
                 ids = torch.cat([self.ids, drafts[:, : first + i]], dim=1)
-                rows.append(self.rule.process(row, self.seen, ids, ids.shape[1] - self.start, self.eos))
+                for process in self.processors:
+                    row = process(ids, row)
+                rows.append(row)
             logits = torch.stack(rows, dim=1)
         return self.rule.probabilities(logits)
 
@@ -1873,15 +1820,21 @@ def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int
     return eos, pad
 
 
-def longest_answer(settings: dict, T: int) -> int:
-    """max_new_tokens of a generation_config.json, or what a prompt of T tokens leaves of max_length, or 512."""
-    checks = sibling("checks")
-    if checks:
-        checks.warn_of_unread(settings)
-    longest = settings.get("max_length")
-    expect(isinstance(longest, int | None), f"generation_config.json: max_length is {longest!r:.99}, expected a number")
-    usual = 512 if longest is None else max(longest - T, 0)
-    return usual if settings.get("max_new_tokens") is None else settings["max_new_tokens"]
+def read_options(defaults: dict, options: dict, T: int) -> tuple[Sampling, int, dict]:
+    """How to choose tokens, how many to add to T, and which penalties to apply: by the options that are given and not
+    None, else by generation_config.json's. A sampling option that is given asks to sample.
+    """
+    check("settings", defaults)
+    expect_known("generate", options, {*Sampling.__annotations__, *PENALTIES, "max_new_tokens", "num_draft_tokens"})
+    defaults, given = ({name: x for name, x in these.items() if x is not None} for these in (defaults, options))
+    asked = {"do_sample": True} if given.keys() & {"temperature", "top_k", "top_p", "min_p"} else {}
+    options = {**defaults, **asked, **given}
+    for name in ("max_new_tokens", "max_length", "num_draft_tokens"):
+        n = options.get(name, 0)
+        expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
+    limit = options.get("max_new_tokens", max(options.get("max_length", T + 512) - T, 0))
+    penalties = {name: options[name] for name, none in PENALTIES.items() if options.get(name, none) != none}
+    return Sampling(**{name: options[name] for name in Sampling.__annotations__ if name in options}), limit, penalties
 
 
 def ends_in(stops: str | list[str], ids: Tensor, tokenizer: Any) -> Tensor:
@@ -1906,28 +1859,30 @@ def generate(
     past_key_values: Cache | None = None,
     streamer: Callable[[int], Any] | None = None,
     stats: dict | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> Tensor:
-    """Continues input_ids (B, T): returns (B, T + new), with padding after a sequence's end.
+    """Continues input_ids (B, T): returns (B, T + new), with padding after a sequence's end. Raises ValueError.
 
     Args: attention_mask (B, T), 0 at padding; eos_token_id, one or several, None for none; stop_strings end a sequence,
-    too, as the tokenizer reads it; seed makes sampling repeatable; num_draft_tokens, what MTP drafts for each pass of
+    too, as the tokenizer reads it; seed, for the same samples again; num_draft_tokens, MTP's drafts for each pass of
     the model; past_key_values, a cache that holds the first of input_ids, and in the end all but the last one returned;
-    streamer, called with each token id; stats, a dict to fill: prompt_tokens, new_tokens, prefill_seconds,
-    decode_seconds, drafted, accepted, acceptance_by_position; sampling, as `Sampling` has it. Drafts and a streamer go
-    with one sequence. Defaults are generation_config.json's, or 512 tokens, the likeliest each. Raises ValueError.
+    streamer, called with each token id; stats, a dict to fill: prompt_tokens, new_tokens, prefill_seconds, drafted,
+    decode_seconds, accepted, acceptance_by_position; options, `Sampling`'s and PENALTIES. Drafts and streamers take one
+    sequence. Defaults: generation_config.json's, or 512 tokens, the likeliest each.
     """
     B, T = input_ids.shape
     started, stats = time.perf_counter(), {} if stats is None else stats
-    rule = Sampling.from_options(self.generation_config, sampling)
     eos, pad = end_tokens(self, eos_token_id)
-    limit = longest_answer(self.generation_config, T) if max_new_tokens is None else max_new_tokens
-    for name, n in {"max_new_tokens": limit, "num_draft_tokens": num_draft_tokens}.items():
-        expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
+    options |= {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens}
+    rule, limit, penalties = read_options(self.generation_config, options, T)
+    processors = []
+    if penalties:
+        kind = sibling("penalties", ", ".join(penalties)).Penalties
+        processors.append(kind(input_ids, attention_mask, eos, **penalties))
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
     generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
-    decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator, eos)
+    decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator, processors)
     decoder.prefill(input_ids, attention_mask)
     prefilled = time.perf_counter()
     stats.update(prompt_tokens=int(decoder.cache.seq_len.sum()), prefill_seconds=prefilled - started)
@@ -1940,7 +1895,7 @@ def generate(
         try:
             for token in decoder.next_tokens().unbind(1):
                 ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
-                if streamer is not None:
+                if streamer:
                     streamer(token.item())
                 done |= torch.isin(token, token.new_tensor(eos))
                 if stop_strings:
@@ -1949,9 +1904,7 @@ def generate(
                     break
         finally:  # also when the streamer raises, or Ctrl-C does
             decoder.keep(ids[:, before:], going)
-    shares = [accepted / drafted for accepted, drafted in zip(decoder.accepted, decoder.drafted) if drafted]
-    stats.update(new_tokens=ids.shape[1] - T, decode_seconds=time.perf_counter() - prefilled)
-    stats.update(drafted=sum(decoder.drafted), accepted=sum(decoder.accepted), acceptance_by_position=shares)
+    stats.update(new_tokens=ids.shape[1] - T, decode_seconds=time.perf_counter() - prefilled, **decoder.counts())
     return ids
 
 
@@ -2002,7 +1955,7 @@ def load(args: argparse.Namespace) -> tuple[Qwen3NextTokenizer, Qwen3NextForCaus
 
 def generation_options(args: argparse.Namespace) -> dict:
     """Those of `generate`."""
-    names = (*Sampling.__annotations__, "seed", "max_new_tokens", "stop_strings", "num_draft_tokens")
+    names = (*Sampling.__annotations__, *PENALTIES, "seed", "max_new_tokens", "stop_strings", "num_draft_tokens")
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

@@ -61,6 +61,7 @@ from qwen3_next import (
     Qwen3NextForCausalLM,
     Qwen3NextTokenizer,
     Sampling,
+    read_options,
     Step,
     recurrent_gated_delta_rule,
 )
@@ -656,7 +657,7 @@ print(f"a pass over one token {1000 * medians[0]:.1f} ms; d = {d:.2f};", *(f"c_{
 # %%
 asked = ["fox and a lantern", "hen and a kite", "bear and a boat", "owl and a map"]
 rates, stood = collections.defaultdict(list), {n: torch.zeros(2, 3) for n in range(4)}
-rule = Sampling.from_options(fast.generation_config, {})
+rule = read_options(fast.generation_config, {}, 0)[0]
 for turn, what in [(-1, asked[0]), *itertools.product(range(2), asked)]:
     text = tokenizer.apply_chat_template([{"role": "user", "content": f"Tell me a story about a {what}."}])
     start = tokenizer([text], return_tensors="pt").input_ids

@@ -1,6 +1,6 @@
-"""What is wrong with a checkpoint, found before it is read: fields that can't be right together, links that lead away.
+"""What is wrong with a checkpoint, found before it is used: fields that can't be right together, links that lead away.
 
-Without this file nothing is answered differently; a wrong checkpoint fails later, and says less about why.
+Without this file a right checkpoint is read all the same; a wrong one fails later, and says less about why.
 """
 
 import os
@@ -30,12 +30,61 @@ def check_link(path: Path):
     expect(inside, f"{path}: leads out of the folder, to {target}")
 
 
-def warn_of_unread(settings: dict):
+def check_settings(settings: dict):
     """Warns, by name, of what a generation_config.json asks for and generate does not do."""
     usual = (None, False, 0, 1, 1.0)  # values that ask for nothing
     names = [name for name in settings if name in NOT_OBEYED | {"num_beams"} and settings[name] not in usual]
     if names:
-        warnings.warn(f"generation_config.json: {', '.join(sorted(names))} not obeyed", stacklevel=4)
+        warnings.warn(f"generation_config.json: {', '.join(sorted(names))} not obeyed", stacklevel=5)
+
+
+def check_index(index: Path, content: dict):
+    """Raises ValueError for a model.safetensors.index.json without a map from tensors to files, FileNotFoundError if it
+    names a file that is not next to it.
+    """
+    shard_of = content.get("weight_map")
+    right = isinstance(shard_of, dict) and shard_of and all(isinstance(name, str) for name in shard_of.values())
+    expect(right, f"{index}: no weight_map from tensor names to files")
+    for name in sorted(set(shard_of.values())):
+        path = index.parent / name
+        plain = name != "" and path.name == name
+        if plain:
+            check_link(path)
+        if not plain or not path.is_file():
+            raise FileNotFoundError(f"{index}: names {name!r}, which is not in the folder")
+
+
+def check_count(config: Any, tensors: int, source: Path):
+    """Raises ValueError for layers and experts that so few tensors can't be, before modules are made for them."""
+    moe = sum(map(config.is_moe, range(config.num_hidden_layers))) + config.mtp_num_hidden_layers
+    few = config.num_hidden_layers + 3 * config.num_experts * moe
+    expect(few <= tensors, f"{source}: {tensors} tensors, but config.json's layers and experts need {few}")
+
+
+def check_fields(config: type, fields: dict):
+    """Raises ValueError for the first field that has not the type or bounds of `config`'s annotations and defaults, or
+    that rope_scaling and rope_parameters, which mean the same, say differently.
+    """
+    scaling = fields.get("rope_scaling") or {}
+    nested = fields.get("rope_parameters") or {}
+    right = type(scaling) is type(nested) is dict and (scaling == nested or {} in (scaling, nested))
+    expect(right, f"config: rope_scaling and rope_parameters are {scaling} and {nested}, expected equal objects")
+    nested = {**scaling, **nested}
+    for key in ("rope_theta", "partial_rotary_factor"):
+        value = nested.get(key)
+        found = fields.get(key)
+        right = value is None or found in (None, value)
+        expect(right, f"config: {key} is {found!r:.99}, but rope_parameters has {value!r:.99}")
+    for key, value in {**fields, **nested, "rope_scaling": nested}.items():
+        kind = config.__annotations__.get(key)
+        if kind is None:
+            expect(not hasattr(config, key), f"config: {key} can't be a key")
+        elif value is not None:
+            kinds = (int, float) if kind is float else kind
+            right = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)  # True is an int, too
+            if right and kind in (int, float):  # refuses NaN, and sizes that would exhaust the memory
+                right = 0 <= value < (1e4 if key == "num_hidden_layers" else 1e8 if kind is int else 1e18)
+            expect(right, f"config: {key} is {value!r:.99}, expected {kind.__name__} in bounds")
 
 
 def check_config(config: Any):

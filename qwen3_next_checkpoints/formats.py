@@ -82,6 +82,19 @@ def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
+def place(
+    model: nn.Module, tensors: dict[str, Tensor], product: Callable[[Tensor, Tensor], Tensor], device: str, copy: bool
+):
+    """Puts an FP8Linear, on a device, in the place of each projection whose matrix is left in 8 bits by `plain`."""
+    modules = dict(model.named_modules())
+    for name, weight in tensors.items():
+        if weight.dtype == FP8:
+            scale = tensors[f"{name}_scale_inv"].to(device, copy=copy)
+            path = name.removesuffix(".weight")
+            parent, _, key = path.rpartition(".")
+            setattr(modules[parent], key, FP8Linear(weight.to(device, copy=copy), scale, product))
+
+
 class FP8Linear(nn.Module):
     """An expert's projection in 8 bits, dequantised each time it is called. `.to(dtype)` ends that."""
 

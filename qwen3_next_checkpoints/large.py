@@ -32,22 +32,26 @@ def free_memory() -> float:
     return 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1]) if info.is_file() else math.inf
 
 
-def expect_room(tensors: dict[str, Tensor]):
-    """Raises ValueError if memory can't hold copies of all tensors."""
+def choose_devices(
+    device: torch.device, auto: bool, tensors: dict[str, Tensor], dtype: torch.dtype, in_memory: bool
+) -> list[torch.device]:
+    """The devices of the routed experts and of all else: `device`, but with `auto` the experts, or all, stay on the CPU
+    if the GPU is too small. Raises ValueError if in_memory asks for copies that the CPU's memory can't hold.
+    """
+    devices = divide(device, tensors, dtype) if auto and device.type != "cpu" else [device, device]
     size = sum(t.nbytes for t in tensors.values())
     free = free_memory()
-    if size > free:
+    if in_memory and devices[0].type == "cpu" and size > free:
         room = f"{size / 1e9:.1f} GB of weights, but {free / 1e9:.1f} GB of memory are free"
         raise ValueError(f"in_memory: {room}")
+    return devices
 
 
-def choose_devices(device: torch.device, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[torch.device]:
-    """The devices of the routed experts and of all else: the experts, or all, stay on the CPU if the GPU is too small,
-    which is then said on stderr. A tenth of its free memory is left for caches and activations.
+def divide(device: torch.device, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[torch.device]:
+    """The devices of the routed experts and of all else by the GPU's free memory, of which a tenth is left for caches
+    and activations. What stays on the CPU is said on stderr.
     """
     cpu = torch.device("cpu")
-    if device == cpu:
-        return [cpu, cpu]
     experts = rest = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * (tensor if tensor.dtype.itemsize == 1 else dtype).itemsize  # FP8 stays

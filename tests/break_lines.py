@@ -74,9 +74,9 @@ BREAKS = [
     ),
     ("state goes on in a packed row", "g.masked_fill(step.starts[..., None], -math.inf)", "g", "sequences"),
     ("taps reach over a packed border", "before * starts.cumsum(1)", "0 * starts.cumsum(1)", "sequences"),
-    ("keys seen over a packed border", "number[:, None, :, None] == number[:, None, None]", "True", "sequences"),
-    ("labels over a packed border", "labels = labels.masked_fill(starts, -100)", "pass", "sequences"),
-    ("MTP's labels over a packed border", "targets.masked_fill(starts[:, 1:-1], -100)", "targets", "sequences"),
+    ("keys seen over a packed border", "packed[:, None, :, None] == packed[:, None, None]", "True", "sequences"),
+    ("labels over a packed border", "labels = labels.masked_fill(borders, -100)", "pass", "sequences"),
+    ("MTP's labels over a packed border", "apart | (segments[:, 2:] == 0)", "segments[:, 2:] == 0", "sequences"),
     (
         "ended rows go on in the cache",
         "self.mask = None if going is None or going.all() else going[:, None]",

@@ -244,19 +244,19 @@ def test_placement(monkeypatch, capsys, free, expected, told):
     }
     tensors = {name: torch.empty(int(n), dtype=dtype, device="meta") for (name, dtype), n in sizes.items()}
     pretend_gpu(monkeypatch, free)
-    assert large.choose_devices(GPU, tensors, torch.bfloat16) == expected
+    assert large.divide(GPU, tensors, torch.bfloat16) == expected
     printed = capsys.readouterr()
     assert re.search(told, printed.err)
     assert printed.err.count("\n") == (told != "")
     assert printed.out == ""
-    assert large.choose_devices(CPU, tensors, torch.bfloat16) == [CPU, CPU]
+    assert large.choose_devices(CPU, True, tensors, torch.bfloat16, False) == [CPU, CPU]
     assert capsys.readouterr().err == ""
 
 
 def test_a_device_that_is_named_is_not_second_guessed(tmp_path, monkeypatch):
     """Catches experts left on the CPU, or a look at a GPU's memory, where the user has said where the model goes."""
     random_model(torch.float32).save_pretrained(tmp_path)
-    monkeypatch.setattr(large, "choose_devices", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(large, "divide", lambda *_: pytest.fail("asked"))
     assert Qwen3NextForCausalLM.from_pretrained(tmp_path, device_map="cpu").device == CPU
 
 

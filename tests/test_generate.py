@@ -13,7 +13,8 @@ from transformers import (
 )
 
 import qwen3_next
-from qwen3_next import Sampling
+from qwen3_next import Sampling, read_options
+from qwen3_next_checkpoints.penalties import Penalties
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,9 @@ def test_distribution_is_that_of_transformers(options):
     }
     chain = LogitsProcessorList([kind(options[name]) for name, kind in processors.items() if name in options])
     expected = chain(ids, logits.clone()).softmax(-1)
-    rule = Sampling(do_sample=True, **options)
-    prompt = torch.zeros(4, 50, dtype=torch.bool).scatter(1, ids[:, :2], True)
-    torch.testing.assert_close(rule.probabilities(rule.process(logits, prompt, ids, 4, [])), expected)
+    rule, _, penalties = read_options({"do_sample": True}, options, 6)
+    penalised = Penalties(ids[:, :2], None, [], **penalties)(ids, logits)
+    torch.testing.assert_close(rule.probabilities(penalised), expected)
 
 
 def test_samples_follow_the_distribution():

@@ -14,7 +14,7 @@ from conftest import ROOT
 tomllib = pytest.importorskip("tomllib") if sys.version_info >= (3, 11) else pytest.importorskip("tomli")
 SOURCE = (ROOT / "qwen3_next.py").read_text(encoding="utf-8")
 PACKAGE = "qwen3_next_checkpoints"
-SIBLINGS = ("checks", "formats", "hub", "large", "qwen3_5", "saving", "stats")
+SIBLINGS = ("checks", "formats", "hub", "large", "penalties", "qwen3_5", "saving", "stats")
 FLOORS = {PACKAGE: 0, "verify": 2, "tiny": 2, "benchmarks": 3, "tests": 3, "notebooks": 3}  # the ground is 1
 
 
@@ -129,7 +129,7 @@ def tokens_and_lines() -> tuple[int, int]:
     return len(code), len({token.start[0] for token in code})
 
 
-LINES, MODEL_LINES = 2066, 1095
+LINES, MODEL_LINES = 2019, 1075
 
 
 def test_the_file_can_be_read_to_the_end():

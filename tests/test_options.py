@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import qwen3_next
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextModel, Qwen3NextTokenizer
 from qwen3_next_checkpoints import hub
+from qwen3_next_checkpoints.penalties import Penalties
 from reference_recurrent import Reference
 
 OURS, THEIRS = Qwen3NextForCausalLM, transformers.Qwen3NextForCausalLM
@@ -308,7 +309,6 @@ def test_the_presence_penalty():
     answer = model.generate(ids, max_new_tokens=8, eos_token_id=None, presence_penalty=1e6)[0, 6:].tolist()
     assert len(set(answer)) == 8
     logits = torch.zeros(1, 97)
-    rule = qwen3_next.Sampling(presence_penalty=1.5)
     said = torch.tensor([[7, 8, 9, 9]])
-    changed = rule.process(logits, torch.zeros(1, 97, dtype=torch.bool), said, 2, [])
+    changed = Penalties(said[:, :2], None, [], presence_penalty=1.5)(said, logits)
     assert changed[0, 9] == -1.5 and changed.sum() == -1.5

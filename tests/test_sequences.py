@@ -163,8 +163,11 @@ def test_what_does_not_fit_is_refused(model):
         "has holes": {"attention_mask": changed(ones, 0, 3, 0)},
         "has shape (2, 7)": {"attention_mask": ones[:, 1:]},
         "can't have padding": {"attention_mask": changed(changed(ones, 1, slice(4, 8), 2), 0, 0, 0)},
-        "can't continue a cache": {"attention_mask": changed(ones, 1, slice(4, 8), 2), "past_key_values": after()},
-        "packed sequences take no cache": {"attention_mask": changed(ones, 1, slice(4, 8), 2), "use_cache": True},
+        "packed sequences take no cache": {
+            "attention_mask": changed(ones, 1, slice(4, 8), 2),
+            "past_key_values": after(),
+        },
+        "take no cache, but use_cache": {"attention_mask": changed(ones, 1, slice(4, 8), 2), "use_cache": True},
         "differs from the one": {"attention_mask": torch.cat([left, ones], 1), "past_key_values": after()},
         "differs from the": {"attention_mask": torch.cat([left.flip(1), ones], 1), "past_key_values": after(left)},
     }

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import random_model, tokens
 
 import qwen3_next
-from qwen3_next import Cache, KVCache, Sampling
+from qwen3_next import Cache, KVCache, Sampling, read_options
+from qwen3_next_checkpoints.penalties import Penalties
 
 # Few tokens, so that drafts of an untrained MTP layer are accepted about as often as not
 FEW = {"vocab_size": 3, "mtp_num_hidden_layers": 1}
@@ -165,13 +165,15 @@ def test_sampled_texts_are_distributed_as_the_models(options):
     """Catches drafts and verification with other options, seen tokens or rows: all texts of four tokens, counted."""
     small = {"hidden_size": 16, "head_dim": 8, "num_experts": 0, "num_hidden_layers": 2}
     model = random_model(layer_types=["linear_attention", "full_attention"], **small, **FEW)
-    draws, ids, rule = 1200, prompt(3, seed=4), Sampling(do_sample=True, **options)
+    draws, ids = 1200, prompt(3, seed=4)
+    rule, _, penalties = read_options({"do_sample": True}, options, 3)
+    penalties = Penalties(ids, None, [], **penalties)
     texts = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4)
     whole, expected = torch.cat([ids.expand(81, -1), texts], dim=1), torch.ones(81, dtype=torch.float64)
     logits = model(whole).logits
     for i in range(4):
-        seen = F.one_hot(whole[:, :3], 3).sum(1) > 0
-        processed = rule.process(logits[:, 2 + i], seen, whole[:, : 3 + i], i, [])
+        penalties.prompt = whole[:, :3]
+        processed = penalties(whole[:, : 3 + i], logits[:, 2 + i])
         expected *= rule.probabilities(processed).gather(1, texts[:, i : i + 1])[:, 0]
     assert expected.sum().item() == pytest.approx(1)
     torch.manual_seed(0)

@@ -239,8 +239,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "embedding first",
     ),
     "MTP without its final norm": (
-        "self.mtp, mask, positions, cache, starts=starts)[0][-1]",
-        "self.mtp, mask, positions, cache, collect=True, starts=starts)[0][-1] * 1.1",
+        "self.mtp, segments, positions, cache)[0][-1]",
+        "self.mtp, segments, positions, cache, collect=True)[0][-1] * 1.1",
         r"(prefill|draft 1)/mtp\.logits",
         "final norm",
     ),
