@@ -9,17 +9,24 @@ standard output, all else to standard error; `echo "Hello!" | python chat.py` an
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # Ctrl-C while PyTorch is imported should end the program without a traceback
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import tokenizers
 import torch
 
 import qwen3_next
 from qwen3_next_checkpoints.stats import reporting
+
+# What apply_chat_template is told here; its other keywords, as add_generation_prompt, are variables like any other
+OURS = ("self", "messages", "tokenize", "return_tensors", "return_dict")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -40,6 +47,7 @@ def template_variables(args: argparse.Namespace) -> dict[str, Any]:
             variables["tools"] = json.loads(text)
     for pair in args.template_arg:
         key, _, value = pair.partition("=")
+        qwen3_next.expect(key not in OURS, f"--template-arg {key}: is set by this program, and no template's variable")
         with qwen3_next.reading(f"--template-arg {key}", "not JSON"):
             variables[key] = json.loads(value)
     return variables
@@ -78,7 +86,10 @@ def ask() -> Iterator[str]:
     """The messages that are typed, a line each."""
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        qwen3_next.expect(sys.stdin is not None, "standard input is closed")
+        with qwen3_next.reading("standard input", "not UTF-8 text"):
+            line = sys.stdin.readline()
+            line.encode("utf-8")  # in the C locale Python reads any byte
         if not line:
             return
         if line.strip():
@@ -122,4 +133,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_interrupt)
     sys.exit(main())

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "numpy>=1.26", "safetensors>=0.4.5", "tokenizers>=0.21", "jinja2>=3.1",
+# dependencies = ["torch>=2.6", "numpy>=1.26", "safetensors>=0.4.5", "tokenizers>=0.21", "jinja2>=3.1.6",
 #                 "huggingface_hub>=1.0", "tqdm>=4.66"]
 # ///
 """Qwen3-Next in one readable file: plain PyTorch, CPU or CUDA, from config.json to generated text.
@@ -44,8 +44,10 @@ import importlib
 import json
 import math
 import mmap
+import numbers
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -54,6 +56,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C while PyTorch is imported should end the program without a traceback
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import tokenizers
 import torch
@@ -64,14 +69,27 @@ from tqdm import tqdm
 
 
 def one_line(message: Any) -> str:
-    """A message without line breaks, which the names and values that it quotes may have."""
-    return " ".join(str(message).splitlines())
+    """A message without line breaks and terminal escapes, which the names and values that it quotes may have."""
+    line = " ".join(str(message).splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def expect(right: bool, otherwise: str):
+def expect(right: Any, otherwise: str):
     """Raises ValueError with the message unless `right`."""
     if not right:
         raise ValueError(one_line(otherwise))
+
+
+def expect_shape(name: str, x: Any, *shapes: tuple):
+    """Raises ValueError unless the tensor x has one of the shapes."""
+    if x.shape not in shapes:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {' or '.join(map(str, dict.fromkeys(shapes)))}")
+
+
+def expect_tensors(**given: Any):
+    """Raises ValueError for an argument that is neither a tensor nor None."""
+    for name, x in given.items():
+        expect(isinstance(x, Tensor | None), f"{name} is a {type(x).__name__}, expected a tensor")
 
 
 def expect_known(function: str, given: Iterable[str], known: Iterable[str]):
@@ -107,8 +125,7 @@ class Qwen3NextConfig:
     """The fields of config.json; the numbers in the comments are those of the released 80B.
 
     Two dialects are read: the released one, and that of transformers 5, which has `rope_parameters` and `layer_types`.
-    Other keys become attributes all the same, and are written back by `to_dict`.
-    Raises ValueError, naming the field, for what is mistyped, contradictory, or missing where a layer needs it.
+    Other keys become attributes all the same, and are written back by `to_dict`. Raises ValueError naming the field.
     """
 
     # fmt: off
@@ -314,15 +331,14 @@ class Cache:
         """`mask`, also where all are real."""
         if self.mask is not None:
             return self.mask
-        return torch.ones(len(self.seq_len), self.columns, dtype=torch.bool, device=self.seq_len.device)
+        return self.seq_len.new_ones(len(self.seq_len), self.columns, dtype=torch.bool)
 
     def rollback(self, tokens: int):
         """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding.
-
         Raises ValueError, and leaves all as it is, if there are not as many to be taken back.
         """
         keep = self.columns - tokens
-        right = 0 <= tokens <= self.columns and (self.mask is None or bool(self.mask[:, keep:].all()))
+        right = 0 <= tokens <= self.columns and (self.mask is None or self.mask[:, keep:].all())
         expect(right, f"rollback: {tokens} tokens, but the cache holds {self.columns}, and padding does not count")
         layers = [layer.without_last(tokens) for layer in self.layers] if tokens else self.layers
         self.complete = False
@@ -341,13 +357,14 @@ class Cache:
         return replace(copies[0], layers=copies[1:], mtp=self.mtp and self.mtp.clone())
 
 
-def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> tuple[Any, Any]:
+def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> tuple:
     """What comes with B x T new tokens x: segments, (B, T) int64, the number of the sequence in its row that each token
     belongs to, from 1 on, 0 for padding; and positions, (B, T), None to count them. Segments are None if all are 1.
 
     Several sequences are packed into a row by positions that restart, or by a mask that counts them, 1 1 1 2 2. Raises
     ValueError for what does not fit the tokens or the cache, and for holes: padding may be only at a sequence's ends.
     """
+    expect_tensors(attention_mask=mask, position_ids=positions)
     B, T = x.shape[:2]
     columns = cache.columns if cache else 0
     if cache:
@@ -355,12 +372,11 @@ def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache
         expect(cache.complete, "the cache is of no use: a pass that should have filled it was interrupted")
     if mask is None and positions is None:
         return None, None
-    segments = torch.ones(B, T, dtype=torch.long, device=x.device)
+    segments = x.new_ones(B, T, dtype=torch.long)
     if mask is not None:
-        found = tuple(mask.shape)
-        expect(found in ((B, T), (B, columns + T)), f"attention_mask has shape {found}, expected {(B, columns + T)}")
+        expect_shape("attention_mask", mask, (B, columns + T), (B, T))
         past, segments = mask[:, :-T].bool(), mask[:, -T:].long()
-        right = torch.equal(segments.to(mask), mask[:, -T:]) and bool((segments >= 0).all())
+        right = torch.equal(segments.clamp(min=0).to(mask), mask[:, -T:])
         expect(right, "attention_mask holds other numbers than 0, 1, and 1, 2, 3 ... for packed sequences")
         same = past.numel() == 0 or torch.equal(past, cache.real().to(past.device))
         expect(same, "attention_mask differs from the one that the cache was filled with")
@@ -368,15 +384,14 @@ def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache
     again = segments.diff(dim=1) != 0  # where a token belongs to another sequence than the one before it
     if positions is not None:
         axes = positions if positions.ndim == 3 else positions[None]  # Qwen3.5's code has three, for images
-        expect(bool((axes == axes[:1]).all()), "position_ids differ between their axes, which only images need")
-        found = tuple(axes.shape[1:])
-        expect(found in ((1, T), (B, T)), f"position_ids have shape {found}, expected {(B, T)} or {(1, T)}")
+        expect((axes == axes[:1]).all(), "position_ids differ between their axes, which only images need")
+        expect_shape("position_ids", axes[0], (B, T), (1, T))
         positions = axes[0].expand(B, T)
         again = again | (positions.diff(dim=1) <= 0)
-    runs = real[:, 0].long() + (real[:, 1:] & ~real[:, :-1]).sum(1)
-    expect(bool((runs < 2).all()), "attention_mask has holes; padding may be only at a sequence's ends")
+    starts = F.pad(real.long(), (1, 0)).diff(dim=1) > 0
+    expect((starts.sum(1) < 2).all(), "attention_mask has holes; padding may be only at a sequence's ends")
     again = again & real[:, 1:] & real[:, :-1]
-    expect(bool(real.all() or not again.any()), "packed sequences can't have padding, but attention_mask hides tokens")
+    expect(real.all() or not again.any(), "packed sequences can't have padding, but attention_mask hides tokens")
     segments = real * (1 + F.pad(again.cumsum(1), (1, 0)))
     return (None if (segments == 1).all() else segments), positions
 
@@ -492,15 +507,16 @@ def l2_normalise(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
-def _delta_rule_inputs(q, k, v, g, beta, state) -> tuple[Tensor, ...]:
+def _delta_rule_inputs(q, k, v, g, beta, state) -> tuple:
     """Raises half precision to float32, checks the shapes, and moves heads before time: (B, H, T, ...)."""
     B, T, H, K = k.shape
     V = v.shape[-1]
     state = v.new_zeros(B, H, K, V) if state is None else state
-    shapes = {"q": (B, T, H, K), "v": (B, T, H, V), "g": (B, T, H), "beta": (B, T, H), "state": (B, H, K, V)}
-    for (name, shape), x in zip(shapes.items(), (q, v, g, beta, state)):
-        if x.shape != shape:
-            raise ValueError(f"delta rule: {name} has shape {tuple(x.shape)}, expected {shape} to fit k")
+    expect_shape("delta rule: q", q, (B, T, H, K))
+    expect_shape("delta rule: v", v, (B, T, H, V))
+    expect_shape("delta rule: g", g, (B, T, H))
+    expect_shape("delta rule: beta", beta, (B, T, H))
+    expect_shape("delta rule: state", state, (B, H, K, V))
     q, k, v, g, beta = (upcast(x).transpose(1, 2) for x in (q, k, v, g, beta))
     return q, k, v, g, beta, upcast(state)
 
@@ -770,18 +786,16 @@ class SparseMoeBlock(nn.Module):
         return experts_out + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x), router_logits
 
 
-def load_balancing_loss(router_logits: Iterable[Tensor], k: int, mask: Tensor | None = None) -> Tensor:
+def load_balancing_loss(router_logits: tuple, k: int, mask: Tensor | None = None) -> Tensor:
     """E * sum_e f_e p_e over the real tokens of all MoE layers pooled ([MoE] Eq. 4 to 6).
-
     f_e is the share of tokens that chose expert e, p_e its mean probability: a router that treats all alike gives k.
     router_logits: (B * T, E) a layer; mask: (B, T), 0 at padding.
     """
-    layers = list(router_logits)
-    p = upcast(torch.cat(layers)).softmax(-1)  # (layers * B * T, E)
+    p = upcast(torch.cat(router_logits)).softmax(-1)  # (layers * B * T, E)
+    if mask is not None:
+        p = p[mask.flatten().repeat(len(router_logits)) > 0]
     chosen = torch.zeros_like(p).scatter(1, p.topk(k, dim=-1).indices, 1)
-    real = torch.ones_like(p[:, :1]) if mask is None else mask.flatten().repeat(len(layers))[:, None].to(p)
-    f, mean_p = ((real * x).sum(0) / real.sum() for x in (chosen, p))  # (E,) each
-    return p.shape[-1] * (f * mean_p).sum()
+    return p.shape[-1] * (chosen.mean(0) * p.mean(0)).sum()
 
 
 # ==== Block ===========================================================================================================
@@ -910,11 +924,11 @@ class Qwen3NextModel(PreTrainedModel):
         x = self.embed(input_ids, inputs_embeds)
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        cache = past_key_values
-        segments, positions = check_inputs(x, attention_mask, position_ids, cache)
+        segments, positions = check_inputs(x, attention_mask, position_ids, past_key_values)
         packed = is_packed(segments)
         if use_cache is None:
             use_cache = not self.training and not packed
+        cache = past_key_values
         if use_cache and cache is None:
             cache = self.make_cache(len(x))
         expect(not packed or not cache, "packed sequences take no cache, but use_cache or past_key_values is set")
@@ -928,6 +942,7 @@ class Qwen3NextModel(PreTrainedModel):
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         """Token ids (B, T), or embeddings (B, T, D) as they are -> (B, T, D)."""
         expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
+        expect_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds)
         try:
             x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         except IndexError:
@@ -937,9 +952,7 @@ class Qwen3NextModel(PreTrainedModel):
         expect(right, f"the input, embedded, has shape {tuple(x.shape)}, expected (batch, tokens, D), none empty")
         return x
 
-    def run(
-        self, x: Tensor, stack: Any, segments: Any, positions: Any, cache: Any, collect: bool = False
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def run(self, x: Tensor, stack: Any, segments: Any, positions: Any, cache: Any, collect: bool = False) -> tuple:
         """Takes x (B, T, D), with what `check_inputs` returns, through the layers and the norm of `stack`: the model
         itself, or its MTP module. Returns hidden states, the last one normed, and router logits (B * T, E); without
         `collect` the last state alone.
@@ -972,7 +985,7 @@ class Qwen3NextModel(PreTrainedModel):
                 router_logits.append(logits)
         hidden_states.append(stack.norm(x))
         if lengths is not None or cache.mask is not None:
-            new = torch.ones(B, T, device=x.device) if segments is None else segments
+            new = x.new_ones(B, T) if segments is None else segments
             cache.mask = torch.cat([cache.real(), new > 0], dim=1)
         cache.seq_len = cache.seq_len + (T if lengths is None else lengths)
         cache.columns = step.slots
@@ -1006,6 +1019,19 @@ class MTP(nn.Module):
 
 
 # ==== Causal language model ===========================================================================================
+
+
+def prediction_loss(logits: Tensor, labels: Tensor, ahead: int, segments: Tensor | None) -> Tensor:
+    """Mean cross-entropy of logits, row i about labels[:, i + ahead]; 0 without any. Left out: -100, and, by segments
+    (B, T), padding and the step from one sequence of a row into the next.
+    """
+    targets = labels[:, ahead:]
+    if segments is not None:
+        apart = segments[:, :-ahead] != segments[:, ahead:]
+        targets = targets.masked_fill(apart | (segments[:, ahead:] == 0), -100)
+    rows = upcast(logits[:, : targets.shape[1]]).flatten(0, 1)
+    sums = F.cross_entropy(rows, targets.flatten(), reduction="sum")
+    return sums / (targets != -100).sum().clamp(min=1)
 
 
 class Qwen3NextForCausalLM(PreTrainedModel):
@@ -1045,12 +1071,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         use_cache = False if use_cache is None and labels is not None else use_cache
         out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits)
         segments = out.segments
-        if labels is not None and is_packed(segments):  # nothing is predicted across the border of two sequences
-            borders = F.pad(segments.diff(dim=1), (1, 0)) > 0
-            labels = labels.masked_fill(borders, -100)
         out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # 0 keeps all
         if labels is not None:
-            out.loss = F.cross_entropy(upcast(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
+            out.loss = prediction_loss(out.logits, labels, 1, segments if is_packed(segments) else None)
         if out.router_logits:
             real = None if segments is None else segments > 0
             out.aux_loss = load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, real)
@@ -1064,20 +1087,15 @@ class Qwen3NextForCausalLM(PreTrainedModel):
             hidden = self.look_ahead(out.last_hidden_state[:, :-1], x[:, 1:], pairs, positions)
             out.mtp_logits = mtp_logits = self.lm_head(hidden)
             if labels is not None:
-                targets = labels[:, 2:]
-                if segments is not None:  # both ends of the step have to be real, and of one sequence
-                    apart = segments[:, :-2] != segments[:, 2:]
-                    targets = targets.masked_fill(apart | (segments[:, 2:] == 0), -100)
-                sums = F.cross_entropy(upcast(mtp_logits[:, :-1]).flatten(0, 1), targets.flatten(), reduction="sum")
-                out.mtp_loss = sums / (targets != -100).sum().clamp(min=1)  # 0 without any label
+                out.mtp_loss = prediction_loss(mtp_logits, labels, 2, segments)
                 out.loss = out.loss + self.config.mtp_loss_scaling_factor * out.mtp_loss
         return out
 
     def look_ahead(
         self, hidden: Tensor, embeds: Tensor, mask: Any = None, positions: Any = None, cache: Cache | None = None
     ) -> Tensor:
-        """MTP's hidden states (B, T, D), from the model's (or MTP's own) and the next tokens' embeddings. lm_head turns
-        them into logits. The cache is MTP's, not the model's. Raises ValueError without MTP.
+        """MTP's hidden states (B, T, D), to be read by lm_head, from the model's (or its own) and the next tokens'
+        embeddings. The cache is MTP's, not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
         x = self.mtp(hidden, embeds)
@@ -1096,9 +1114,8 @@ class LinearHead(PreTrainedModel):
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
         self.num_labels = getattr(config, "num_labels", None) or len(getattr(config, "id2label", None) or range(2))
+        check("labels", self.num_labels)
         outputs = 2 if self.head == "qa_outputs" else self.num_labels  # a span's start and end
-        right = isinstance(outputs, int) and 0 < outputs < 1e6
-        expect(right, f"config: num_labels is {outputs!r:.99}, expected a number above 0")
         self.add_module(self.backbone[:-1], Qwen3NextModel(config))
         self.add_module(self.head, Linear(config.hidden_size, outputs, bias=self.bias))
         self.init_weights(self.get_submodule(self.head))
@@ -1188,12 +1205,6 @@ OTHER_FORMATS = re.compile(r"_scale_inv$|\.experts\.(gate_up|down)_proj")  # of 
 BACKBONE = re.compile(r"^(model\.)?(transformer\.)?(?=(embed_tokens|layers|norm)\.)")  # each model's own prefix
 
 
-def some(names: Iterable[str]) -> str:
-    """The first ten names and a count, for messages."""
-    names = sorted(names)
-    return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
-
-
 def progress(steps: Any, action: str, unit: str) -> tqdm:
     """The steps of something, with a progress bar on a terminal once they have taken two seconds."""
     return tqdm(steps, action, unit=unit, leave=False, delay=2, disable=None)
@@ -1206,59 +1217,54 @@ def reading(path: str | Path, problem: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except Exception as error:  # a parser may raise anything
-        raise ValueError(f"{path}: {problem} ({one_line(error)})") from None
+    except BaseException as error:  # a parser may raise anything; tokenizers' PanicException is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(one_line(f"{path}: {problem} ({str(error) or type(error).__name__})")) from None
 
 
 def read_text(path: str | Path) -> str:
     """A UTF-8 text file, or standard input for "-". Raises FileNotFoundError or ValueError naming the file."""
+    expect(path != "-" or sys.stdin is not None, "-: standard input is closed")
     with reading(path, "not UTF-8 text"):
-        return sys.stdin.read() if path == "-" else Path(path).read_bytes().decode("utf-8")
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8")
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises as `read_text`."""
-    text = read_text(path)
+def read_json(path: Path, missing: dict | None = None) -> dict:
+    """The object in a JSON file, or `missing`, if that is given and there is no file. Raises as `read_text`."""
+    if missing is not None and not path.is_file():
+        return missing
     with reading(path, "not JSON"):
-        content = json.loads(text)
+        content = json.loads(read_text(path))
     expect(isinstance(content, dict), f"{path}: holds {type(content).__name__}, expected an object")
     return content
 
 
-def take_hub_options(options: dict, known: Iterable[str] = ()) -> dict:
-    """The hub's among the options of a `from_pretrained`, taken out. Raises TypeError for any that is not known."""
+def find_checkpoint(path_or_repo: str | os.PathLike, options: dict, known: Iterable[str] = ()) -> Path:
+    """A checkpoint's folder: a local one, or a hub repository's (owner/name), downloaded. Takes the hub's options, and
+    those that change nothing, out of a `from_pretrained`'s; TypeError for one that is not known, FileNotFoundError.
+    """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     for name in NO_OPTIONS:
         options.pop(name, None)
     expect_known("from_pretrained", options, known)
-    return hub
-
-
-def find_checkpoint(path_or_repo: str | os.PathLike, **hub: Any) -> Path:
-    """A checkpoint's folder: a local one, or a hub repository's (owner/name), downloaded. Raises FileNotFoundError."""
     path = Path(path_or_repo)
     name = str(path_or_repo)
     if path.is_dir():
+        check("links", path)
         return path
-    if path.exists() or name.count("/") != 1 or not name[0].isalnum():
+    if path.exists() or not re.fullmatch(r"[^\W_][^/]*/[^/]*", name):
         raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository (owner/name)")
     return sibling("hub", f"{name}: no such folder; a name on the hub").download(name, **hub)
-
-
-def find_file(folder: Path, name: str) -> Path | None:
-    """A file of a checkpoint, None if there is none. Raises ValueError for a link out of the folder."""
-    path = folder / name
-    check("link", path)
-    return path if path.is_file() else None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file as views of the mapped file: only the header is read now, a tensor when it is used.
 
     The format: 8 bytes header length, little endian; the header, JSON {name: {dtype, shape, data_offsets}}; the data.
-    `safe_open` checks that these fit; to load with it would touch every tensor. The mapping is private: writing to a
-    tensor copies the page and never reaches the file; on Linux a file may even exceed the memory.
-    Raises ValueError, naming the file, if it is not whole.
+    `safe_open` checks that these fit; to load with it would touch every tensor. The mapping is private: what is written
+    never reaches the file; on Linux a file may exceed the memory. Raises ValueError naming the file.
     """
     mapping = {"access": mmap.ACCESS_COPY}
     if sys.platform == "linux":
@@ -1271,42 +1277,34 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        dtype = DTYPES.get(entry["dtype"])
         shape = entry["shape"]
-        expect(dtype is not None, f"{path}: {name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-        expect(all(n < 2**31 for n in shape), f"{path}: {name} has shape {shape}, expected numbers below 2^31")
-        place = {"count": math.prod(shape), "offset": 8 + length + entry["data_offsets"][0]}
-        flat = torch.frombuffer(data, dtype=dtype, **place) if place["count"] else torch.empty(0).to(dtype)
-        tensors[name] = flat.view(shape)
+        with reading(f"{path}: {name}", f"dtype {entry['dtype']} or shape {shape}, expected floating point numbers"):
+            dtype = DTYPES[entry["dtype"]]
+            place = {"count": math.prod(shape), "offset": 8 + length + entry["data_offsets"][0]}
+            flat = torch.frombuffer(data, dtype=dtype, **place) if place["count"] else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.view(shape)
     return tensors
 
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json."""
-    single = find_file(folder, "model.safetensors")  # goes before shards, which are from another time
-    index = find_file(folder, "model.safetensors.index.json")
-    if index is None and single is None:
-        others = some(file.name for kind in ("bin", "pt", "pth", "gguf") for file in folder.glob(f"*.{kind}"))
-        raise FileNotFoundError(f"{folder}: neither model.safetensors nor its index; files that are not read: {others}")
-    if single:
+    single = folder / "model.safetensors"
+    if single.is_file():  # goes before shards, which are from another time
         return read_safetensors(single)
+    index = folder / "model.safetensors.index.json"
+    check("weights", index)
     content = read_json(index)
     check("index", index, content)
-    shard_of = content["weight_map"]
-    tensors = {}
-    for name in progress(sorted(set(shard_of.values())), "opening", "file"):
-        found = read_safetensors(folder / name)
-        stray = [key for key in found if shard_of.get(key) != name]
-        expect(not stray, f"{folder / name}: holds what {index.name} does not place there: {some(stray)}")
-        tensors.update(found)
-    missing = shard_of.keys() - tensors.keys()
-    expect(not missing, f"{index}: not in the files it names: {some(missing)}")
-    return tensors
+    names = sorted(set(content["weight_map"].values()))
+    shards = {name: read_safetensors(folder / name) for name in progress(names, "opening", "file")}
+    check("shards", index, content, shards)
+    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 
 def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
     """A folder's config, some fields replaced, and the module that knows its family's tensors; None: Qwen3-Next."""
-    path = find_file(folder, "config.json") or folder / "config.json"
+    check("kind", folder)
+    path = folder / "config.json"
     content = read_json(path)
     family = None
     with reading(path, "can't be used"):
@@ -1318,21 +1316,7 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
             given = {**fields, **(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
             kept = {key: file.get(key) for key in ("rope_theta", "partial_rotary_factor") if key not in given}
             content = {**{k: v for k, v in content.items() if not k.startswith(("rope_", "partial_rotary"))}, **kept}
-        quantised = content.get("quantization_config") or {}
-        method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
-        expect(method == "fp8", f"quantization_config's quant_method is {method!r:.99}, expected 'fp8'")
         return Qwen3NextConfig.from_dict({**content, **fields}), family
-
-
-def as_dtype(dtype: str | torch.dtype, config: Qwen3NextConfig, tensors: dict[str, Tensor]) -> torch.dtype:
-    """The dtype meant; "auto" is the one that the config names, or else the tensors' own."""
-    if dtype == "auto":
-        named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
-        dtype = named or next((t.dtype for t in tensors.values() if t.dtype != FP8), torch.bfloat16)
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
-    right = found in DTYPES.values() and found != FP8
-    expect(right, f"dtype is {dtype!r}, expected auto, bfloat16, float16, float32 or float64")
-    return found
 
 
 def as_device(device_map: str | torch.device | dict) -> torch.device:
@@ -1343,29 +1327,40 @@ def as_device(device_map: str | torch.device | dict) -> torch.device:
         return torch.empty(0, device=name).device
 
 
-def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfig, dict[str, Tensor], torch.dtype]:
-    """A folder's config, its tensors as the released checkpoint has them, and the dtype meant."""
+def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfig, dict, torch.dtype]:
+    """A folder's config, its tensors as the released one has them, and the dtype; "auto": the config's or theirs."""
+    before = folder.stat()
     config, family = read_config(folder, **fields)
     tensors = read_checkpoint(folder)
+    same = os.path.samestat(before, folder.stat())  # a save replaces the folder: no mixture of two is read
+    expect(same, f"{folder}: was replaced by another save while it was read: read it again")
+    formats = sibling("formats")
+    if formats:  # fine-tuning tools' prefixes, MTP in a file of its own
+        tensors = formats.usual(folder, tensors, read_safetensors)
     tensors = family.rename(tensors) if family else tensors
     mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
     config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
     pair = [tensors[name] for name in ("lm_head.weight", "model.embed_tokens.weight") if name in tensors]
     if config.tie_word_embeddings and len(pair) == 2:  # the file knows better, as in transformers
         config.tie_word_embeddings = torch.equal(*pair)
-    dtype = as_dtype(dtype, config, tensors)
+    if dtype == "auto":
+        named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+        dtype = named or next((t.dtype for t in tensors.values() if t.dtype != FP8), torch.bfloat16)
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    right = found in DTYPES.values() and found != FP8
+    expect(right, f"dtype is {dtype!r}, expected auto, bfloat16, float16, float32 or float64")
     with reading(folder, "can't be used"):
         if any(t.dtype == FP8 or OTHER_FORMATS.search(name) for name, t in tensors.items()):
-            tensors = sibling("formats", "a checkpoint with FP8 or fused experts").plain(tensors, dtype)
-        tensors = family.repack(tensors, config.to_dict()) if family else tensors
-    return config, tensors, dtype
+            formats = sibling("formats", "a checkpoint with FP8 or fused experts")
+            tensors = formats.plain(tensors, config.num_experts)
+        if family:
+            tensors = family.repack(tensors, config.to_dict(), functools.partial(formats.dequantise, dtype=found))
+    return config, tensors, found
 
 
 def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source: Path) -> PreTrainedModel:
-    """A model on the meta device. If the tensors lack its head, a new one is drawn and added to them. Other models'
-    heads are left alone. Raises ValueError listing which tensors are missing, unexpected or misshapen.
-    """
-    check("count", config, len(tensors), source)
+    """A model on the meta device. A head that the tensors lack is drawn and added to them. Raises ValueError."""
+    check("sizes", config, tensors, source)
     gc.disable()  # it would go through a hundred thousand new modules again and again
     try:
         with reading(source / "config.json", "can't be used"), torch.device("meta"):
@@ -1380,11 +1375,9 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
     want = {name: tuple(p.shape) for name, p in model.named_parameters()}
     others = {"lm_head", "mtp", "score", "qa_outputs"} - {name.partition(".")[0] for name in want}
     found = {name: tuple(t.shape) for name, t in tensors.items() if name.partition(".")[0] not in others}
-    extra = [name for name in found.keys() - want if name.removesuffix("_scale_inv") not in want]
-    wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
-    problems = {"missing": want.keys() - found, "unexpected": extra, "misshapen": wrong}
-    listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
-    expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
+    found = {name: size for name, size in found.items() if not name.endswith("_scale_inv")}
+    check("tensors", want, found, source)
+    expect(want == found, f"{source}: the tensors do not fit config.json")
     return model
 
 
@@ -1392,8 +1385,8 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
 @classmethod
 def config_from_pretrained(cls, path_or_repo: str | os.PathLike, **fields: Any) -> Qwen3NextConfig:
     """The config of a checkpoint folder or hub repository, some fields replaced. Raises as a model's."""
-    hub = take_hub_options(fields, FIELDS)
-    return read_config(find_checkpoint(path_or_repo, **hub), **fields)[0]
+    folder = find_checkpoint(path_or_repo, fields, FIELDS)
+    return read_config(folder, **fields)[0]
 
 
 @classmethod
@@ -1408,47 +1401,37 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
-    On the CPU and in the checkpoint's dtype the weights stay in the mapped files: the operating system reads what is
-    used, and keeps what fits into memory. in_memory copies them all, if there is room, and aligns them to 64 bytes,
-    as files do not: loading takes longer, and each token about a quarter less time.
+    On the CPU and in the checkpoint's dtype the weights stay in the mapped files, and are read when they are used.
+    in_memory copies and aligns them, if there is room: loading takes longer, each token about a quarter less time.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
     one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
-    runs over more than two tokens; fields, to replace those of config.json, such as num_labels; the hub's revision,
-    token, cache_dir and local_files_only. Raises FileNotFoundError or ValueError, naming the file and what is wrong
-    with it, and TypeError for a keyword that is none of these.
+    runs over more than two tokens; fields of config.json to replace, such as num_labels; revision, token, cache_dir and
+    local_files_only for the hub. Raises FileNotFoundError, ValueError naming the file, TypeError for other keywords.
     """
     dtype = fields.pop("torch_dtype", dtype)  # its old name
-    hub = take_hub_options(fields, FIELDS)
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     device = experts_device = as_device(device_map)
     large = sibling("large", "in_memory=True" if in_memory else "")
-    folder = find_checkpoint(path_or_repo, **hub)
+    folder = find_checkpoint(path_or_repo, fields, FIELDS)
     config, tensors, dtype = read_weights(folder, dtype, fields)
     names = {BACKBONE.sub(cls.backbone, name): name for name in tensors}
-    twice = tensors.keys() - names.values()
-    expect(not twice, f"{folder}: there twice, with and without their prefix: {some(twice)}")
+    check("names", folder, tensors.keys() - names.values())
     tensors = {place: tensors[name] for place, name in names.items()}
     model = build(cls, config, tensors, folder)
     if large:
         experts_device, device = large.choose_devices(device, str(device_map) == "auto", tensors, dtype, in_memory)
-    if any(tensor.dtype == FP8 for tensor in tensors.values()):  # experts
-        sibling("formats").place(model, tensors, linear, experts_device, in_memory)
-    modules = dict(model.named_modules())
-    weights = {}  # by the parameter whose place they take, so that tied ones stay one
-    parameters = [*model.named_parameters(remove_duplicate=False)]
-    for name, empty in progress(parameters, "loading", "tensor"):
+    if any(tensor.dtype == FP8 for tensor in tensors.values()):
+        tensors = sibling("formats").place(model, tensors, linear, experts_device, in_memory, dtype)
+    for name, p in progress([*model.named_parameters()], "loading", "tensor"):
         where = experts_device if ".experts." in name else device
-        if empty.is_meta and empty not in weights:
-            weights[empty] = nn.Parameter(tensors[name].to(where, dtype, copy=in_memory))
-        path, _, key = name.rpartition(".")
-        setattr(modules[path], key, weights.get(empty, empty))
+        if p.is_meta:
+            torch.utils.swap_tensors(p, nn.Parameter(tensors[name].to(where, dtype, copy=in_memory)))
     for module in model.modules():
         if isinstance(module, GatedDeltaNet):
             module.delta_rule = delta_rule
     if large:
         large.attach(model, Experts, tensors, folder, device)
-    path = find_file(folder, "generation_config.json")
-    model.generation_config = read_json(path) if path else {}
+    model.generation_config = read_json(folder / "generation_config.json", {})
     return model.eval()
 
 
@@ -1465,8 +1448,7 @@ PreTrainedModel.save_pretrained = save_pretrained
 # ==== Tokenizer and chat template =====================================================================================
 
 
-NO_CHAT_OPTIONS = ("conversation", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs")
-NO_CHAT_OPTIONS += ("return_assistant_tokens_mask", "processor_kwargs")  # transformers', which change the result
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Encoding(dict):
@@ -1487,23 +1469,14 @@ class Qwen3NextTokenizer:
     def __init__(self, backend: Any, config: dict, chat_template: str | None):
         self.backend = backend
         self.chat_template = chat_template
-        right = isinstance(chat_template, (str, type(None)))
-        expect(right, f"tokenizer_config.json: chat_template is {chat_template!r:.99}, expected a text")
-        with reading("tokenizer_config.json", "added_tokens_decoder can't be used"):
-            for number, entry in (config.get("added_tokens_decoder") or {}).items():  # some tokens are only here
-                if backend.token_to_id(entry["content"]) is None:
-                    backend.add_tokens([tokenizers.AddedToken(**entry)])
-                    found = backend.token_to_id(entry["content"])
-                    expect(found == int(number), f"{entry['content']!r} is token {number}, but would become {found}")
-        self.special_tokens = {}
-        ids = {}
-        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            token = config.get(name)
-            token = token.get("content") if isinstance(token, dict) else token
-            if config.get(name):
-                ids[name] = backend.token_to_id(token) if isinstance(token, str) and token.isprintable() else None
-                expect(ids[name] is not None, f"tokenizer_config.json: {name} {token!r:.99} is not in tokenizer.json")
-                self.special_tokens[name] = token
+        with reading("tokenizer_config.json", "can't be used"):
+            entries = (config.get("added_tokens_decoder") or {}).items()
+            new = {int(n): entry for n, entry in entries if backend.token_to_id(entry["content"]) is None}
+            backend.add_tokens([tokenizers.AddedToken(**entry) for entry in new.values()])  # some tokens are only here
+            special = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
+            self.special_tokens = {name: x["content"] if isinstance(x, dict) else x for name, x in special.items()}
+            check("tokenizer", backend, new, self.special_tokens, chat_template)
+            ids = {name: backend.token_to_id(token) for name, token in self.special_tokens.items()}
         self.eos_token_id = ids.get("eos_token")
         self.pad_token_id = ids.get("pad_token", self.eos_token_id or 0)
         backend.no_padding()
@@ -1511,18 +1484,15 @@ class Qwen3NextTokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike, **options: Any) -> "Qwen3NextTokenizer":
-        """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, of which only the first has to be there.
-        Raises FileNotFoundError or ValueError naming the file.
-        """
-        folder = find_checkpoint(path_or_repo, **take_hub_options(options))
-        path = find_file(folder, "tokenizer.json") or folder / "tokenizer.json"
-        text = read_text(path)
+        """Reads tokenizer.json; tokenizer_config.json and chat_template.jinja if there; errors name them."""
+        folder = find_checkpoint(path_or_repo, options)
+        check("tokenizer_files", folder)
+        path = folder / "tokenizer.json"
         with reading(path, "not a tokenizer"):
-            backend = tokenizers.Tokenizer.from_str(text)
-        config = find_file(folder, "tokenizer_config.json")
-        fields = read_json(config) if config else {}
-        jinja = find_file(folder, "chat_template.jinja")
-        template = read_text(jinja) if jinja else fields.get("chat_template")
+            backend = tokenizers.Tokenizer.from_str(read_text(path))
+        fields = read_json(folder / "tokenizer_config.json", {})
+        jinja = folder / "chat_template.jinja"
+        template = read_text(jinja) if jinja.is_file() else fields.get("chat_template")
         if isinstance(template, list):  # several, by name
             named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
             template = next(named, {}).get("template")
@@ -1536,8 +1506,9 @@ class Qwen3NextTokenizer:
     ) -> Encoding:
         """Token ids and attention mask of one text or several: lists, or (B, T) int64 tensors for "pt"."""
         expect(return_tensors in (None, "pt"), f"return_tensors is {return_tensors!r}, expected 'pt' or None")
-        expect(padding_side in ("left", "right"), f"padding_side is {padding_side!r}, expected 'left' or 'right'")
-        rows = self.backend.encode_batch([text] if isinstance(text, str) else text)
+        check("padding_side", padding_side)
+        with reading("tokenizer.json", "can't encode these texts"):
+            rows = self.backend.encode_batch([text] if isinstance(text, str) else text)
         longest = max((len(row.ids) for row in rows), default=0) if padding else 0
         for row in rows:  # each by itself: the backend's own padding is a setting that all threads share
             row.pad(longest, direction=padding_side, pad_id=self.pad_token_id)
@@ -1549,12 +1520,14 @@ class Qwen3NextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written out in the text become themselves."""
-        return self.backend.encode(text).ids
+        with reading("tokenizer.json", "can't encode this text"):
+            return self.backend.encode(text).ids
 
     def decode(self, ids: int | list[int] | Tensor, skip_special_tokens: bool = False) -> str:
         """Text of token ids."""
         ids = ids.tolist() if isinstance(ids, Tensor) else ids
-        return self.backend.decode([ids] if isinstance(ids, int) else list(ids), skip_special_tokens)
+        with reading("tokenizer.json", "can't decode these tokens"):
+            return self.backend.decode([ids] if isinstance(ids, int) else list(ids), skip_special_tokens)
 
     def batch_decode(self, batch: Any, skip_special_tokens: bool = False) -> list[str]:
         """Texts of several sequences."""
@@ -1563,26 +1536,23 @@ class Qwen3NextTokenizer:
     def apply_chat_template(
         self, messages: list, tools: Any = None, tokenize: bool = False, add_generation_prompt: bool = True, **kwargs
     ) -> str | list[int]:
-        """The conversation as the checkpoint's own template writes it: text, or with `tokenize` token ids, in the form
-        that return_tensors and return_dict ask for. chat_template replaces the checkpoint's; other kwargs
-        (enable_thinking ...) are the template's variables.
+        """The conversation as the checkpoint's own template writes it: text, or with `tokenize` token ids. kwargs:
+        transformers' chat_template, return_tensors and return_dict; the template's variables, such as enable_thinking.
 
         The template is a program from the checkpoint: it runs in Jinja's sandbox and can't change what it is given.
         Raises ValueError when there is no template, or for what the template itself refuses.
         """
         from jinja2.sandbox import ImmutableSandboxedEnvironment as Sandbox
 
-        one = isinstance(messages, (list, tuple)) and all(isinstance(message, dict) for message in messages)
-        expect(one, f"messages is {messages!r:.99}, expected one conversation, a list of {{'role': .., 'content': ..}}")
-        for name in NO_CHAT_OPTIONS:
-            expect(not kwargs.pop(name, None), f"apply_chat_template does not have transformers' {name}")
+        check("messages", messages, kwargs)
         template = kwargs.pop("chat_template", None) or self.chat_template
         return_tensors = kwargs.pop("return_tensors", None)
         return_dict = kwargs.pop("return_dict", False)
         expect(tokenize or not (return_tensors or return_dict), "return_tensors and return_dict need tokenize=True")
-        expect(template is not None, "the checkpoint has no chat template")
+        expect(isinstance(template, str), "the checkpoint has no chat template")
+        template = re.sub(r"(\{%[-+]?\s*)(end)?generation\b", r"\1\2with", template)  # what they mark is for training
         env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+        env.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         env.globals.update(raise_exception=lambda message: expect(False, message), strftime_now=time.strftime)
         kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
@@ -1595,21 +1565,18 @@ class Qwen3NextTokenizer:
 
 # ==== Sampling and speculation ========================================================================================
 
-# Options of `generate` that change the logits first, and the value of each that changes nothing
-PENALTIES = {
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "min_new_tokens": 0,
-    "suppress_tokens": None,
-    "bad_words_ids": None,
-}
+# Numbers among the options of `generate`, and the largest of each
+LIMITS = {"temperature": 1e9, "repetition_penalty": 1e9, "presence_penalty": 1e9, "top_p": 1.0, "min_p": 1.0}
+LIMITS |= dict.fromkeys(("top_k", "min_new_tokens", "max_length", "max_new_tokens"), 10**9)
+LIMITS |= {"num_draft_tokens": 2**16, "seed": 2**63 - 1}
+# Those that change the logits first, and the value of each that changes nothing
+PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "min_new_tokens": 0}
+PENALTIES |= {"suppress_tokens": None, "bad_words_ids": None}
 
 
 @dataclass
 class Sampling:
-    """How the next token is chosen: the likeliest, or a random one of those that top_k, top_p and min_p leave, in this
-    order. Raises ValueError, naming the option, for a value outside its range.
-    """
+    """How the next token is chosen: the likeliest, or a random one of those that top_k, top_p, min_p leave, in turn."""
 
     do_sample: bool = False
     temperature: float = 1.0  # 0: the likeliest token
@@ -1618,11 +1585,6 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self):
-        limits = {"temperature": 1e9, "top_k": 10**9, "top_p": 1.0, "min_p": 1.0}
-        for name, high in limits.items():
-            value = getattr(self, name)
-            right = isinstance(value, (int, type(high))) and not isinstance(value, bool) and 0 <= value <= high
-            expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
         expect(isinstance(self.do_sample, bool), f"do_sample is {self.do_sample!r:.99}, expected true or false")
         self.do_sample = self.do_sample and self.temperature > 1e-9  # by less, logits would overflow
 
@@ -1646,7 +1608,10 @@ class Sampling:
 
     def draw(self, p: Tensor, generator: torch.Generator | None) -> Tensor:
         """A token for each distribution p (B, vocab): (B,)."""
-        return torch.multinomial(p, 1, generator=generator)[:, 0] if self.do_sample else p.argmax(-1)
+        if not self.do_sample:
+            return p.argmax(-1)
+        with reading("the model", "its weights or config.json are damaged: probabilities that are no numbers"):
+            return torch.multinomial(p, 1, generator=generator)[:, 0]
 
     def verify(self, p: Tensor, q: Tensor, drafts: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Speculative sampling, [Spec] Algorithm 1: the tokens that come out are distributed as p, whatever q is.
@@ -1693,13 +1658,13 @@ class Decoder:
     rule: Sampling
     n: int = 0
     generator: torch.Generator | None = None
-    processors: Iterable[Callable[[Tensor, Tensor], Tensor]] = ()  # of ids so far and logits (B, vocab): new logits
+    penalties: Any = None  # from qwen3_next_checkpoints/penalties.py, what changes the logits first
 
     def __post_init__(self):
         expect(not self.n or self.model.mtp, "num_draft_tokens needs an MTP layer: the checkpoint has no mtp.* tensors")
         self.drafted, self.accepted = [0] * self.n, [0] * self.n  # counts by position
         mtp, columns = self.cache.mtp, self.cache.columns
-        in_step = mtp is not None and mtp.complete and mtp.columns == columns - self.cache.mtp_start
+        in_step = mtp and mtp.complete and mtp.columns == columns - self.cache.mtp_start
         if self.n and not in_step:  # new, or not up to date after passes without drafts
             self.cache.mtp = Cache([KVCache()], torch.zeros_like(self.cache.seq_len))
             self.cache.mtp_start = columns
@@ -1710,23 +1675,20 @@ class Decoder:
         known = self.cache.columns
         expect(known < T, f"the cache holds {known} tokens, input_ids only {T}")
         mask = torch.ones_like(ids) if mask is None else mask
-        expect(mask.shape == ids.shape, f"attention_mask has shape {tuple(mask.shape)}, expected {(B, T)}")
         segments, _ = check_inputs(ids[:, known:], mask, None, self.cache)
+        expect_shape("attention_mask", mask, (B, T))
         expect(not is_packed(segments), "attention_mask counts several sequences in a row; generate continues one")
-        mask = mask.bool()
-        real = mask[:, known:]
-        expect(bool(real.any(dim=1).all()), "attention_mask leaves a sequence without new tokens")
+        real = mask[:, known:] > 0
+        expect(real.any(dim=1).all(), "attention_mask leaves a sequence without new tokens")
         order = real.int().argsort(dim=1, stable=True)  # padding first: every prompt ends in the last column
-        past = ids[:, :known]
         ids, real = ids[:, known:].gather(1, order), real.gather(1, order)
-        self.ids = torch.cat([past, ids], dim=1)
         for start in progress(range(0, T - known, PREFILL_WINDOW), "reading", "window"):
             now = slice(start, start + PREFILL_WINDOW)
             self.out = self.model(ids[:, now], real[:, now], past_key_values=self.cache, logits_to_keep=1)
             self.show_mtp(self.out.last_hidden_state, ids[:, start + 1 : now.stop + 1], real[:, now])
-        self.cache.mask = None if self.cache.mask is None else mask  # in the order of the caller
+        self.cache.mask = None if self.cache.mask is None else mask > 0  # in the order of the caller
         self.out.last_hidden_state = self.out.last_hidden_state[:, -1:]
-        self.drafts, self.q = ids[:, :0].long(), self.out.logits[:, :0]
+        self.drafts, self.q = ids[:, :0].long(), None
 
     def next_tokens(self) -> Tensor:
         """The accepted drafts and the token after them, (B, 1 or more)."""
@@ -1752,16 +1714,15 @@ class Decoder:
         if drafts:  # the last pass read a token and the drafts: as many stay as are kept now
             self.cache.rollback(drafts + 1 - tokens.shape[1])
         self.show_mtp(self.out.last_hidden_state, tokens)
-        self.ids = torch.cat([self.ids, tokens], dim=1)
+        if self.penalties:
+            self.penalties.add(tokens)
         self.last = tokens[:, -1:]
         self.mask = None if going is None or going.all() else going[:, None]
 
     def advance(self, limit: int):
         """Drafts, and the next pass. limit: how many tokens may still follow."""
         n = min(self.n, limit - 1)
-        self.drafts, self.q = self.last[:, :0], self.out.logits[:, :0]
-        if n > 0:
-            self.drafts, self.q = self.draft(n)
+        self.drafts, self.q = self.draft(n) if n > 0 else (self.last[:, :0], None)
         self.cache.reversible = n > 0
         self.out = self.model(torch.cat([self.last, self.drafts], dim=1), self.mask, past_key_values=self.cache)
 
@@ -1774,18 +1735,9 @@ class Decoder:
             self.hidden = self.model.look_ahead(hidden[:, :T], embeds, mask, None, self.cache.mtp)[:, -1:]
 
     def probabilities(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        """Distributions of the first draft, and of what follows each of the drafts (B, n), by logits (B, n + 1, vocab),
-        or (B, 1, vocab) for the last of them.
-        """
-        if self.processors:
-            first = drafts.shape[1] + 1 - logits.shape[1]
-            rows = []
-            for i, row in enumerate(upcast(logits).unbind(1)):
-                ids = torch.cat([self.ids, drafts[:, : first + i]], dim=1)
-                for process in self.processors:
-                    row = process(ids, row)
-                rows.append(row)
-            logits = torch.stack(rows, dim=1)
+        """Distributions of the first draft and what follows each (B, n + 1, vocab); by logits (B, 1, ...), the last."""
+        if self.penalties:
+            logits = self.penalties.after_drafts(drafts, upcast(logits))
         return self.rule.probabilities(logits)
 
     def draft(self, n: int) -> tuple[Tensor, Tensor]:
@@ -1825,16 +1777,29 @@ def read_options(defaults: dict, options: dict, T: int) -> tuple[Sampling, int, 
     None, else by generation_config.json's. A sampling option that is given asks to sample.
     """
     check("settings", defaults)
-    expect_known("generate", options, {*Sampling.__annotations__, *PENALTIES, "max_new_tokens", "num_draft_tokens"})
+    known = {*Sampling.__annotations__, *PENALTIES, "max_new_tokens", "num_draft_tokens", "seed"}
+    expect_known("generate", options, known)
     defaults, given = ({name: x for name, x in these.items() if x is not None} for these in (defaults, options))
     asked = {"do_sample": True} if given.keys() & {"temperature", "top_k", "top_p", "min_p"} else {}
     options = {**defaults, **asked, **given}
-    for name in ("max_new_tokens", "max_length", "num_draft_tokens"):
-        n = options.get(name, 0)
-        expect(isinstance(n, int) and n >= 0, f"{name} is {n!r}, expected 0 or more")
+    for name, high in LIMITS.items():
+        value = options.get(name, 0)
+        kind = numbers.Integral if isinstance(high, int) else numbers.Real  # NumPy's, too
+        right = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= high
+        expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
     limit = options.get("max_new_tokens", max(options.get("max_length", T + 512) - T, 0))
     penalties = {name: options[name] for name, none in PENALTIES.items() if options.get(name, none) != none}
     return Sampling(**{name: options[name] for name in Sampling.__annotations__ if name in options}), limit, penalties
+
+
+def as_callable(streamer: Any, prompt: Tensor) -> Callable[[Tensor], Any] | None:
+    """What takes each new token (1,): from a function of its number, or a streamer of transformers', which has `put`
+    and is shown the prompt first.
+    """
+    if hasattr(streamer, "put"):
+        streamer.put(prompt.cpu())
+        return lambda token: streamer.put(token.cpu())
+    return streamer and (lambda token: streamer(token.item()))
 
 
 def ends_in(stops: str | list[str], ids: Tensor, tokenizer: Any) -> Tensor:
@@ -1857,32 +1822,30 @@ def generate(
     seed: int | None = None,
     num_draft_tokens: int = 0,
     past_key_values: Cache | None = None,
-    streamer: Callable[[int], Any] | None = None,
+    streamer: Callable | None = None,
     stats: dict | None = None,
     **options: Any,
 ) -> Tensor:
     """Continues input_ids (B, T): returns (B, T + new), with padding after a sequence's end. Raises ValueError.
-
     Args: attention_mask (B, T), 0 at padding; eos_token_id, one or several, None for none; stop_strings end a sequence,
-    too, as the tokenizer reads it; seed, for the same samples again; num_draft_tokens, MTP's drafts for each pass of
-    the model; past_key_values, a cache that holds the first of input_ids, and in the end all but the last one returned;
-    streamer, called with each token id; stats, a dict to fill: prompt_tokens, new_tokens, prefill_seconds, drafted,
-    decode_seconds, accepted, acceptance_by_position; options, `Sampling`'s and PENALTIES. Drafts and streamers take one
-    sequence. Defaults: generation_config.json's, or 512 tokens, the likeliest each.
+    too, as the tokenizer reads it; seed, for the same samples again; num_draft_tokens, MTP's drafts for each pass;
+    past_key_values, a cache that holds the first of input_ids, and in the end all but the last token; streamer, called
+    with each token id; stats, a dict to fill with counts and seconds; options, `Sampling`'s and PENALTIES. Drafts and
+    streamers take one sequence. Defaults: generation_config.json's, or 512 tokens, the likeliest each.
     """
+    check("ids", input_ids, self.config.vocab_size)
     B, T = input_ids.shape
     started, stats = time.perf_counter(), {} if stats is None else stats
     eos, pad = end_tokens(self, eos_token_id)
-    options |= {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens}
+    options |= {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens, "seed": seed}
     rule, limit, penalties = read_options(self.generation_config, options, T)
-    processors = []
     if penalties:
-        kind = sibling("penalties", ", ".join(penalties)).Penalties
-        processors.append(kind(input_ids, attention_mask, eos, **penalties))
+        penalties = sibling("penalties", ", ".join(penalties)).Penalties(input_ids, attention_mask, eos, **penalties)
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
     expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
-    generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
-    decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator, processors)
+    generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(int(seed))
+    show = as_callable(streamer, input_ids)
+    decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator, penalties)
     decoder.prefill(input_ids, attention_mask)
     prefilled = time.perf_counter()
     stats.update(prompt_tokens=int(decoder.cache.seq_len.sum()), prefill_seconds=prefilled - started)
@@ -1895,8 +1858,8 @@ def generate(
         try:
             for token in decoder.next_tokens().unbind(1):
                 ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
-                if streamer:
-                    streamer(token.item())
+                if show:
+                    show(token)
                 done |= torch.isin(token, token.new_tensor(eos))
                 if stop_strings:
                     done |= ends_in(stop_strings, ids[:, T:], tokenizer)
@@ -1904,6 +1867,8 @@ def generate(
                     break
         finally:  # also when the streamer raises, or Ctrl-C does
             decoder.keep(ids[:, before:], going)
+    if hasattr(streamer, "end"):
+        streamer.end()
     stats.update(new_tokens=ids.shape[1] - T, decode_seconds=time.perf_counter() - prefilled, **decoder.counts())
     return ids
 
@@ -1924,29 +1889,27 @@ def add_options(parser: argparse.ArgumentParser):
     add("--dtype", default="auto", help="bfloat16, float16, float32 or float64 (default: the checkpoint's)")
     add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than two tokens")
     add("--in-memory", action="store_true", help="copy all weights into memory first, for faster decoding on a CPU")
-    add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)")
     add("--stop", dest="stop_strings", action="append", metavar="TEXT", help="end before this text; may be repeated")
     add("--greedy", dest="do_sample", action="store_const", const=False, help="take the likeliest token each time")
-    add("--temperature", type=float, metavar="X", help="0: the likeliest token each time")
-    add("--top-k", type=int, metavar="N", help="choose among the N likeliest tokens")
-    add("--top-p", type=float, metavar="X", help="choose among the likeliest tokens that together have probability X")
-    add("--min-p", type=float, metavar="X", help="leave out tokens below X times the likeliest one's probability")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1: make tokens that occurred less likely")
-    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add("--temperature", type=float, help="0: the likeliest token each time")
+    add("--top-k", type=int, help="choose among so many of the likeliest tokens")
+    add("--top-p", type=float, help="choose among the likeliest tokens that together have this probability")
+    add("--min-p", type=float, help="leave out tokens below this share of the likeliest one's probability")
+    add("--repetition-penalty", type=float, help="above 1: make tokens that occurred less likely")
+    add("--seed", type=int, help="make sampling repeatable")
     add("--draft-tokens", dest="num_draft_tokens", type=int, default=0, metavar="N", help="MTP's drafts for each pass")
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
 
 
 def load(args: argparse.Namespace) -> tuple[Qwen3NextTokenizer, Qwen3NextForCausalLM]:
     """The tokenizer and the model that the options ask for."""
+    check("texts", vars(args))
     tokenizer = Qwen3NextTokenizer.from_pretrained(args.model)
-    options = (args.dtype, args.device, args.delta_rule, args.in_memory)
-    model = Qwen3NextForCausalLM.from_pretrained(args.model, *options)
-    rows = model.config.vocab_size
-    expect(len(tokenizer) <= rows, f"{args.model}: tokenizer.json has {len(tokenizer)} tokens, the embedding {rows}")
-    ends, _ = end_tokens(model, ...)
+    model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule, args.in_memory)
+    check("vocabulary", args.model, len(tokenizer), model.config.vocab_size)
     if tokenizer.eos_token_id is not None:  # some checkpoints name the chat's end only here
-        model.generation_config["eos_token_id"] = [*ends, tokenizer.eos_token_id]
+        model.generation_config["eos_token_id"] = [*end_tokens(model, ...)[0], tokenizer.eos_token_id]
     large = sibling("large")
     if large and not args.in_memory:
         large.announce_slow_disk(model.model, Experts, model.config.num_experts_per_tok)
@@ -1969,21 +1932,21 @@ def run(args: argparse.Namespace):
     elif not args.raw:
         system = [{"role": "system", "content": args.system}] if args.system else []
         text = tokenizer.apply_chat_template([*system, {"role": "user", "content": text}])
+    ids = tokenizer.encode(text)
+    expect(len(ids) > 0, "the prompt is empty: nothing to continue")
+    row = torch.tensor([ids], device=model.device)
     stream = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
 
     def show(token: int):
         print(stream.step(tokenizer.backend, token) or "", end="", flush=True)  # None inside a character
 
-    stops = args.stop_strings or []
-    ids = tokenizer.encode(text)
-    expect(len(ids) > 0, "the prompt is empty: nothing to continue")
-    row = torch.tensor([ids], device=model.device)
     with sibling("stats", "--stats").reporting(model, Experts) if args.stats else nullcontext({}) as stats:
-        streamer = None if stops else show
+        streamer = None if args.stop_strings else show
         out = model.generate(row, tokenizer=tokenizer, streamer=streamer, stats=stats, **generation_options(args))
-        text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-        ends = [text.index(stop) for stop in stops if stop in text]
-        print(text[: min(ends, default=len(text))] if stops else "", flush=True)
+        text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True) if args.stop_strings else ""
+        for stop in args.stop_strings or []:
+            text = text.partition(stop)[0]
+        print(text, flush=True)
 
 
 def exit_code(program: str, run: Callable, *arguments: Any) -> int:
@@ -1997,9 +1960,9 @@ def exit_code(program: str, run: Callable, *arguments: Any) -> int:
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"{program}: {one_line(message)}", file=sys.stderr)
+    except BaseException as error:  # tokenizers' PanicException is no Exception
+        kind = "" if isinstance(error, (ValueError, OSError, KeyError)) else f"{type(error).__name__}: "
+        print(f"{program}: {kind}{one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -2016,4 +1979,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_interrupt)
     sys.exit(main())

@@ -35,6 +35,13 @@ Values = dict[str, Array]
 Ids = list[int] | Array
 Header = dict[str, tuple[str, tuple[int, ...], int]]  # {name: (dtype, shape, offset of its first byte in the file)}
 LAYER_TYPES = ("linear_attention", "full_attention")
+# What a value of config.json has to be: below these, and above 0, or 0 as well
+COUNTS = {"num_hidden_layers": 10**4, "original_max_position_embeddings": 10**9}  # other integers: 10**6, too
+AT_LEAST_0 = ("num_experts", "mscale", "mscale_all_dim")
+FLAGS = ("tie_word_embeddings", "norm_topk_prob", "truncate")
+LISTS = ("layer_types", "mlp_only_layers")
+NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor", "beta_fast", "beta_slow")
+NUMBERS += ("attention_factor", "mscale", "mscale_all_dim")
 STORED = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 # ---- Config ---------------------------------------------------------------------------------------------------------
@@ -44,23 +51,27 @@ class Config:
     """The fields of config.json that decide the forward pass, from either dialect; the rest is ignored.
 
     The two dialects have RoPE's fields and full_attention_interval at the top level, or rope_parameters and
-    layer_types. Raises ValueError for what is missing or not supported.
+    layer_types. Raises ValueError, naming the key, for what is missing, mistyped, contradictory or not supported.
     """
 
     def __init__(self, fields: dict):
-        fields = {**fields, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
+        nested = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+        if not isinstance(nested, dict):
+            raise ValueError(f"config.json: rope_parameters or rope_scaling is {nested!r:.99}, expected an object")
+        fields = {**fields, **nested}
         rope_type = fields.get("rope_type", fields.get("type", "default"))
 
         def get(key: str, default: object = None) -> object:
             value = default if fields.get(key) is None else fields[key]
             if value is None:
                 raise ValueError(f"config.json: {key} is missing")
+            check_value(key, value)
             return value
 
         supported = {"model_type": ["qwen3_next"], "hidden_act": ["silu"], "rope_type": ["default", "yarn"]}
         for key, found in {**fields, "rope_type": rope_type}.items():
             if key in supported and found not in supported[key]:
-                raise ValueError(f"config.json: {key} is {found!r}, expected {' or '.join(supported[key])}")
+                raise ValueError(f"config.json: {key} is {found!r:.99}, expected {' or '.join(supported[key])}")
         self.vocab_size = get("vocab_size")
         self.rms_norm_eps = get("rms_norm_eps", 1e-6)
         self.tie_word_embeddings = get("tie_word_embeddings", False)
@@ -70,8 +81,9 @@ class Config:
         layers = range(get("num_hidden_layers"))
         interval = get("full_attention_interval", 4)
         types = get("layer_types", [LAYER_TYPES[(i + 1) % interval == 0] for i in layers])
-        if len(types) != len(layers) or set(types) - set(LAYER_TYPES):
-            raise ValueError(f"config.json: layer_types is {types}, expected {len(layers)} names out of {LAYER_TYPES}")
+        if len(types) != len(layers) or not all(name in LAYER_TYPES for name in types):
+            expected = f"expected {len(layers)} names out of {LAYER_TYPES}"
+            raise ValueError(f"config.json: layer_types is {types!r:.99}, {expected}")
         self.is_full_attention = [name == "full_attention" for name in types]
         if "linear_attention" in types:
             self.key_heads, self.value_heads = get("linear_num_key_heads"), get("linear_num_value_heads")
@@ -91,8 +103,35 @@ class Config:
             above, below = (1 + 0.1 * math.log(yarn["factor"]) * scale for scale in (both if all(both) else (1, 0)))
             yarn["attention_factor"] = get("attention_factor", above / below)
             yarn["original"] = get("original_max_position_embeddings", fields.get("max_position_embeddings"))
+        groups = [("num_attention_heads", self.num_heads, self.num_kv_heads)]
+        if "linear_attention" in types:
+            groups += [("linear_num_value_heads", self.value_heads, self.key_heads)]
+        for key, heads, shared in groups:
+            if heads % shared:
+                raise ValueError(f"config.json: {key} is {heads}, expected a multiple of {shared}")
+        if self.num_experts > 0 and self.top_k > self.num_experts:
+            raise ValueError(f"config.json: num_experts_per_tok is {self.top_k}, num_experts only {self.num_experts}")
         width = int(self.head_dim * get("partial_rotary_factor", 0.25))
+        if width not in range(2, self.head_dim + 1, 2):
+            raise ValueError(f"config.json: partial_rotary_factor turns {width} of {self.head_dim} dimensions")
         self.inv_freq, self.rope_scale = rope_frequencies(width, get("rope_theta"), yarn)
+
+
+def check_value(key: str, value: object):
+    """Raises ValueError, naming the key, for a value of another kind, or one that would exhaust the memory."""
+    if key in FLAGS:
+        right, expected = isinstance(value, bool), "true or false"
+    elif key in LISTS:
+        right, expected = isinstance(value, list), "a list"
+    elif isinstance(value, bool):
+        right, expected = False, "a number"
+    else:
+        low = 0 if key in AT_LEAST_0 else 1e-30 if key in NUMBERS else 1
+        high = 1e18 if key in NUMBERS else COUNTS.get(key, 10**6)
+        right = isinstance(value, (int, float) if key in NUMBERS else int) and low <= value < high
+        expected = f"{'a number' if key in NUMBERS else 'an integer'} from {low:g} to {high:g}"
+    if not right:
+        raise ValueError(f"config.json: {key} is {value!r:.99}, expected {expected}")
 
 
 # ---- Checkpoint -----------------------------------------------------------------------------------------------------
@@ -119,21 +158,31 @@ def read_header(path: Path) -> Header:
         header.pop("__metadata__", None)
         for name, entry in header.items():
             dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            if not all(type(n) is int and 0 <= n < 2**48 for n in (*shape, start, stop)):
+                raise ValueError(f"{name!r} has a shape or offsets that are no sizes: {entry!r:.99}")
             if dtype in STORED and math.prod(shape) * STORED[dtype].itemsize != stop - start:
                 raise ValueError(f"{name!r} has shape, type and offsets that do not fit together: {entry!r}")
             if start < 0 or data + stop > size:
                 raise ValueError(f"{name!r} is not within the file: {entry!r}")
             tensors[name] = (dtype, shape, data + start)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from None
     return tensors
+
+
+def is_file_name(name: object) -> bool:
+    """Whether this is the name of a file in the same folder."""
+    return isinstance(name, str) and "\0" not in name and Path(name).name == name != ""
 
 
 def find_tensors(folder: Path) -> dict[str, Path]:
     """Which file each tensor is in: model.safetensors, or the shard that model.safetensors.index.json names."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if index.is_file() and not single.is_file():
-        return {name: folder / shard for name, shard in read_json(index)["weight_map"].items()}
+        shard_of = read_json(index).get("weight_map")
+        if not isinstance(shard_of, dict) or not all(map(is_file_name, shard_of.values())):
+            raise ValueError(f"{index}: no weight_map from tensors to files of its folder")
+        return {name: folder / shard for name, shard in shard_of.items()}
     return dict.fromkeys(read_header(single), single)
 
 

@@ -1,13 +1,21 @@
-"""What is wrong with a checkpoint, found before it is used: fields that can't be right together, links that lead away.
+"""What is wrong with a checkpoint or a call, found before it is used: fields that can't be right together, tensors that
+do not fit, links that lead away, options that would not be obeyed.
 
-Without this file a right checkpoint is read all the same; a wrong one fails later, and says less about why.
+Without this file what is right is read all the same; what is wrong fails later, and says less about why.
 """
 
+import json
 import os
+import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+FILES += ("mtp.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # an index names more
+NO_CHAT_OPTIONS = ("conversation", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs")
+NO_CHAT_OPTIONS += ("return_assistant_tokens_mask", "processor_kwargs")
 NOT_OBEYED = {"min_length", "no_repeat_ngram_size", "length_penalty", "typical_p", "penalty_alpha", "epsilon_cutoff"}
 NOT_OBEYED |= {"eta_cutoff", "forced_eos_token_id", "sequence_bias", "guidance_scale", "encoder_no_repeat_ngram_size"}
 
@@ -16,6 +24,18 @@ def expect(right: bool, otherwise: str):
     """Raises ValueError with the message, on one line, unless `right`."""
     if not right:
         raise ValueError(" ".join(otherwise.splitlines()))
+
+
+def some(names: Iterable[str]) -> str:
+    """The first ten names and a count, for messages."""
+    names = sorted(names)
+    return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)} in all)"
+
+
+def check_links(folder: Path):
+    """Raises ValueError for the first of a checkpoint's files that is none, see `check_link`."""
+    for name in FILES:
+        check_link(folder / name)
 
 
 def check_link(path: Path):
@@ -30,12 +50,80 @@ def check_link(path: Path):
     expect(inside, f"{path}: leads out of the folder, to {target}")
 
 
+def check_kind(folder: Path):
+    """Raises ValueError, saying what it is, for a folder of another kind: an adapter, GGUF, a part of a checkpoint,
+    weights that another program has quantised or converted, a model of another family.
+    """
+    names = {path.name for path in folder.iterdir()}
+    weights = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
+    if "adapter_config.json" in names and not weights:
+        otherwise(folder, "an adapter, such as LoRA's", "merge it into its base model with PEFT's merge_and_unload")
+    if any(name.endswith(".gguf") for name in names) and not weights:
+        otherwise(folder, "a GGUF file", "llama.cpp runs it; here safetensors are read")
+    shards = [name for name in weights if re.fullmatch(r".+-\d{5}-of-\d{5}\.safetensors", name)]
+    if shards and not names & {"model.safetensors", "model.safetensors.index.json"}:
+        whole = f"{len(shards)} of {int(shards[0][-17:-12])} shards"
+        otherwise(folder, f"{whole}, without model.safetensors.index.json", "download the whole repository")
+    try:
+        content = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # whoever reads it next says what is wrong
+        return
+    content = content if isinstance(content, dict) else {}
+    if isinstance(content.get("quantization"), dict):
+        otherwise(folder, "weights quantised by MLX (config.json has quantization)", "mlx-lm runs them")
+    quantised = content.get("quantization_config")
+    method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else "fp8"
+    if method != "fp8":
+        expected = "bfloat16 or FP8 is read; llama.cpp, mlx-lm and vLLM run smaller numbers"
+        otherwise(folder / "config.json", f"quantization_config's quant_method is {method!r:.99}", expected)
+    kind = content.get("model_type", "qwen3_next")
+    known = str(kind).startswith(("qwen3_next", "qwen3_5"))
+    expect(known, f"{folder / 'config.json'}: model_type is {kind!r:.99}; qwen3_next and qwen3_5 are read")
+
+
+def otherwise(place: Path, found: str, instead: str):
+    """Raises ValueError: what was found in a place, and what to do."""
+    expect(False, f"{place}: {found}; {instead}")
+
+
+def check_tokenizer_files(folder: Path):
+    """Raises ValueError for a tokenizer in the form of before tokenizer.json."""
+    names = {path.name for path in folder.iterdir()}
+    old = "tokenizer.json" not in names and {"vocab.json", "merges.txt"} <= names
+    how = "transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it"
+    expect(not old, f"{folder}: has vocab.json and merges.txt, but no tokenizer.json; {how}")
+
+
+def check_ids(ids: Any, rows: int):
+    """Raises ValueError for token ids that are not (batch, tokens), or not below `rows`, the vocabulary's size."""
+    expect(hasattr(ids, "ndim"), f"input_ids is a {type(ids).__name__}, expected a tensor")
+    right = ids.ndim == 2 and ids.numel() > 0
+    expect(right, f"input_ids has shape {tuple(ids.shape)}, expected (batch, tokens), none empty")
+    low, high = ids.min(), ids.max()
+    expect(low >= 0 and high < rows, f"input_ids from {low} to {high}, expected 0 to vocab_size - 1 = {rows - 1}")
+
+
+def check_texts(options: dict[str, Any]):
+    """Raises ValueError for a prompt or a system message with bytes that are not UTF-8, which Python hides in it."""
+    for name in ("prompt", "system"):
+        text = options.get(name) or ""
+        expect(not re.search("[\ud800-\udfff]", text), f"--{name}: not UTF-8 text")
+
+
 def check_settings(settings: dict):
     """Warns, by name, of what a generation_config.json asks for and generate does not do."""
     usual = (None, False, 0, 1, 1.0)  # values that ask for nothing
     names = [name for name in settings if name in NOT_OBEYED | {"num_beams"} and settings[name] not in usual]
     if names:
         warnings.warn(f"generation_config.json: {', '.join(sorted(names))} not obeyed", stacklevel=5)
+
+
+def check_weights(index: Path):
+    """Raises FileNotFoundError for a folder with neither model.safetensors, which was looked for, nor its index."""
+    if not index.is_file():
+        others = some(file.name for kind in ("bin", "pt", "pth", "gguf") for file in index.parent.glob(f"*.{kind}"))
+        what = f"neither model.safetensors nor its index; files that are not read: {others}"
+        raise FileNotFoundError(f"{index.parent}: {what}")
 
 
 def check_index(index: Path, content: dict):
@@ -54,17 +142,51 @@ def check_index(index: Path, content: dict):
             raise FileNotFoundError(f"{index}: names {name!r}, which is not in the folder")
 
 
-def check_count(config: Any, tensors: int, source: Path):
-    """Raises ValueError for layers and experts that so few tensors can't be, before modules are made for them."""
+def check_shards(index: Path, content: dict, shards: dict[str, dict]):
+    """Raises ValueError for a tensor that is in another file than its index says, or in none. shards: their tensors."""
+    shard_of = content["weight_map"]
+    for name, tensors in shards.items():
+        stray = [key for key in tensors if shard_of.get(key) != name]
+        expect(not stray, f"{index.parent / name}: holds what {index.name} does not place there: {some(stray)}")
+    missing = shard_of.keys() - {key for tensors in shards.values() for key in tensors}
+    expect(not missing, f"{index}: not in the files it names: {some(missing)}")
+
+
+def check_names(source: Path, twice: set[str]):
+    """Raises ValueError for tensors that another one took the name of, when the prefix was replaced."""
+    expect(not twice, f"{source}: there twice, with and without their prefix: {some(twice)}")
+
+
+def check_tensors(want: dict[str, tuple], found: dict[str, tuple], source: Path):
+    """Raises ValueError listing which of a model's tensors, by name and shape, a checkpoint lacks or has otherwise."""
+    wrong = [f"{name} {found[name]} instead of {size}" for name, size in want.items() if found.get(name, size) != size]
+    problems = {"missing": want.keys() - found, "unexpected": found.keys() - want, "misshapen": wrong}
+    listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
+    expect(not listed, f"{source}: the tensors do not fit config.json; {listed}")
+
+
+def check_sizes(config: Any, tensors: dict[str, Any], source: Path):
+    """Raises ValueError for layers and experts that so few tensors can't be, or for a width that no tensor has: what is
+    made from the config alone would be as large.
+    """
     moe = sum(map(config.is_moe, range(config.num_hidden_layers))) + config.mtp_num_hidden_layers
     few = config.num_hidden_layers + 3 * config.num_experts * moe
-    expect(few <= tensors, f"{source}: {tensors} tensors, but config.json's layers and experts need {few}")
+    found = len(tensors)
+    expect(few <= found, f"{source}: {found} tensors, but config.json's layers and experts need {few}")
+    largest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    for key in ("vocab_size", "hidden_size", "head_dim"):
+        size = getattr(config, key)
+        what = f"{key} is {size}, but the largest tensor has {largest} rows or columns"
+        expect(size <= largest, f"{source / 'config.json'}: {what}")
 
 
 def check_fields(config: type, fields: dict):
     """Raises ValueError for the first field that has not the type or bounds of `config`'s annotations and defaults, or
-    that rope_scaling and rope_parameters, which mean the same, say differently.
+    that rope_scaling and rope_parameters, which mean the same, say differently; and for weights quantised but to FP8.
     """
+    quantised = fields.get("quantization_config") or {}
+    method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
+    expect(method == "fp8", f"quantization_config's quant_method is {method!r:.99}, expected 'fp8'")
     scaling = fields.get("rope_scaling") or {}
     nested = fields.get("rope_parameters") or {}
     right = type(scaling) is type(nested) is dict and (scaling == nested or {} in (scaling, nested))
@@ -85,6 +207,43 @@ def check_fields(config: type, fields: dict):
             if right and kind in (int, float):  # refuses NaN, and sizes that would exhaust the memory
                 right = 0 <= value < (1e4 if key == "num_hidden_layers" else 1e8 if kind is int else 1e18)
             expect(right, f"config: {key} is {value!r:.99}, expected {kind.__name__} in bounds")
+
+
+def check_labels(number: Any):
+    """Raises ValueError for a number of labels that no classifier can have."""
+    right = isinstance(number, int) and 0 < number < 1e6
+    expect(right, f"config: num_labels is {number!r:.99}, expected a number above 0")
+
+
+def check_vocabulary(source: Any, tokens: int, rows: int):
+    """Raises ValueError for a tokenizer with tokens that the embedding lacks."""
+    expect(tokens <= rows, f"{source}: tokenizer.json has {tokens} tokens, the embedding {rows}")
+
+
+def check_tokenizer(backend: Any, new: dict[int, dict], special: dict[str, Any], template: Any):
+    """Raises ValueError for what is wrong in tokenizer_config.json: a chat template that is no text, special tokens
+    that the tokenizer lacks, and new ones, by number, that it has given other numbers.
+    """
+    expect(template is None or isinstance(template, str), f"chat_template is {template!r:.99}, expected a text")
+    for number, entry in new.items():
+        found = backend.token_to_id(entry["content"])
+        expect(found == number, f"{entry['content']!r} is token {number}, but would become {found}")
+    for name, token in special.items():
+        right = isinstance(token, str) and token.isprintable() and backend.token_to_id(token) is not None
+        expect(right, f"{name} {token!r:.99} is not in tokenizer.json")
+
+
+def check_padding_side(side: str):
+    """Raises ValueError for a side that is none."""
+    expect(side in ("left", "right"), f"padding_side is {side!r}, expected 'left' or 'right'")
+
+
+def check_messages(messages: Any, options: dict):
+    """Raises ValueError for anything but one conversation, and for an option of transformers' that is not obeyed."""
+    one = isinstance(messages, (list, tuple)) and all(isinstance(message, dict) for message in messages)
+    expect(one, f"messages is {messages!r:.99}, expected one conversation, a list of {{'role': .., 'content': ..}}")
+    for name in NO_CHAT_OPTIONS:
+        expect(not options.get(name), f"apply_chat_template does not have transformers' {name}")
 
 
 def check_config(config: Any):

@@ -1,7 +1,8 @@
 """FP8 matrices and fused experts, read as the released bfloat16 checkpoint's tensors.
 
 FP8      X.weight is float8_e4m3fn, X.weight_scale_inv has a scale for each block of 128 x 128 (arXiv 2412.19437,
-         section 3.3). All but the experts is dequantised at once; experts stay in 8 bits until they are routed to.
+         section 3.3). All but the experts is dequantised when the model is loaded, after all shapes have been compared;
+         experts stay in 8 bits until they are routed to.
 fused    experts.gate_up_proj (E, 2 I, D), gate before up, and experts.down_proj (E, D, I): read as views of each
          expert's own matrices, so that nothing is copied.
 """
@@ -9,12 +10,15 @@ fused    experts.gate_up_proj (E, 2 I, D), gate before up, and experts.down_proj
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 FP8 = torch.float8_e4m3fn
+PREFIXES = ("base_model.model.", "model.language_model.", "language_model.")
+ACTIVATIONS = (".input_scale", ".activation_scale")
 FUSED = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_scale_inv)?")
 
 
@@ -39,16 +43,40 @@ def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([rows.float().mul_(s) for rows, s in zip(weight.split(128), columns)]).to(dtype)
 
 
-def plain(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """A new dict under the released names: fused experts split, FP8 dequantised into `dtype`, but not the experts'.
+def usual(folder: Path, tensors: dict[str, Tensor], read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A folder's tensors without a prefix that all of them have from a tool for fine-tuning, without the scales that
+    some FP8 checkpoints have for activations (here these are not rounded), and with those of mtp.safetensors, which
+    `read` reads, if MTP is not among them.
 
-    Raises ValueError, naming the tensor, for scales and matrices that do not belong together.
+    Raises ValueError for what MLX has converted: its norms hold 1 + w, its convolutions have other axes.
     """
-    tensors = split_fused(tensors)
+    for name, t in tensors.items():
+        turned = name.endswith("conv1d.weight") and t.ndim == 3 and t.shape[1] > 1 == t.shape[2]
+        mlx = ".switch_mlp." in name or turned or name.endswith((".biases", ".scales"))
+        shape = tuple(t.shape)
+        expect(not mlx, f"{folder}: {name} {shape}: converted by MLX, whose norms hold 1 + w; mlx-lm runs it")
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+    if any(t.dtype == FP8 for t in tensors.values()):
+        tensors = {name: t for name, t in tensors.items() if not name.endswith(ACTIVATIONS)}
+    more = folder / "mtp.safetensors"
+    if more.is_file() and not any(name.startswith("mtp.") for name in tensors):
+        tensors = {**tensors, **read(more)}
+    return tensors
+
+
+def plain(tensors: dict[str, Tensor], num_experts: int) -> dict[str, Tensor]:
+    """A new dict under the released names, with fused experts split. FP8 stays as it is, next to its scales.
+
+    Nothing is copied. Raises ValueError, naming the tensor, for scales and matrices that do not belong together, and
+    for another number of experts.
+    """
+    tensors = split_fused(tensors, num_experts)
     bare = [name for name, t in tensors.items() if t.dtype == FP8 and f"{name}_scale_inv" not in tensors]
     expect(not bare, f"FP8 without a weight_scale_inv: {some(bare)}")
     scales = [name for name in tensors if name.endswith("_scale_inv")]
-    for scale_name in tqdm(scales, "dequantising", unit="tensor", leave=False, delay=2, disable=None):
+    for scale_name in scales:
         name = scale_name.removesuffix("_scale_inv")
         scale = tensors[scale_name]
         weight = tensors.get(name)
@@ -57,12 +85,10 @@ def plain(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         found = tuple(scale.shape)
         blocks = tuple(math.ceil(n / 128) for n in weight.shape)
         expect(found == blocks, f"{scale_name} has shape {found}, expected {blocks}: blocks of 128 x 128")
-        if ".experts." not in name:
-            tensors[name] = dequantise(weight, tensors.pop(scale_name), dtype)
     return tensors
 
 
-def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def split_fused(tensors: dict[str, Tensor], num_experts: int) -> dict[str, Tensor]:
     """A new dict, with fused experts as views of each expert's own matrices."""
     split = {}
     for name, tensor in tensors.items():
@@ -74,6 +100,8 @@ def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
         right = tensor.ndim == 3 and tensor.numel() > 0 and tensor.shape[1] % len(parts) == 0
         expect(right, f"{name} has shape {tuple(tensor.shape)}, expected (experts, rows, columns)")
+        known = tensor.shape[0] == num_experts  # a million views take a gigabyte
+        expect(known, f"{name} has {tensor.shape[0]} experts, but config.json's num_experts is {num_experts}")
         for e, matrix in enumerate(tensor.unbind()):
             names = [f"{prefix}.{e}.{part}.weight{scale}" for part in parts]
             twice = [new for new in names if new in tensors]
@@ -83,16 +111,28 @@ def split_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def place(
-    model: nn.Module, tensors: dict[str, Tensor], product: Callable[[Tensor, Tensor], Tensor], device: str, copy: bool
-):
-    """Puts an FP8Linear, on a device, in the place of each projection whose matrix is left in 8 bits by `plain`."""
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    product: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+    copy: bool,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Puts an FP8Linear, on the experts' device, in the place of each of their projections whose matrix is in 8 bits.
+    Returns the tensors with all other such matrices dequantised.
+    """
     modules = dict(model.named_modules())
-    for name, weight in tensors.items():
-        if weight.dtype == FP8:
-            scale = tensors[f"{name}_scale_inv"].to(device, copy=copy)
-            path = name.removesuffix(".weight")
-            parent, _, key = path.rpartition(".")
-            setattr(modules[parent], key, FP8Linear(weight.to(device, copy=copy), scale, product))
+    wide = {}
+    eight = [name for name, tensor in tensors.items() if tensor.dtype == FP8]
+    for name in tqdm(eight, "dequantising", unit="tensor", leave=False, delay=2, disable=None):
+        pair = (tensors[name], tensors[f"{name}_scale_inv"])
+        if ".experts." in name:
+            parent, _, key = name.removesuffix(".weight").rpartition(".")
+            weight, scale = (tensor.to(device, copy=copy) for tensor in pair)
+            setattr(modules[parent], key, FP8Linear(weight, scale, product))
+        else:
+            wide[name] = dequantise(*pair, dtype)
+    return {**tensors, **wide}
 
 
 class FP8Linear(nn.Module):

@@ -1,6 +1,7 @@
 """What changes the logits before a token is chosen from them: penalties for what was said, and forbidden tokens.
 
-As transformers' processors do, a `Penalties` takes the ids so far and the logits of what follows them.
+As transformers' processors do, a `Penalties` takes the ids so far and the logits of what follows them, `after_drafts`
+also those of several positions at once.
 """
 
 import math
@@ -18,7 +19,9 @@ def expect(right: bool, otherwise: str):
 
 @dataclass
 class Penalties:
-    """Its options are those of `generate`. Raises ValueError, naming the option, for a value that can't be right."""
+    """Its options are those of `generate`, which has looked at the numbers. Raises ValueError, naming the option, for a
+    value that can't be right.
+    """
 
     prompt: Tensor  # (B, T) int64, what the answer follows
     mask: Tensor | None  # (B, T), 0 at padding
@@ -30,11 +33,6 @@ class Penalties:
     bad_words_ids: list | None = None  # sequences of ids that are never completed
 
     def __post_init__(self):
-        limits = {"repetition_penalty": 1e9, "presence_penalty": 1e9, "min_new_tokens": 10**9}
-        for name, high in limits.items():
-            value = getattr(self, name)
-            right = isinstance(value, (int, type(high))) and not isinstance(value, bool) and 0 <= value <= high
-            expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
         expect(self.repetition_penalty > 1e-9, f"repetition_penalty is {self.repetition_penalty}, expected above 1e-9")
         never = self.suppress_tokens or []
         right = isinstance(never, list) and all(map(is_token, never))
@@ -43,6 +41,10 @@ class Penalties:
         right = isinstance(words, list) and all(isinstance(w, list) and w and all(map(is_token, w)) for w in words)
         expect(right, f"bad_words_ids is {words!r:.99}, expected lists of tokens' numbers")
         self.suppress_tokens, self.bad_words_ids = never, words
+        real = torch.ones_like(self.prompt) if self.mask is None else self.mask.int()
+        expect(real.shape == self.prompt.shape, f"attention_mask has shape {tuple(real.shape)}, unlike input_ids")
+        order = real.argsort(dim=1, stable=True)  # padding first: the answer follows the prompt's last token
+        self.ids = self.prompt.gather(1, order)  # (B, T or more), all so far
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """New logits (B, vocab), float32 or float64, of what follows ids (B, T or more), prompt and answer."""
@@ -60,6 +62,18 @@ class Penalties:
             if last < logits.shape[1]:
                 logits[rows, last] = -math.inf
         return logits
+
+    def add(self, tokens: Tensor):
+        """Goes on after these tokens (B, m) of the answer."""
+        self.ids = torch.cat([self.ids, tokens], dim=1)
+
+    def after_drafts(self, drafts: Tensor, logits: Tensor) -> Tensor:
+        """The same for logits (B, m, vocab), the last of which are of what follows all so far and all drafts (B, n),
+        those before it of what follows one draft less each.
+        """
+        first = drafts.shape[1] + 1 - logits.shape[1]
+        rows = enumerate(logits.unbind(1), first)
+        return torch.stack([self(torch.cat([self.ids, drafts[:, :n]], dim=1), row) for n, row in rows], dim=1)
 
 
 def is_token(number: object) -> bool:

@@ -17,6 +17,7 @@ convolutions other axes; the names are left alone, so that the loader refuses th
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -91,7 +92,9 @@ def by_key_head(heads: int, *parts: Tensor) -> Tensor:
     return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 1)
 
 
-def repack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> dict[str, Tensor]:
+def repack(
+    tensors: dict[str, Tensor], fields: dict[str, Any], dense: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
     """A new dict with Qwen3-Next's projections of Gated DeltaNet, the only tensors that are copied.
 
     Their rows, for G key heads, each shared by r value heads (q_0 is K rows, v_0 is V rows, b_0 is one):
@@ -104,7 +107,8 @@ def repack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> dict[str, Tens
         in_proj_a      a_0 .. a_{Gr-1}
      -> in_proj_ba     b_0 .. b_{r-1} | a_0 .. a_{r-1}  ||  b_r .. b_{2r-1} | ...
 
-    Args: tensors by their new names, not in 8 bits (blocks of scales don't follow heads); fields, Qwen3-Next's.
+    Args: tensors by their new names; fields, Qwen3-Next's; dense(weight, scale), what dequantises a matrix in 8 bits,
+    whose blocks don't follow the heads.
     Raises ValueError, naming the tensor, for one that lacks its partner or has another shape than the config says.
     """
     tensors, names = dict(tensors), ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
@@ -118,7 +122,8 @@ def repack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> dict[str, Tens
             expect(part is not None, f"{layer}.{name}.weight: missing, although others of its layer are there")
             found, size = tuple(part.shape), (rows, D)
             expect(found == size, f"{layer}.{name}.weight: shape {found}, expected {size} by config.json")
-            parts.append(part)
+            scale = tensors.pop(f"{layer}.{name}.weight_scale_inv", None)
+            parts.append(part if scale is None else dense(part, scale))
         qkv, z, b, a = parts
         tensors[f"{layer}.in_proj_qkvz.weight"] = by_key_head(G, *qkv.split([keys, keys, values]), z)
         tensors[f"{layer}.in_proj_ba.weight"] = by_key_head(G, b, a)

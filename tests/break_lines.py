@@ -57,7 +57,12 @@ BREAKS = [
         "self.pre_fc_norm_hidden(hidden), self.pre_fc_norm_embedding(next_embeds)",
         "mtp",
     ),
-    ("MTP: loss shifted by one", "targets = labels[:, 2:]", "targets = labels[:, 1:-1]", "mtp"),
+    (
+        "MTP: loss shifted by one",
+        "prediction_loss(mtp_logits, labels, 2,",
+        "prediction_loss(mtp_logits, labels, 1,",
+        "mtp",
+    ),
     (
         "rollback keeps a token too many",
         "keep = qkv.shape[1] - tokens",
@@ -75,8 +80,13 @@ BREAKS = [
     ("state goes on in a packed row", "g.masked_fill(step.starts[..., None], -math.inf)", "g", "sequences"),
     ("taps reach over a packed border", "before * starts.cumsum(1)", "0 * starts.cumsum(1)", "sequences"),
     ("keys seen over a packed border", "packed[:, None, :, None] == packed[:, None, None]", "True", "sequences"),
-    ("labels over a packed border", "labels = labels.masked_fill(borders, -100)", "pass", "sequences"),
-    ("MTP's labels over a packed border", "apart | (segments[:, 2:] == 0)", "segments[:, 2:] == 0", "sequences"),
+    ("labels over a packed border", "1, segments if is_packed(segments) else None", "1, None", "sequences"),
+    (
+        "MTP's labels over a packed border",
+        "apart | (segments[:, ahead:] == 0)",
+        "segments[:, ahead:] == 0",
+        "sequences",
+    ),
     (
         "ended rows go on in the cache",
         "self.mask = None if going is None or going.all() else going[:, None]",
@@ -85,8 +95,13 @@ BREAKS = [
     ),
     ("the past mask is not looked at", "same = past.numel() == 0 or", "same = True or", "sequences"),
     ("config believed over lm_head", "config.tie_word_embeddings = torch.equal(*pair)", "pass", "options"),
-    ("old shards before the single file", "if single:\n        return", "if not index:\n        return", "options"),
-    ("bans escape drafts", "drafts[:, : first + i]", "drafts[:, :0]", "options"),
+    (
+        "old shards before the single file",
+        "if single.is_file():",
+        "if not list(folder.glob('*.index.json')):",
+        "options",
+    ),
+    ("bans escape drafts", "after_drafts(drafts,", "after_drafts(0 * drafts,", "options"),
     ("pools the last column", "last = (real[:, -T:].bool() *", "last = (real[:, -T:].bool() * 0 +", "heads"),
 ]
 

@@ -53,6 +53,11 @@ INSTRUCT = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+# As small as a model with every part can be
+SMALL = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "full_attention_interval": 2, "head_dim": 8}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_key_heads": 1, "linear_num_value_heads": 2}
+SMALL |= {"linear_key_head_dim": 4, "linear_value_head_dim": 6, "num_experts": 2, "num_experts_per_tok": 1}
+SMALL |= {"moe_intermediate_size": 4, "shared_expert_intermediate_size": 4, "partial_rotary_factor": 0.5}
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
 SHARD_BYTES = 4_000_000_000

@@ -97,7 +97,7 @@ CALLS = {
     "formats": (fp8, "q.Qwen3NextForCausalLM.from_pretrained(path)"),
     "qwen3_5": (qwen3_5, "q.Qwen3NextForCausalLM.from_pretrained(path)"),
     "large": (None, "q.Qwen3NextForCausalLM.from_pretrained({tiny!r}, in_memory=True)"),
-    "hub": (None, "q.find_checkpoint('some-owner/some.name')"),
+    "hub": (None, "q.find_checkpoint('some-owner/some.name', {{}})"),
     "penalties": (
         None,
         "q.Qwen3NextForCausalLM.from_pretrained({tiny!r}).generate(q.torch.ones(1, 2), min_new_tokens=9)",

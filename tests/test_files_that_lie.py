@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import fuzz_folders
 import pytest
 import torch
+from checkpoints import INSTRUCT, write_sparse
 from conftest import ROOT, random_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -850,6 +852,58 @@ for shard_size, limit in (("5GB", 50_000), ("5GB", 0), (30_000, 20_000), (30_000
 model.save_pretrained(folder)
 print("done")
 """
+
+
+MEMORY = """
+folder = {folder!r}
+from conftest import random_model
+random_model(torch.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    Qwen3NextForCausalLM.from_pretrained(folder)
+except ValueError as error:
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert more < 150, f"{{more:.0f}} MiB"
+    assert {named!r} in str(error), error
+    print("done")
+"""
+
+
+def fp8_of_another_shape(folder):
+    """300 million weights in 8 bits, as holes that take no disk, and a config that does not fit them."""
+    config = {**INSTRUCT, "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 8}
+    shutil.rmtree(folder)
+    write_sparse(folder, config, fp8=True)
+    configured(num_attention_heads=8)(folder)
+
+
+SIZES = {
+    "a million stray experts": (
+        replace_tensor("a.experts.gate_up_proj", lambda _: torch.zeros(10**6, 2, 1)),
+        "a.experts",
+    ),
+    "a million experts": (replace_tensor(f"{EXPERTS}.gate_up_proj", lambda _: torch.zeros(10**6, 2, 1)), "num_experts"),
+    "wide heads": (lambda folder: configured(head_dim=99_999_998)(folder), "head_dim"),
+    "FP8": (fp8_of_another_shape, "q_proj"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.parametrize("lie", SIZES)
+def test_sizes_that_are_believed(whole, lie):
+    """Catches gigabytes for what config.json or a shape claims, before they have been compared with each other."""
+    change, named = SIZES[lie]
+    change(whole)
+    code = (LIMITED + MEMORY).format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(whole), named=named)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
+def test_some_hundreds_of_changed_folders(tmp_path):
+    """Catches a traceback, a hang, or a refusal that names nothing; tests/fuzz_folders.py runs ten thousand."""
+    counts, wrong = fuzz_folders.fuzz(range(CASES or 300), tmp_path, lambda line: None)
+    assert not wrong, "\n".join(wrong)
+    assert counts["refused"] > counts["answered"] > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's limits")

@@ -129,7 +129,7 @@ def tokens_and_lines() -> tuple[int, int]:
     return len(code), len({token.start[0] for token in code})
 
 
-LINES, MODEL_LINES = 2019, 1075
+LINES, MODEL_LINES = 1983, 1074
 
 
 def test_the_file_can_be_read_to_the_end():
@@ -191,7 +191,7 @@ def test_ruff():
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "verify/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "verify/README.md", "verify/SPEC.md"]
 DOCUMENTS += sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
 
 

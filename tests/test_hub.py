@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -58,6 +59,17 @@ class Hub(ThreadingHTTPServer):
         self.requests.clear()
         return sorted(filter(None, names))
 
+    def wait_for_the_others(self):
+        """Until all other wanted files have been asked for: the library fetches several at once, and begins no more of
+        them once one has failed.
+        """
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            asked = {path.rpartition("/")[2] for method, path in [*self.requests] if method == "GET"}
+            if asked >= WANTED - self.forbidden:
+                return
+            time.sleep(0.01)
+
     def describe(self, name: str) -> dict:
         """A file as the hub lists it: by git's hash, and those that git does not hold by their SHA-256."""
         data = self.files[name]
@@ -100,6 +112,7 @@ class Handler(BaseHTTPRequestHandler):
         if name not in hub.files:
             return self.reply(404, X_Error_Code="RepoNotFound")
         if name in hub.forbidden and self.command == "GET":
+            hub.wait_for_the_others()
             return self.reply(403, X_Error_Code="GatedRepo", X_Error_Message="Ask its owner.")
         data, about = hub.files[name], hub.describe(name)
         headers = {"ETag": f'"{about["lfs"]["sha256"] if "lfs" in about else about["blobId"]}"'}
@@ -220,10 +233,10 @@ def test_names_that_lead_nowhere(hub, ask, tmp_path):
     """Catches a traceback, a path sent to the hub, and an unknown name confused with a hub that does not answer."""
     refused(ask("some-owner/another"), "some-owner/another", "no such folder", "the hub has none")
     with pytest.raises(FileNotFoundError, match="alphanumeric"):
-        find_checkpoint("some-owner/what?")
+        find_checkpoint("some-owner/what?", {})
     (tmp_path / "file").touch()
     for name in ("./no-such", "../no/such", "some-owner", "some-owner/some.name/", "/no-such", tmp_path / "file"):
         with pytest.raises(FileNotFoundError, match="not the name of a hub repository"):
-            find_checkpoint(name)
+            find_checkpoint(name, {})
     hub.stop()
     refused(ask(), REPO, "no such folder", str(tmp_path / "home" / "hub"), "refused")

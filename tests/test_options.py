@@ -279,7 +279,7 @@ def test_what_may_not_follow(batch, drafts, monkeypatch):
         expected = torch.cat([expected, scores.argmax(-1, keepdim=True)], dim=1)
 
     def right_ones(decoder, n):  # drafts that are all to be accepted
-        at = decoder.ids.shape[1]
+        at = decoder.penalties.ids.shape[1]
         right = expected[:, at : at + n]
         return right, torch.nn.functional.one_hot(right, 97).double()
 

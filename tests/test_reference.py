@@ -224,6 +224,44 @@ def test_an_index_that_promises_too_much(tmp_path):
         Reference.from_pretrained(tmp_path).logits([1, 2])
 
 
+ODD = [None, True, 0, -1, 3, 0.5, float("inf"), float("nan"), 10**30, 99_999_998, "a", "", [], [0], [[]], {}, {"a": 1}]
+FIELDS = BASE | {
+    "rms_norm_eps": 1e-6,
+    "layer_types": ["linear_attention"] * 4 + ["full_attention"],
+    "mlp_only_layers": [],
+}
+FIELDS |= {"norm_topk_prob": True, "tie_word_embeddings": False, "decoder_sparse_step": 1, "rope_scaling": YARN}
+FIELDS |= {"model_type": "qwen3_next", "hidden_act": "silu", "rope_parameters": None}
+
+
+@pytest.mark.parametrize(
+    "key", [*FIELDS, *(f"rope_scaling.{key}" for key in (*YARN, "beta_fast", "truncate", "mscale"))]
+)
+def test_every_odd_value_of_the_config(key):
+    """Catches a TypeError, a ZeroDivisionError or gigabytes for a mistyped value, and a message without its key."""
+    for value in ODD:
+        nested, _, name = key.rpartition(".")
+        fields = {**FIELDS, nested: {**YARN, name: value}} if nested else {**FIELDS, key: value}
+        try:
+            config = reference.Config(fields)
+        except ValueError as error:
+            assert str(error).startswith("config.json: "), error
+            assert len(str(error).splitlines()) == 1
+            assert len(str(error)) < 300
+        else:
+            assert len(config.inv_freq) < 10**6
+
+
+def test_an_index_that_leads_elsewhere(tmp_path):
+    """Catches an index that is no index, or names a file of another folder."""
+    random_model().save_pretrained(tmp_path / "model", max_shard_size="200KB")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    for content in ({}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../b.safetensors"}}):
+        index.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="index.json: no weight_map"):
+            Reference.from_pretrained(tmp_path / "model")
+
+
 def test_it_shares_nothing_with_what_it_judges():
     """Catches a reference that imports torch or any other file of the project, even inside a function."""
     imported = set()

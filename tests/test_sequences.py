@@ -155,8 +155,8 @@ def test_what_does_not_fit_is_refused(model):
 
     left = changed(ones, 0, slice(0, 2), 0)
     cases = {
-        "have shape (1, 1), expected (2, 8) or (1, 8)": {"position_ids": torch.zeros(1, 1, dtype=torch.long)},
-        "have shape (2, 9)": {"position_ids": torch.zeros(2, 9, dtype=torch.long)},
+        "has shape (1, 1), expected (2, 8) or (1, 8)": {"position_ids": torch.zeros(1, 1, dtype=torch.long)},
+        "has shape (2, 9)": {"position_ids": torch.zeros(2, 9, dtype=torch.long)},
         "differ between their axes": {"position_ids": torch.arange(24).view(3, 1, 8)},
         "other numbers than": {"attention_mask": changed(ones, 0, 1, -1)},
         "other numbers": {"attention_mask": ones * 0.5},

@@ -1,6 +1,8 @@
 """Claim: tiny/ is a trained Qwen3-Next with every part of the big one, which looks back as its card says."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
@@ -88,6 +90,39 @@ def test_training_resumes_where_it_stopped(tmp_path):
     files = [(tmp_path / f"{name}_out" / "model.safetensors").read_bytes() for name in ("whole", "pieces")]
     assert files[0] == files[1]
     assert (tmp_path / "whole_out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_with_other_options(tmp_path, capsys):
+    """Catches a finished checkpoint, or a tokenizer, of another seed that is taken for this one's."""
+    folders = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer.json").write_text("{}")
+    for options, named in ((["--seed", "1"], "seed was 0, now 1"), (["--without", "mask"], "without was []")):
+        with pytest.raises(ValueError, match="not a tokenizer|eos_token"):  # it would go on to train
+            train.main(["--size", "micro", "--processes", "1", *folders])
+        with pytest.raises(SystemExit) as end:
+            train.main(["--size", "micro", "--processes", "1", *folders, *options])
+        assert end.value.code == 2
+        assert named in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_which_a_part_was_written(tmp_path, monkeypatch):
+    """Catches a run that can't go on because it was killed between the two files: only the first of them is there."""
+    replace = os.replace
+    for number in range(1, 4):
+        folder, calls = tmp_path / str(number), []
+
+        def replace_or_die(*names, calls=calls, number=number):
+            calls.append(names)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            replace(*names)
+
+        monkeypatch.setattr("os.replace", replace_or_die)
+        with contextlib.suppress(KeyboardInterrupt):
+            train.train_tokenizer(folder, 0, documents=20)
+        assert (folder / "tokenizer.json").is_file() == (number == 3)  # what decides whether it is trained again
+    assert Qwen3NextTokenizer.from_pretrained(folder).chat_template == train.CHAT_TEMPLATE
 
 
 def test_matrices_in_a_stack_are_trained_as_one_by_one():

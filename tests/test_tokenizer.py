@@ -70,6 +70,21 @@ def test_template_features(ours, tmp_path, tiny):
         tokenizer.apply_chat_template([{"role": "bad", "content": "a"}])
 
 
+FEATURES = [
+    "{% for m in messages %}{% generation %}{% set x = m.content %}{{ x }}{% endgeneration %}{{ x }}\n{% endfor %}",
+    "{% for m in messages %}\n  {%- generation -%}\n a {{ m.role }}\n  {%- endgeneration %}\n{% endfor %}",
+    "{{ messages | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=True) }}",
+    "{{ messages | tojson(indent=2, sort_keys=true) }}{{ {'b': 1, 'a': '\u00e9<'} | tojson }}",
+]
+
+
+@pytest.mark.parametrize("template", FEATURES)
+def test_templates_are_read_as_by_transformers(ours, theirs, template):
+    """Catches a template for training, whose generation tags mark the answers, and options of tojson."""
+    expected = theirs.apply_chat_template(MESSAGES, chat_template=template, tokenize=False)
+    assert ours.apply_chat_template(MESSAGES, chat_template=template) == expected
+
+
 @pytest.mark.parametrize(
     "attack",
     [
@@ -83,6 +98,18 @@ def test_templates_stay_in_the_sandbox(ours, attack):
     tokenizer = Qwen3NextTokenizer(ours.backend, {}, attack)
     with pytest.raises(ValueError, match="chat template"):
         tokenizer.apply_chat_template(MESSAGES)
+
+
+@pytest.mark.parametrize("by", ["('{}' | attr('format'))", "'{}'.format", "('{}' | attr('format_map'))"])
+def test_format_stays_in_the_sandbox(ours, by):
+    """Catches Jinja 3.1.5 and older, whose sandbox str.format leaves: the text would hold this file's globals."""
+    attack = "{{ " + by.replace("{}", "{0.__globals__}") + "(raise_exception) }}"
+    try:
+        text = Qwen3NextTokenizer(ours.backend, {}, attack).apply_chat_template(MESSAGES)
+    except ValueError as error:
+        text = str(error)
+    assert "__name__" not in text
+    assert len(text) < 100
 
 
 def test_the_published_usage_example(tiny):

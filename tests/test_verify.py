@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, random_model, tokens
+from safetensors.numpy import save_file
 
 import qwen3_next as q
 from reference_recurrent import Reference
@@ -215,7 +216,7 @@ def test_command_lines(tmp_path, tiny):
     assert made.returncode == 0, made.stderr
     same = run("verify/compare.py", ref, mine)
     assert (same.returncode, same.stderr) == (0, "")
-    assert "agree: " in same.stdout
+    assert re.search(r"agree: (\d+) of \1 reference keys \(prefill \d+ of \d+, mtp \d+ of \d+\)\n$", same.stdout)
     manifest = stages.read_trace(mine).manifest
     assert manifest["dtype"] == "float32"
     assert manifest["config_sha256"] == stages.config_hash(json.loads((tiny / "config.json").read_bytes()))
@@ -227,7 +228,7 @@ def test_command_lines(tmp_path, tiny):
     assert found.returncode == 1
     assert "first: model.layers.2.linear_attn.g " in found.stdout
     found = run("verify/compare.py", ref, tmp_path / "wrong.npz", "--json")
-    assert json.loads(found.stdout)["first"] == "model.layers.2.linear_attn.g"
+    assert strict_json(found.stdout)["first"] == "model.layers.2.linear_attn.g"
 
     np.savez(tmp_path / "other.npz", x=np.ones(3))
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
@@ -241,6 +242,90 @@ def test_command_lines(tmp_path, tiny):
     ):
         failed = run("verify/compare.py", *command)
         assert (failed.returncode, len(failed.stderr.splitlines())) == (2, 1), failed.stderr
+
+
+def strict_json(text: str):
+    """JSON as other languages read it: without NaN and Infinity."""
+
+    def refuse(name: str):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_is_not_there_is_not_right(tmp_path, tiny):
+    """Catches a file with one key, without a step or under other names that passes for a port that agrees."""
+    common = ("verify/scenarios.py", "--model", tiny, "--scenario", "speculation", "--out")
+    assert run(*common, tmp_path / "mine", "--dtype", "float32").returncode == 0
+    assert run(*common, tmp_path / "ref", "--reference").returncode == 0
+    mine, ref = (tmp_path / name / "speculation.safetensors" for name in ("mine", "ref"))
+    arrays, _ = stages.read_arrays(mine)
+    same = run("verify/compare.py", ref, mine, "--json")
+    whole = strict_json(same.stdout)
+    assert (same.returncode, whole["verdict"], whole["missing steps"]) == (0, "complete", [])
+    levels = {level["level"]: level["reference"] for level in whole["levels"]}
+    assert list(levels) == ["prefill", "mtp", "rollback"] or list(levels) == ["prefill", "decode", "mtp", "rollback"]
+    assert sum(levels.values()) == whole["counts"]["reference"] == whole["counts"]["compared"]
+
+    def compared(name: str, kept: dict, *options) -> tuple[int, str]:
+        np.savez(tmp_path / name, **kept)
+        found = run("verify/compare.py", ref, tmp_path / name, *options)
+        return found.returncode, found.stdout + found.stderr
+
+    one = {"prefill/lm_head.out": arrays["prefill/lm_head.out"]}
+    code, text = compared("one.npz", one)
+    assert code == 3
+    assert f"it is only 1 of {whole['counts']['reference']} reference keys" in text
+    assert "steps missing: " in text and "rollback" in text
+    assert compared("one.npz", one, "--level", "prefill", "--keys", "lm_head.out")[0] == 0
+    code, text = compared("no step.npz", {key: x for key, x in arrays.items() if not key.startswith("next/")})
+    assert (code, "steps missing: next\n" in text) == (3, True)
+    assert compared("no step.npz", {k: x for k, x in arrays.items() if k[:5] != "next/"}, "--level", "prefill")[0] == 0
+    renamed = {key.replace(".linear_attn.g", ".linear_attn.decay"): x for key, x in arrays.items()}
+    code, text = compared("renamed.npz", renamed)
+    assert code == 3
+    assert "not compared: model.layers.1.linear_attn.decay" in text
+    assert "keys missing: prefill/model.layers.1.linear_attn.g" in text
+    assert compared("renamed.npz", renamed, "--level", "op") == (
+        2,
+        "compare.py: nothing to compare: the two share no key of op *\n",
+    )
+    wrong = one | {"next/lm_head.out": 2 * arrays["next/lm_head.out"]}
+    assert compared("wrong.npz", wrong)[0] == 1
+    assert compared("wrong.npz", wrong, "--level", "prefill", "--keys", "lm_head.out")[0] == 0
+
+    # a reference that was asked for the keys of a poor file knows how many it has left out
+    made = run(
+        "verify/reference.py",
+        "--model",
+        tiny,
+        "--like",
+        tmp_path / "mine" / "speculation.safetensors",
+        "--trace",
+        tmp_path / "like.safetensors",
+    )
+    assert made.returncode == 0, made.stderr
+    assert run("verify/compare.py", tmp_path / "like.safetensors", mine).returncode == 0
+    stages.write_trace(
+        tmp_path / "poor.safetensors",
+        {"prefill": {"lm_head.out": one["prefill/lm_head.out"]}},
+        stages.read_trace(mine).tokens,
+        producer="test",
+        dtype="float32",
+        folder=tiny,
+    )
+    run(
+        "verify/reference.py",
+        "--model",
+        tiny,
+        "--like",
+        tmp_path / "poor.safetensors",
+        "--trace",
+        tmp_path / "like.safetensors",
+    )
+    poor = run("verify/compare.py", tmp_path / "like.safetensors", tmp_path / "poor.safetensors")
+    assert poor.returncode == 3
+    assert f"only 1 of {whole['counts']['reference']} reference keys" in poor.stdout
 
 
 def test_command_line_of_the_reference(tmp_path, tiny):
@@ -413,7 +498,7 @@ def test_golden_vectors_are_as_stored():
     """Catches golden vectors that are not what the reference computes, and a model that its seed no longer makes."""
     checked = subprocess.run([sys.executable, "verify/golden.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert (checked.returncode, checked.stdout.strip()) == (0, "all as stored"), checked.stdout[-2000:]
-    assert sum(path.stat().st_size for path in (ROOT / "verify" / "golden").rglob("*") if path.is_file()) < 4_000_000
+    assert sum(path.stat().st_size for path in (ROOT / "verify" / "golden" / "v1").iterdir()) < 4_000_000
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -464,7 +549,7 @@ def test_the_folder_works_elsewhere(tmp_path):
     for command in (["-c", code], ["verify/compare.py", "a.npz", "a.npz"]):
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("agree: 1 keys\n")
+        assert done.stdout.endswith("agree: 1 of 1 reference keys (prefill 1 of 1)\n")
 
 
 def test_causes_are_named(bench):
@@ -478,11 +563,61 @@ def test_causes_are_named(bench):
         for stage in stages.STAGES:
             if stage not in ref:
                 continue
-            for cause, x in causes.candidates(stage, ref.__getitem__, config, True):
+            for cause, x in causes.candidates(stage, ref.__getitem__, config, causes.Context()):
                 assert x.shape == ref[stage].shape, cause
                 if measures.relative_error(ref[stage], x) < 1e-3:
                     continue
-                _, found = causes.explain(stage, ref[stage], x, 1e-6, ref.__getitem__, config, True)
+                _, found = causes.explain(stage, ref[stage], x, 1e-6, ref.__getitem__, config, causes.Context())
                 assert any(one.startswith(cause) for one in found), (stage, cause, found)
                 tried += 1
         assert tried > 20
+
+
+RIGHT = np.linspace(-3, 3, 40, dtype=np.float32).reshape(4, 10)
+NEVER = {
+    "infinite": (np.where(RIGHT > 2.9, np.inf, RIGHT), 1),
+    "no number": (np.where(RIGHT > 2.9, np.nan, RIGHT), 1),
+    "without rows": (RIGHT[:0], 1),
+    "complex": (RIGHT.astype(np.complex64), 2),
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_what_never_agrees(tmp_path, name):
+    """Catches a comparison of nothing, of infinities or of half of a complex number that is called agreement."""
+    values, code = NEVER[name]
+    np.savez(tmp_path / "ref.npz", **{"lm_head.out": values})
+    np.savez(tmp_path / "mine.npz", **{"lm_head.out": values})
+    found = run("verify/compare.py", tmp_path / "ref.npz", tmp_path / "mine.npz")
+    assert found.returncode == code, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_archives_are_refused_by_what_they_declare(tmp_path, monkeypatch):
+    """Catches a small file that fills the memory, and one of which the end is missing."""
+    np.savez_compressed(tmp_path / "wide.npz", x=np.zeros(4_000_000, np.float32))
+    assert (tmp_path / "wide.npz").stat().st_size < 100_000
+    monkeypatch.setattr(stages, "LARGEST", 10_000_000)
+    with pytest.raises(stages.CannotCompare, match="wide.npz: unpacks to 0.0 GB, expected at most 0.0 GB"):
+        stages.read_arrays(tmp_path / "wide.npz")
+    whole = (tmp_path / "wide.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-200])
+    with pytest.raises(stages.CannotCompare, match="cut.npz: "):
+        stages.read_arrays(tmp_path / "cut.npz")
+
+
+ODD = [None, 7, "x", [], [1], {"a": 1}, True, 1e30, -1]
+
+
+@pytest.mark.parametrize("field", ["steps", "stages", "config", "dtype", "order", "left_out", "producer"])
+def test_mistyped_manifests(tmp_path, capsys, field):
+    """Catches a traceback where a manifest's field has another type."""
+    ref, mine = tmp_path / "ref.safetensors", tmp_path / "mine.safetensors"
+    sound = {"producer": "test", "dtype": "float32", "steps": {}, "stages": {}, "order": ["lm_head.out"]}
+    odd = [*ODD, {"": {"tokens": 3}}, {"": {"tokens": [[1], 2]}}, {"hidden_size": "wide"}, {"": ["lm_head.out"]}]
+    for value in odd:
+        for path, manifest in ((ref, sound), (mine, sound | {field: value})):
+            save_file({"lm_head.out": RIGHT}, path, {"format": stages.FORMAT, "manifest": json.dumps(manifest)})
+        for pair in ((ref, mine), (mine, ref)):
+            assert compare.main([*map(str, pair)]) in (0, 2, 3), value
+            assert len(capsys.readouterr().err.splitlines()) <= 1

@@ -280,8 +280,8 @@ class Floor:
                     raise ValueError(f"not a text of this grammar: {unit.text!r}")
                 yield token, role, surprise, entropy
 
-    def step(self, token: int) -> tuple[float, float]:
-        """Reads one token: -log p and the entropy of its place, in nats."""
+    def ways(self) -> list[tuple[float, tuple, State | None]]:
+        """The beliefs, each followed until it is bound to write at least one token."""
         ways = []
         for p, ids, state in self.beliefs:
             if ids:
@@ -290,6 +290,19 @@ class Floor:
                 for q, units, after in self.grammar.outcomes(state):
                     ids = sum((self.encode(part) for unit in units for part in (unit.marks, unit.word)), ())
                     ways.append((p * q, ids, after))
+        return ways
+
+    def next_tokens(self) -> dict[int, float]:
+        """Every token that may come next, and its probability."""
+        chances: dict[int, float] = {}
+        for p, ids, _ in self.ways():
+            chances[ids[0]] = chances.get(ids[0], 0.0) + p
+        total = sum(chances.values())
+        return {token: p / total for token, p in chances.items()}
+
+    def step(self, token: int) -> tuple[float, float]:
+        """Reads one token: -log p and the entropy of its place, in nats."""
+        ways = self.ways()
         chances: dict[int, float] = {}
         for p, ids, _ in ways:
             chances[ids[0]] = chances.get(ids[0], 0.0) + p

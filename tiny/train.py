@@ -20,6 +20,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import corpus  # noqa: E402
 
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer  # noqa: E402
+from qwen3_next_checkpoints import saving  # noqa: E402
 
 TINY = {
     "vocab_size": 2048,
@@ -88,6 +90,19 @@ CHAT_TEMPLATE = (
 )
 
 
+def write_whole(path: Path, write: Callable[[Path], object]):
+    """Has `write` write a file in a folder of its own, and puts it in its place when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+        write(Path(place) / path.name)
+        os.replace(Path(place) / path.name, path)
+
+
+def write_json(path: Path, content: dict):
+    """A JSON file, or none if that fails."""
+    write_whole(path, lambda new: new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+
+
 def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
     """Byte-level BPE over the corpus; writes tokenizer.json and tokenizer_config.json."""
     settings = {
@@ -113,9 +128,8 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
     marks = re.compile(r"<\|\w+\|>")
     backend.train_from_iterator(itertools.chain.from_iterable(map(marks.split, texts)), trainer)
     backend.add_special_tokens(SPECIAL_TOKENS)
-    folder.mkdir(parents=True, exist_ok=True)
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)
+    write_whole(folder / "tokenizer.json", lambda path: backend.save(str(path)))  # the last: with it, all is there
 
 
 # Roles of words that nobody can know, and of those that can always be known by looking back. Of the others, those that
@@ -305,12 +319,6 @@ def flat_gradient(model: Qwen3NextForCausalLM) -> torch.Tensor:
     return flat
 
 
-def save_checkpoint(path: Path, **state):
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
 @torch.no_grad()
 def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, rows: int = 16) -> float:
     """Mean cross-entropy in nats per token over documents with pairs that training never has."""
@@ -354,7 +362,7 @@ def plot(history: list[tuple[int, float, float]], path: Path):
     axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats per token)", title="Training loss")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(path, dpi=120)
+    write_whole(path, functools.partial(figure.savefig, dpi=120))
 
 
 def train(rank: int, args: argparse.Namespace, meeting: str = ""):
@@ -407,7 +415,8 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
         bar.set_postfix(loss=f"{loss:.3f}")
         if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == last):
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-            save_checkpoint(checkpoint, **state, step=step + 1, spent=spent, history=history)
+            state |= {"step": step + 1, "spent": spent, "history": history}
+            write_whole(checkpoint, functools.partial(torch.save, state))
             recent = [row[2] for row in history[-100:]]
             tqdm.write(f"step {step + 1}: loss {sum(recent) / len(recent):.4f}, {spent / 60:.1f} minutes")
         if args.curve and rank == 0 and (step + 1) % args.curve == 0:
@@ -432,10 +441,20 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
         "top_k": 20,
         "top_p": 0.8,
     }
-    model.to(torch.bfloat16).save_pretrained(args.out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (args.out / name).write_bytes((args.run / name).read_bytes())
+    tokenizer_files = {name: (args.run / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    saving.save(model.to(torch.bfloat16), args.out, "5GB", tokenizer_files)
     plot(history, args.out / "loss.png")
+
+
+def difference(args: argparse.Namespace) -> str:
+    """How these options differ from those that the run in --run was started with, which a new one notes first."""
+    names = ("size", "steps", "batch", "length", "rate", "seed", "without")
+    settings = {name: getattr(args, name) for name in names} | {"without": sorted(args.without)}
+    path = args.run / "settings.json"
+    if not path.is_file():
+        write_json(path, settings)
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    return ", ".join(f"{name} was {noted.get(name)}, now {x}" for name, x in settings.items() if noted.get(name) != x)
 
 
 def main(arguments: list[str] | None = None):
@@ -463,7 +482,9 @@ def main(arguments: list[str] | None = None):
     if args.batch % args.processes:
         parser.error(f"--batch {args.batch} does not divide by --processes {args.processes}")
 
-    args.run.mkdir(parents=True, exist_ok=True)
+    changed = difference(args)
+    if changed:
+        parser.error(f"{args.run} holds another run: {changed}; name another folder by --run")
     if not (args.run / "tokenizer.json").is_file():
         train_tokenizer(args.run, args.seed)
     if args.processes == 1:

@@ -11,132 +11,57 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from verify.measures import relative_error, rms
+from verify.mistakes import (
+    RECURRENCES,
+    TURNS,
+    attention,
+    fitted_decay,
+    half_precision,
+    normalised_like,
+    recurrence,
+    sigmoid,
+    softplus,
+    turned,
+)
+from verify.rotary import rotated_width
 from verify.stages import IDS, PROBS, WEIGHTS, Array, axes_of
 
 Lookup = Callable[[str], Array]  # the reference's value of a stage of the same layer; KeyError if there is none
 Candidates = Iterator[tuple[str, Array]]  # a mistake in words, and the values it would give
 
-# ---- The components with one thing wrong ----------------------------------------------------------------------------
 
+@dataclass
+class Context:
+    """What came before a step. start: how many tokens; before: the reference's values at the end of the step before,
+    None if there is none or it is not known; undone: of a step that takes tokens back, the pass that it undoes, the
+    reference's values of it and of what came before it; kept: how many of that pass's tokens stay; packed: whether
+    the sequence shares its row with others before it.
+    """
 
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + e^-x)."""
-    return 1 / (1 + np.exp(-x))
+    start: int = 0
+    before: Lookup | None = None
+    undone: Lookup | None = None
+    before_undone: Lookup | None = None
+    kept: int = 0
+    packed: bool = False
 
-
-def recurrence(q: Array, k: Array, v: Array, g: Array, beta: Array, variant: str) -> Array:
-    """The delta rule with one thing wrong, from a zero state: what `out` would be. Shapes as in delta_out."""
-    S = np.zeros((*k.shape[1:], v.shape[-1]))
-    out = []
-    for t in range(len(k)):
-        alpha = np.ones_like(g[t]) if variant == "no decay" else np.exp(g[t])
-        alpha = alpha[:, None, None]
-        decayed = alpha * S
-        recall = np.einsum("hkv,hk->hv", S if variant == "decay after the error" else decayed, k[t])
-        if variant == "no error":
-            recall = np.zeros_like(recall)
-        strength = beta[t][:, None]
-        if variant == "no beta":
-            delta = v[t] - recall
-        elif variant == "beta on v alone":
-            delta = strength * v[t] - recall
-        else:
-            delta = strength * (v[t] - recall)
-        write = np.einsum("hk,hv->hkv", k[t], delta)
-        S = alpha * (S + write) if variant == "decay after the write" else decayed + write
-        read = decayed if variant == "read before the write" else S
-        out.append(np.einsum("hkv,hk->hv", read, q[t]))
-    return np.stack(out)
-
-
-RECURRENCES = {
-    "decay after the error": "the error v - S^T k is taken before the decay; the state decays first",
-    "decay after the write": "the state decays after the write",
-    "read before the write": "out is read before the write",
-    "no decay": "the state does not decay",
-    "no error": "beta v is written, not beta (v - S^T k): plain linear attention",
-    "no beta": "beta is missing",
-    "beta on v alone": "beta multiplies v, not v - S^T k",
-}
-
-
-def attention(q: Array, k: Array, v: Array, variant: str) -> Array:
-    """Softmax attention with one thing wrong. q (T, heads, dim), k and v (T, kv heads, dim)."""
-    T, heads, dim = q.shape
-    kv_heads = k.shape[1]
-    group = heads // kv_heads
-    kv = np.arange(heads) % kv_heads if variant == "tiled" else np.arange(heads) // group
-    scores = np.einsum("thd,shd->hts", q, k[:, kv])
-    if variant != "no scale":
-        scores = scores * dim**-0.5
-    if variant != "not causal":
-        scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v[:, kv])
-
-
-def rotate(x: Array, angle: Array, interleaved: bool = False) -> Array:
-    """Turns the pairs (i, i + n) of 2 n entries by their angles, or the pairs (2i, 2i + 1). x (T, heads, 2 n)."""
-    n = x.shape[-1] // 2
-    cos = np.cos(angle)
-    sin = np.sin(angle)
-    if interleaved:
-        a = x[..., 0::2]
-        b = x[..., 1::2]
-        return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
-    a = x[..., :n]
-    b = x[..., n:]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def turned(x: Array, config: dict, variant: str) -> Array:
-    """RoPE with one thing wrong. x (T, heads, head_dim)."""
-    fields = {**config, **(config.get("rope_parameters") or {})}
-    theta = fields["rope_theta"]
-    D = x.shape[-1]
-    R = int(D * fields.get("partial_rotary_factor", 0.25))
-    if variant == "no rotation":
-        return x
-    if variant == "whole head":
-        R = D
-    exponent = -2 * np.arange(R // 2) / (D if variant == "exponent" else R)
-    position = np.arange(len(x)) + (1 if variant == "off by one" else 0)
-    angle = position[:, None, None] * theta**exponent
-    if variant == "backwards":
-        angle = -angle
-    if variant == "last dims":
-        return np.concatenate([x[..., :-R], rotate(x[..., -R:], angle)], -1)
-    return np.concatenate([rotate(x[..., :R], angle, variant == "interleaved"), x[..., R:]], -1)
-
-
-TURNS = {
-    "whole head": "RoPE turns the whole head; only the first R = head_dim * partial_rotary_factor entries turn",
-    "exponent": "RoPE's exponent divides by head_dim; it is -2i / R",
-    "interleaved": "RoPE pairs (2i, 2i + 1); the pairs are (i, i + R/2)",
-    "off by one": "RoPE's positions begin at 1",
-    "no rotation": "RoPE is missing",
-    "last dims": "RoPE turns the last R entries of the head; it turns the first",
-    "backwards": "RoPE turns backwards: the sign of sin",
-}
 
 # ---- What each mistake would have made of a stage -------------------------------------------------------------------
 
 
-def candidates(stage: str, at: Lookup, config: dict, first: bool) -> Candidates:
-    """Well-known mistakes at a stage, each with the values it would give.
-
-    first: whether the cache was empty before. A mistake inside attention or the recurrence can only be computed then.
-    """
+def candidates(stage: str, at: Lookup, config: dict, context: Context) -> Candidates:
+    """Well-known mistakes at a stage, each with the values it would give."""
     kind, _, name = stage.partition(".")
     if kind == "linear_attn":
         yield from projection_mistakes(name, at)
-        yield from delta_net_mistakes(name, at, first)
+        yield from delta_net_mistakes(name, at, config, context)
     elif kind == "self_attn":
-        yield from attention_mistakes(name, at, config, first)
+        yield from attention_mistakes(name, at, config, context)
     elif kind == "mlp":
         yield from moe_mistakes(stage, at)
     elif stage == "layer.out":
@@ -165,29 +90,89 @@ def projection_mistakes(name: str, at: Lookup) -> Candidates:
         yield "in_proj_ba is read as pairs (b, a); within a key head all b come before all a", pairs
 
 
-def delta_net_mistakes(name: str, at: Lookup, first: bool) -> Candidates:
+def delta_net_mistakes(name: str, at: Lookup, config: dict, context: Context) -> Candidates:
     """What comes between Gated DeltaNet's projections and its norm."""
     if name == "v_conv":
         yield "v before the convolution", at("linear_attn.v")
     if name in ("q_l2norm", "k_l2norm"):
-        yield from length_mistakes(name, at)
+        yield from length_mistakes(name, at, config)
     if name == "g":
         yield "alpha = e^g instead of its log g", np.exp(at("linear_attn.g"))
         yield "the sign of g", -at("linear_attn.g")
+        yield from decay_mistakes(at("linear_attn.g"), at("linear_attn.a"))
     if name == "beta":
         yield "beta = b: the sigmoid is missing", at("linear_attn.b")
         yield "beta = 2 sigmoid(b)", 2 * at("linear_attn.beta")
         yield "beta from a, not from b", sigmoid(at("linear_attn.a"))
-    if name == "delta_out" and first:
-        q, k, g, beta = (at(f"linear_attn.{part}") for part in ("q_l2norm", "k_l2norm", "g", "beta"))
-        T, H, V = at("linear_attn.delta_out").shape
-        v = at("linear_attn.conv_out")[:, -H * V :].reshape(T, H, V)
-        for variant, cause in RECURRENCES.items():
-            yield cause, recurrence(q, k, v, g, beta, variant)
+    if name == "state" and context.undone:
+        yield from rollback_mistakes(context)
+    elif name in ("delta_out", "state"):
+        yield from state_mistakes(name, at, context)
 
 
-def length_mistakes(name: str, at: Lookup) -> Candidates:
-    """q and k after their normalisation: which key head, which length, which scale."""
+def decay_mistakes(g: Array, a: Array) -> Candidates:
+    """g with dt_bias or A_log in the wrong place. They are weights, which a trace shows only by what they do."""
+    fitted = fitted_decay(g, a)
+    if fitted is None:
+        return
+    A, bias = fitted
+    yield "dt_bias is missing: -exp(A_log) softplus(a + dt_bias)", -A * softplus(a)
+    yield "dt_bias is outside softplus: -exp(A_log) softplus(a + dt_bias)", -A * (softplus(a) + bias)
+    yield "A_log is missing, or not exponentiated: -exp(A_log) softplus(a + dt_bias)", -softplus(a + bias)
+    yield "A_log itself, not its exponential", -np.abs(np.log(A)) * softplus(a + bias)
+    yield "A_log itself, not its exponential", np.log(A) * softplus(a + bias)
+
+
+def inputs_of_the_rule(at: Lookup) -> tuple[Array, ...]:
+    """q, k, v, g and beta of a pass."""
+    q, k, g, beta = (at(f"linear_attn.{part}") for part in ("q_l2norm", "k_l2norm", "g", "beta"))
+    T, H, V = at("linear_attn.delta_out").shape
+    return q, k, at("linear_attn.conv_out")[:, -H * V :].reshape(T, H, V), g, beta
+
+
+def state_mistakes(name: str, at: Lookup, context: Context) -> Candidates:
+    """The delta rule with one thing wrong, from the state that the step begins with."""
+    state = None
+    if context.start:
+        if context.before is None:
+            return
+        state = context.before("linear_attn.state")
+    which = 0 if name == "delta_out" else 1
+    given = inputs_of_the_rule(at)
+    if state is not None:
+        yield "the state is not carried over between calls", recurrence(*given, "")[which]
+        for dtype in ("bfloat16", "float16"):
+            rounded = half_precision(state, dtype)
+            yield RECURRENCES[dtype], recurrence(*given, "", rounded)[which]
+    if name == "state":
+        for dtype in ("bfloat16", "float16"):
+            yield RECURRENCES[dtype], half_precision(at("linear_attn.state"), dtype)
+    for variant, cause in RECURRENCES.items():
+        yield cause, recurrence(*given, variant, state)[which]
+
+
+def rollback_mistakes(context: Context) -> Candidates:
+    """The state after other numbers of the undone pass's tokens than were to be kept."""
+    q, k, v, g, beta = inputs_of_the_rule(context.undone)
+    state = context.before_undone("linear_attn.state") if context.before_undone else None
+    for n in range(len(k) + 1):
+        if n == context.kept:
+            continue
+        found = state if n == 0 else recurrence(q[:n], k[:n], v[:n], g[:n], beta[:n], "", state)[1]
+        if found is None:
+            found = np.zeros((*k.shape[1:], v.shape[-1]))
+        if n == len(k):
+            cause = "the state is not taken back at all"
+        elif n == 0:
+            cause = "the rollback loses the tokens that are kept: the state is that before the pass"
+        else:
+            further = "too far" if n < context.kept else "not far enough"
+            cause = f"the rollback goes {abs(n - context.kept)} token {further}"
+        yield cause, found
+
+
+def length_mistakes(name: str, at: Lookup, config: dict) -> Candidates:
+    """q and k after their normalisation: which key head, which length, which scale, which eps."""
     x = at(f"linear_attn.{name}")
     K = x.shape[-1]
     is_q = name == "q_l2norm"
@@ -206,35 +191,68 @@ def length_mistakes(name: str, at: Lookup) -> Candidates:
     yield "not normalised to length 1, nor scaled", raw
     by_rms = raw / np.sqrt(np.mean(raw**2, -1, keepdims=True) + 1e-6)
     yield "normalised by the RMS, not by the length", by_rms * scale
+    squared = np.sum(raw**2, -1, keepdims=True)
+    length = np.sqrt(squared)
+    yield "l2 norm without eps, or with max(|x|, eps); it is x / sqrt(|x|^2 + 1e-6)", raw / length * scale
+    yield "l2 norm by |x| + eps; it is x / sqrt(|x|^2 + 1e-6)", raw / (length + 1e-6) * scale
+    mean_eps = raw / np.sqrt(squared + K * 1e-6) * scale
+    yield "l2 norm by an RMS norm with eps 1e-6: eps counts K times; it is x / sqrt(|x|^2 + 1e-6)", mean_eps
+    other = config.get("rms_norm_eps", 1e-6)
+    yield "rms_norm_eps in the l2 norm; its own eps is 1e-6, always", raw / np.sqrt(squared + other) * scale
 
 
-def attention_mistakes(name: str, at: Lookup, config: dict, first: bool) -> Candidates:
+def attention_mistakes(name: str, at: Lookup, config: dict, context: Context) -> Candidates:
     """Gated attention: the cut of q_proj, the norms, RoPE, the softmax."""
     if name in ("q", "gate"):
-        T, H, D = at(f"self_attn.{name}").shape
-        rows = at("self_attn.q_proj.out")
         yield "query and gate are swapped", at("self_attn.gate" if name == "q" else "self_attn.q")
-        half = rows[:, : H * D] if name == "q" else rows[:, H * D :]
-        flat = half.reshape(T, H, D)
-        yield "q_proj is cut into all queries | all gates; it is query | gate within each head", flat
-        pairs = rows.reshape(T, H, D, 2)[..., 0 if name == "q" else 1]
-        yield "q_proj is read as pairs (query, gate) of entries", pairs
-    if name in ("q_rope", "k_rope") and first:
+        yield from cuts_of_q_proj(name, at)
+    if name in ("q_rope", "k_rope"):
         x = at(f"self_attn.{name[0]}_norm.out")
         for variant, cause in TURNS.items():
-            yield cause, turned(x, config, variant)
+            if variant != "begin anew" or context.start:
+                yield cause, turned(x, config, variant, context.start)
         yield "neither normalised nor turned by RoPE", before_norm(name[0], at, x.shape)
+    if name == "q_norm.out":
+        q = at("self_attn.q")
+        right = at("self_attn.q_norm.out")
+        yield "query and gate are swapped", normalised_like(at("self_attn.gate"), q, right)
+        for cause, cut in cuts_of_q_proj("q", at):
+            yield cause, normalised_like(cut, q, right)
     if name in ("q_norm.out", "k_norm.out"):
         yield f"{name[0]}_norm is missing", before_norm(name[0], at, at(f"self_attn.{name}").shape)
-    if name == "attn_out" and first:
+    if name == "attn_out" and not context.start:
         q = at("self_attn.q_rope")
         k = at("self_attn.k_rope")
         v = at("self_attn.v_proj.out").reshape(k.shape)
         gate = sigmoid(at("self_attn.gate"))
-        yield "the scale head_dim^-0.5 is missing", attention(q, k, v, "no scale")
+        yield from scale_mistakes(q, k, v, config)
         yield "KV heads are tiled; query head h belongs to kv head h // group", attention(q, k, v, "tiled")
         yield "not causal", attention(q, k, v, "not causal")
         yield "attn_out is traced after its gate", at("self_attn.attn_out") * gate
+
+
+def cuts_of_q_proj(name: str, at: Lookup) -> Candidates:
+    """Queries, or gates, cut out of q_proj in the wrong places."""
+    T, H, D = at(f"self_attn.{name}").shape
+    rows = at("self_attn.q_proj.out")
+    half = rows[:, : H * D] if name == "q" else rows[:, H * D :]
+    yield "q_proj is cut into all queries | all gates; it is query | gate within each head", half.reshape(T, H, D)
+    pairs = rows.reshape(T, H, D, 2)[..., 0 if name == "q" else 1]
+    yield "q_proj is read as pairs (query, gate) of entries", pairs
+
+
+def scale_mistakes(q: Array, k: Array, v: Array, config: dict) -> Candidates:
+    """Attention with another scale of its scores."""
+    heads, dim = q.shape[1:]
+    yield "the scale head_dim^-0.5 is missing", attention(q, k, v, scale=1.0)
+    yield "the scores are scaled by 1 / head_dim; it is head_dim^-0.5", attention(q, k, v, scale=1 / dim)
+    hidden = config["hidden_size"] / heads
+    cause = "the scale is (hidden_size / heads)^-0.5; it is head_dim^-0.5, and head_dim is a field of its own"
+    if hidden != dim:
+        yield cause, attention(q, k, v, scale=hidden**-0.5)
+    width = rotated_width(config)
+    if width != dim:
+        yield "the scale is that of the rotated width; it is head_dim^-0.5", attention(q, k, v, scale=width**-0.5)
 
 
 def before_norm(name: str, at: Lookup, shape: tuple[int, ...]) -> Array:
@@ -263,10 +281,15 @@ def moe_mistakes(stage: str, at: Lookup) -> Candidates:
 # ---- What usually goes wrong where ----------------------------------------------------------------------------------
 
 # Pattern of the stage -> (a name of `facts`, or "" for any error; what to look at)
+PACKED = "a packed sequence begins with zero state and window, and sees no other of its row"
 HINTS: dict[str, list[tuple[str, str]]] = {
+    r"linear_attn\.(conv_out|v_conv|[qk]_l2norm|delta_out|state|conv_state)|self_attn\.attn_out|layer\.out": [
+        ("packed", PACKED)
+    ],
     r".*norm(_embedding|_hidden)?\.out": [
         ("channel", "the weight: the norms multiply by 1 + w, but the norm after the delta rule by w"),
-        ("token", "the mean is over the wrong axis, or eps is in the wrong place"),
+        ("factor", "eps: rms_norm_eps, inside the root"),
+        ("token", "eps: rms_norm_eps, inside the root; or the mean is over the wrong axis"),
     ],
     r"linear_attn\.norm\.out": [
         ("", "norm before the gate, silu(z) not sigmoid(z), w itself not 1 + w, RMS over one head's V entries")
@@ -290,6 +313,7 @@ HINTS: dict[str, list[tuple[str, str]]] = {
     ],
     r"linear_attn\.v_conv": [("", "conv_out's last H V channels, after silu, cut into value heads")],
     r"linear_attn\.(delta_out|state)": [
+        ("nan", "e^(G_i) e^(-G_j) overflows where the decay is strong: take e^(G_i - G_j), j <= i, before exp"),
         ("start", "the state between chunks or calls: its decay across the chunk, e^(G_C) and e^(G_C - G_j)"),
         ("", "the chunked form: mask, decay, solve; or the state's layout, (K, V)"),
     ],
@@ -302,7 +326,9 @@ HINTS: dict[str, list[tuple[str, str]]] = {
     r"linear_attn\.(q|k)_l2norm": [("", "x / sqrt(sum x^2 + 1e-6), then q * K^-0.5")],
     r"self_attn\.[qk]_rope": [("", "RoPE: which entries, which pairs, which positions (those of the cache count)")],
     r"self_attn\.attn_out": [
+        ("second", "the scale of the scores, head_dim^-0.5, or the mask; a single token's softmax shows neither"),
         ("start", "the cache's keys and values, or the mask over them"),
+        ("continued", "the cache: which tokens' keys and values it holds (MTP's own, too, after a rollback)"),
         ("", "mask, scale, KV heads"),
     ],
     r"self_attn\.o_proj\.out": [("", "the output gate: attn_out * sigmoid(gate), before o_proj")],
@@ -318,14 +344,16 @@ HINTS: dict[str, list[tuple[str, str]]] = {
     r"layer\.out": [("", "both residual additions")],
     r"model\.embed_tokens\.out": [("factor", "embeddings are not scaled"), ("", "token ids, or rows of another table")],
     r"lm_head\.out": [("", "tied or untied weights; the final norm")],
-    r".*\.out": [("", "the weight's layout (rows, transposed), its shard, or its dequantisation")],
+    r".*(_proj|_qkvz|_ba|_gate|mlp\.gate|fc|lm_head|logits)(\.out)?": [
+        ("", "the weight's layout (rows, transposed), its shard, or its dequantisation")
+    ],
 }
 
 
 def facts(stage: str, r: Array, m: Array, allowed: float) -> dict[str, str]:
     """What can be seen of an error: name of the fact -> words. r is the reference's value, m the one that is wrong."""
     if not np.isfinite(m).all():
-        return {"nan": f"{int((~np.isfinite(m)).sum())} entries are not finite"}
+        return {"nan": overflow_in_words(r, m)}
     if not m.any():
         return {"zero": "all entries are 0"}
     tight = max(10 * allowed, 0.02 * relative_error(r, m))
@@ -341,8 +369,17 @@ def facts(stage: str, r: Array, m: Array, allowed: float) -> dict[str, str]:
         errors = np.sqrt(np.mean(np.square(m - r), axis=tuple(range(1, r.ndim)))) / rms(r)
         bad = np.flatnonzero(errors > allowed)
         if len(bad) and bad[0] > 0:
-            found["start"] = f"right up to token {bad[0] - 1}, wrong from token {bad[0]} on"
+            found["start" if bad[0] > 1 else "second"] = f"right up to token {bad[0] - 1}, wrong from token {bad[0]} on"
     return found
+
+
+def overflow_in_words(r: Array, m: Array) -> str:
+    """Which entries are not finite, and whether float16 could have held what they should be."""
+    bad = ~np.isfinite(m)
+    first = ", ".join(map(str, np.argwhere(bad)[0]))
+    words = f"overflow: {int(bad.sum())} of {m.size} entries are not finite, the first at [{first}]"
+    largest = float(np.abs(r).max())
+    return words + (f"; they reach {largest:.3g}, and float16 only 65504" if largest > 65504 else "")
 
 
 def factor_of_each(stage: str, r: Array, m: Array, tight: float) -> dict[str, str]:
@@ -364,30 +401,35 @@ def factor_of_each(stage: str, r: Array, m: Array, tight: float) -> dict[str, st
 
 
 def explain(
-    stage: str, r: Array, m: Array, allowed: float, at: Lookup, config: dict, first: bool
+    stage: str, r: Array, m: Array, allowed: float, at: Lookup, config: dict, context: Context
 ) -> tuple[list[str], list[str]]:
     """What can be seen of an error, and its likely causes, both in words.
 
     A mistake that gives exactly m is a cause that leaves no doubt; else up to three or so that fit what can be seen.
     """
     seen = facts(stage, r, m, allowed)
-    causes = []
+    fitting: list[tuple[float, str]] = []
     try:
-        for cause, x in candidates(stage, at, config, first):
+        for cause, x in candidates(stage, at, config, context):
             if x.shape != m.shape or not np.isfinite(m).all():
                 continue
-            if relative_error(m, x) < max(4 * allowed, 1e-5):
-                causes.append(cause + " (this would give just these values)")
-    except (KeyError, ValueError):  # a value or a config field that the traces do not have
+            error = relative_error(m, x)
+            if error < max(4 * allowed, 1e-5) and error < 0.3 * relative_error(r, m):
+                fitting.append((error, cause + " (this would give just these values)"))
+    except (KeyError, ValueError, IndexError):  # a value or a config field that the traces do not have
         pass
+    causes = [cause for _, cause in sorted(fitting)]
     if not causes:
-        causes = usual_causes(stage, seen)
+        known = {"continued": context.start > 0, "packed": context.packed}
+        causes = usual_causes(stage, {*seen, *(name for name, true in known.items() if true)})
     return list(seen.values()), causes
 
 
-def usual_causes(stage: str, seen: dict[str, str]) -> list[str]:
-    """The hints for a stage that fit what can be seen."""
+def usual_causes(stage: str, seen: set[str]) -> list[str]:
+    """The hints for a stage that fit the facts, of the error and of the step."""
     causes = []
+    if "nan" in seen:
+        causes.append("overflow, of float16 or of an exponential: keep sums, squares and exponents in float32")
     for pattern, hints in HINTS.items():
         if len(causes) < 3 and re.fullmatch(pattern, stage):
             causes += [cause for fact, cause in hints if not fact or fact in seen]

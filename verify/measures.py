@@ -1,18 +1,15 @@
-"""When two values count as equal: the measure of their difference, the noise that is allowed, and other layouts."""
+"""When two values count as equal: the measure of their difference, and the layouts that a program may have chosen."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from verify.stages import LAYER, ROWS, VALUE_HEADS, Array, CannotCompare, axes_of, stage_of
-
-EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of rounding once
+from verify.floors import EPSILON, Noise  # noqa: F401, as both belong to the measure
+from verify.stages import ROWS, VALUE_HEADS, Array, axes_of
 
 # ---- Difference -----------------------------------------------------------------------------------------------------
 
@@ -56,28 +53,6 @@ def usual_sizes(steps: dict[str, dict[str, Array]]) -> dict[str, float]:
     return found
 
 
-# ---- Noise ----------------------------------------------------------------------------------------------------------
-
-
-class Noise:
-    """How large the relative RMS error of a stage may be: 4 times what was measured for the dtype."""
-
-    def __init__(self, path: Path, dtype: str, mode: str):
-        if dtype not in EPSILON:
-            raise CannotCompare(f"dtype is {dtype!r}, expected one of {', '.join(EPSILON)}")
-        self.chained = mode == "chained"
-        self.measured: dict[str, float] = {}
-        if path.is_file():
-            self.measured = json.loads(path.read_bytes())["floors"].get(dtype, {}).get(mode, {})
-        self.default = max(self.measured.values(), default=10 * EPSILON[dtype])
-
-    def allowed(self, key: str) -> float:
-        """In a chain, errors of the layers before add up, as independent ones do: with the root of their number."""
-        match = LAYER.fullmatch(key)
-        depth = int(match[2]) + 1 if match and self.chained else 1
-        return 4 * self.measured.get(stage_of(key), self.default) * math.sqrt(depth)
-
-
 # ---- Layout ---------------------------------------------------------------------------------------------------------
 
 
@@ -101,17 +76,11 @@ def by_signature(r: Array, m: Array, axis: int) -> Array | None:
 
 
 def layouts(stage: str, r: Array, m: Array, heads: Array | None) -> Iterator[tuple[Array, str]]:
-    """m in the layouts that a program may have chosen, each with what that takes in words.
+    """m, in r's shape already, in the layouts that a program may have chosen, each with what that takes in words.
 
     heads: the order of the value heads that other values of the layer have.
     """
-    if m.shape != r.shape:
-        if m.size == r.size:
-            yield m.reshape(r.shape), f"another shape, {m.shape}"
-            for order in itertools.permutations(range(m.ndim)) if m.ndim <= 4 else ():
-                yield m.transpose(order).reshape(r.shape), f"axes in another order, {m.shape}"
-        return
-    if not m.size or not np.isfinite(m).all():
+    if m.shape != r.shape or not m.size or not np.isfinite(m).all():
         return
     for a, b in itertools.combinations(range(m.ndim), 2):
         if m.shape[a] == m.shape[b]:

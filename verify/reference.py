@@ -3,7 +3,7 @@
     python verify/reference.py --model DIR --tokens 5,17,3 --trace ref.safetensors
         every value of one pass over these tokens
     python verify/reference.py --model DIR --like mine.safetensors --trace ref.safetensors
-        the tokens, steps and keys of another implementation's trace
+        the tokens, steps and keys of another implementation's trace; the names of the other keys are noted
     python verify/reference.py --model DIR --like mine.safetensors --trace ref.safetensors --layers 2:4
         layers 2 and 3 only, from what mine has as the output of layer 1
 
@@ -28,6 +28,7 @@ from verify.stages import (  # noqa: E402
     CannotCompare,
     Trace,
     exit_code,
+    is_batch,
     is_per_token,
     join_batches,
     read_trace,
@@ -38,6 +39,7 @@ from verify.stages import (  # noqa: E402
 
 Steps = dict[str, dict[str, Array]]  # name of a step -> key -> values
 Tokens = dict[str, dict]  # name of a step -> what it was fed: "tokens" and "before", see stages.py
+NOT_PASSES = {"layers", "gradients", "op"}  # steps that are no pass of the whole model have one of these
 Place = tuple[str, int]  # where a token's values are: the name of its step, and the row in it
 
 
@@ -55,17 +57,95 @@ def load_reference(model: Path):
         raise CannotCompare(f"{model}: {error.args[0]}") from None
 
 
+def check_tokens(tokens: object, path: Path):
+    """Raises CannotCompare for a manifest that does not say, of each step, which tokens it was fed and after which."""
+
+    def is_ids(ids: object) -> bool:
+        return isinstance(ids, list) and all(type(n) is int for n in ids)
+
+    def is_fed(fed: object) -> bool:
+        if not isinstance(fed, dict) or type(fed.get("drafts", 0)) is not int:
+            return False
+        new = fed.get("tokens")
+        before = fed.get("before")
+        if is_ids(new) and is_ids(before):
+            return 0 <= fed.get("drafts", 0) < max(len(new), 1)
+        lists = isinstance(new, list) and isinstance(before, list) and len(new) == len(before)  # a batch
+        return lists and all(map(is_ids, [*new, *before]))
+
+    wrong = tokens if not isinstance(tokens, dict) else next((s for s in tokens if not is_fed(tokens[s])), None)
+    if wrong is not None:
+        raise CannotCompare(f"{path}: its manifest's steps: {wrong!r:.99} has no lists of ids in tokens and before")
+
+
 # ---- Steps ----------------------------------------------------------------------------------------------------------
 
 
-def run_reference(reference, tokens: Tokens) -> Steps:
-    """What the reference computes in each step."""
-    steps = join_batches(rerun(reference, split_tokens(tokens), {}), tokens)
+def run_reference(reference, tokens: Tokens, given: Steps | None = None) -> Steps:
+    """What the reference computes in each step. given: values that steps for single layers begin with.
+
+    It has no gradients: those steps are left out.
+    """
+    given = given or {}
+    whole = {step: fed for step, fed in tokens.items() if not NOT_PASSES & fed.keys()}
+    found: Steps = {}
+    for chain in chains(split_tokens(whole)):
+        found |= run_chain(reference, chain)
+    steps = join_batches(found, whole)
     for step, fed in tokens.items():
+        if "op" in fed:
+            steps[step] = run_operation(fed, given[step])
+        if "layers" in fed:
+            like = Trace({"": {key: x.astype(np.float64) for key, x in given.get(step, {}).items()}}, {}, {})
+            steps[step] = run_layers(reference, {"": fed}, like, range(*fed["layers"])) | given.get(step, {})
         if "drafts" in fed:
             found = reference.trace(fed["before"] + fed["tokens"], drafts=fed["drafts"])
             steps[step] = {key: x[-1:] for key, x in found.items() if key.startswith("mtp.")}
-    return {step: steps[step] for step in tokens}
+    return {step: steps[step] for step in tokens if step in steps}
+
+
+def run_operation(fed: dict, given: dict[str, Array]) -> dict[str, Array]:
+    """One operation alone: its inputs, and what comes out."""
+    from verify.ops import OPERATIONS
+
+    exact = {key: x.astype(np.float64) if x.dtype.kind == "f" else x for key, x in given.items()}
+    return given | OPERATIONS[fed["op"]](**exact, **fed["parameters"])
+
+
+def chains(tokens: Tokens) -> list[Tokens]:
+    """Steps in groups: in each, every step goes on where the one before it ended, so that one pass has them all."""
+    found: list[Tokens] = []
+    for step, fed in tokens.items():
+        if "drafts" in fed or not (fed["before"] or fed["tokens"]):
+            continue
+        for chain in found:
+            last = list(chain.values())[-1]
+            if fed["before"] and fed["before"] == last["before"] + last["tokens"]:
+                chain[step] = fed
+                break
+        else:
+            found.append({step: fed})
+    return found
+
+
+def run_chain(reference, chain: Tokens) -> Steps:
+    """The values of steps that go on where the one before ended, from a single pass."""
+    ends = [len(fed["before"]) + len(fed["tokens"]) for fed in chain.values()]
+    last = list(chain.values())[-1]
+    values = reference.trace(last["before"] + last["tokens"], ends)
+    steps: Steps = {}
+    for n, (step, fed) in enumerate(chain.items()):
+        start, end = len(fed["before"]), ends[n]
+        steps[step] = {}
+        for key, x in values.items():
+            if key.startswith("mtp."):
+                if start == 0 and end > 1:
+                    steps[step][key] = x[: end - 1]
+            elif not is_per_token(key):
+                steps[step][key] = x[n]
+            elif end > start:
+                steps[step][key] = x[start:end]
+    return steps
 
 
 def rerun(reference, tokens: Tokens, have: Steps) -> Steps:
@@ -79,7 +159,7 @@ def rerun(reference, tokens: Tokens, have: Steps) -> Steps:
         before = fed["before"]
         new = fed["tokens"]
         places = next((places for places, ids in reversed(past) if ids[: len(before)] == before), None)
-        if "drafts" in fed or places is None or not (before or new):
+        if (NOT_PASSES | {"drafts"}) & fed.keys() or places is None or not (before or new):
             continue
         places = places[: len(before)] + [(step, row) for row in range(len(new))]
         past.append((places, before + new))
@@ -116,7 +196,7 @@ def values_to_force(tokens: Tokens, have: Steps, step: str, places: list[Place],
     keys = set(have.get(source, {}))
     for name, _ in places:
         keys &= set(have.get(name, {}))
-    step_that_ends_at = {len(tokens[s]["before"]) + len(tokens[s]["tokens"]): s for s in have if s in tokens}
+    ids = tokens[step]["before"] + tokens[step]["tokens"]
     forced = {}
     for key in keys:
         if key.startswith("mtp."):
@@ -126,10 +206,16 @@ def values_to_force(tokens: Tokens, have: Steps, step: str, places: list[Place],
             if all(row < len(have[name][key]) for name, row in places):
                 forced[key] = np.stack([have[name][key][row] for name, row in places])
         elif stage_of(key) == "linear_attn.state":
-            names = [step_that_ends_at.get(end) for end in ends]
+            names = [step_after(tokens, have, ids[:end]) for end in ends]
             if all(name is not None and key in have[name] for name in names):
                 forced[key] = np.stack([have[name][key] for name in names])
     return forced
+
+
+def step_after(tokens: Tokens, have: Steps, ids: list[int]) -> str | None:
+    """The step after which a cache holds just these tokens; None if there is none, or nothing of it is known."""
+    steps = [step for step, fed in tokens.items() if step in have and "drafts" not in fed]
+    return next((step for step in steps if tokens[step]["before"] + tokens[step]["tokens"] == ids), None)
 
 
 def sort_choice(found: dict[str, Array], key: str, forced: Array):
@@ -196,15 +282,37 @@ def run(args: argparse.Namespace):
     reference = load_reference(args.model)
     like = read_trace(args.like) if args.like else None
     tokens = {"": {"tokens": args.tokens, "before": []}} if args.tokens is not None else like.tokens
+    check_tokens(tokens, args.like)
     if not tokens:
         raise ValueError(f"{args.like}: does not say what it was fed: --tokens has to")
     if args.layers is None:
-        steps = run_reference(reference, tokens)
+        given = {}
+        if like:  # what single layers and operations begin with
+            inputs = {step: fed["inputs"] for step, fed in tokens.items() if "inputs" in fed}
+            given = {step: {key: like.steps[step][key] for key in keys} for step, keys in inputs.items()}
+        steps = run_reference(reference, tokens, given)
     else:
         steps = {"": run_layers(reference, tokens, like, args.layers)}
+        tokens = {"": {**tokens[""], "layers": [args.layers.start, args.layers.stop]}}
+    more = {}
     if like:
-        steps = {s: {k: x for k, x in found.items() if k in like.steps.get(s, {})} for s, found in steps.items()}
-    write_trace(args.trace, steps, tokens, producer="reference_recurrent.py", dtype="float64", folder=args.model)
+        steps, more["left_out"] = keys_like(steps, like, tokens)
+    about = {"producer": "reference_recurrent.py", "dtype": "float64", "folder": args.model, "more": more}
+    write_trace(args.trace, steps, tokens, **about)
+
+
+def keys_like(steps: Steps, like: Trace, tokens: Tokens) -> tuple[Steps, dict[str, list[str]]]:
+    """The values that another trace has, too; and by step the keys of the others, so that nobody forgets them."""
+    kept: Steps = {}
+    left_out = {}
+    for step, found in steps.items():
+        theirs = like.steps.get(step, {})
+        kept[step] = {key: x for key, x in found.items() if key in theirs}
+        others = [key for key in found if key not in theirs]
+        new = tokens[step]["tokens"]
+        names = [f"{step}[{b}]" for b in range(len(new))] if is_batch(new) else [step]
+        left_out |= {name: others for name in names if others}
+    return kept, left_out
 
 
 def main(arguments: list[str] | None = None) -> int:

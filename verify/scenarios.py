@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 from verify.reference import Steps, Tokens, load_reference, run_reference  # noqa: E402
 from verify.stages import Array, exit_code, write_trace  # noqa: E402
-from verify.trace import Runner, check_found  # noqa: E402
+from verify.trace import check_found  # noqa: E402
 
 PASSES = ["decode", "pieces", "padded", "speculation"]
 SCENARIOS = [*PASSES, "gradients"]
@@ -74,16 +74,25 @@ def pieces_of(ids: list[int], ends: dict[str, int]) -> Tokens:
     return steps
 
 
-def run(model, tokens: Tokens, keys: Iterable[str] = ("*",)) -> tuple[Steps, dict[str, str]]:
+def run(
+    model, tokens: Tokens, keys: Iterable[str] = ("*",), given: Steps | None = None
+) -> tuple[Steps, dict[str, str]]:
     """What a qwen3_next model computes, step by step, and by key the source lines that do.
 
-    Raises ValueError naming the globs of `keys` that nothing fits in any step.
+    given: values that steps begin with, of those for single layers. Raises ValueError naming the globs of `keys` that
+    nothing fits in any step.
     """
+    from verify.feeding import Feeder
+
     keys = list(keys)
-    runner = Runner(model, keys)
+    runner = Feeder(model, keys)
     steps: Steps = {}
     for step, fed in tokens.items():
-        steps[step] = {key: x.numpy() for key, x in runner.step(fed).items()}
+        if fed.get("gradients"):
+            steps[step] = run_gradients(model, fed["tokens"])
+            continue
+        found = runner.step(fed, (given or {}).get(step))
+        steps[step] = {key: x.numpy() for key, x in found.items()}
     check_found(keys, {key for found in steps.values() for key in found})
     return steps, runner.lines
 

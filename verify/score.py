@@ -41,6 +41,12 @@ def score(model: Qwen3NextForCausalLM, ids: Tensor, window: int = 512) -> float:
     return total
 
 
+def bytes_of(tokenizer: Qwen3NextTokenizer, token: int) -> int:
+    """How many bytes of a text a token is. A part of a character has no text of its own, but a sign for each byte."""
+    text = tokenizer.decode([token])
+    return len(tokenizer.backend.id_to_token(token)) if "\ufffd" in text else len(text.encode())
+
+
 def run(args: argparse.Namespace):
     """Prints the score of a file."""
     text = read_text(args.file)
@@ -48,10 +54,12 @@ def run(args: argparse.Namespace):
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError(f"{args.file}: {len(ids)} tokens, expected at least 2")
+    size = len(text.encode())
+    predicted = size - bytes_of(tokenizer, ids[0])
+    if predicted < 1:
+        raise ValueError(f"{args.file}: {size} bytes, and the first token has them all: nothing is left to predict")
     model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule)
     nats = score(model, torch.tensor([ids], device=model.device))
-    size = len(text.encode())
-    predicted = size - len(tokenizer.decode(ids[:1]).encode())  # bytes
     perplexity = math.exp(nats / (len(ids) - 1))
     bits = nats / math.log(2) / predicted
     counts = f"{len(ids)} tokens, {size} bytes"

@@ -10,9 +10,11 @@ first: "decode 1/model.layers.3.linear_attn.g". Its metadata has "format" and "m
     producer   the program that wrote the file
     dtype      what the forward pass computed in, such as "bfloat16"; the values are stored as float32 or float64
     config     config.json's content, and config_sha256, its hash (keys sorted, no spaces)
-    steps      name -> {"tokens": the new ones, "before": those in the cache already}; of a batch, a list per sequence
+    steps      name -> {"tokens": the new ones, "before": those in the cache already}; of a batch, a list per sequence;
+               and "drafts": n, "slots": [..], "starts": [..], "layers": [A, B], "inputs": keys; see SPEC.md
     order      all keys in the order they were computed
     stages     stage -> {"axes": names, "equation": text, "line": the source line that computes it}
+    left_out   step -> keys that the reference computed and left out, because the file it was to be like lacks them
 
 The values of a single sequence have no batch axis. In a batch they are (batch, token, ...), each sequence begins at
 token 0, and what follows its last token means nothing.
@@ -27,6 +29,8 @@ import json
 import os
 import re
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +169,11 @@ def forward_order(key: str) -> tuple:
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
+LARGEST = 2**35  # bytes that an archive may unpack to
+MANIFEST = {"producer": str, "dtype": str, "config": dict, "steps": dict, "order": list, "stages": dict}
+MANIFEST |= {"left_out": dict}
+
+
 class CannotCompare(ValueError):
     """Why a file or a pair of files is of no use, in one line."""
 
@@ -180,7 +189,8 @@ class Trace:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Array], dict]:
     """A safetensors file's tensors and metadata; bfloat16, which NumPy lacks, becomes float32."""
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
+    kinds |= {f"{sign.upper()}{8 * size}": f"<{sign}{size}" for sign in "iu" for size in (1, 2, 4, 8)}
     data = path.read_bytes()
     header_size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
@@ -196,13 +206,24 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict]:
     return arrays, metadata
 
 
+def read_npz(path: Path) -> tuple[dict[str, Array], dict]:
+    """The same of a NumPy archive, which has no metadata. A few megabytes of it may unpack to any size."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"unpacks to {size / 1e9:.1f} GB, expected at most {LARGEST / 1e9:.1f} GB")
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}, {}
+
+
 def read_arrays(path: Path) -> tuple[dict[str, Array], dict]:
     """The tensors of a .safetensors or .npz file, and its metadata. Raises CannotCompare."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path) as file:
-                return {name: file[name] for name in file.files}, {}
-        return read_safetensors(path)
+        arrays, metadata = read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
+        for name, x in arrays.items():
+            if x.dtype.kind not in "fiub":
+                raise ValueError(f"{name} holds {x.dtype}, expected real numbers")
+        return arrays, metadata
     except Exception as error:  # whatever the libraries raise for a file that is not what it should be
         raise CannotCompare(f"{path}: {' '.join(str(error).split())}") from None
 
@@ -236,6 +257,12 @@ def read_trace(path: str | Path, aliases: list[dict] = ()) -> Trace:
         manifest = json.loads(metadata.get("manifest", "{}"))
     except ValueError:
         raise CannotCompare(f"{path}: its manifest is not JSON") from None
+    if not isinstance(manifest, dict):
+        raise CannotCompare(f"{path}: its manifest is {manifest!r:.99}, expected an object")
+    for field, kind in MANIFEST.items():
+        found = manifest.get(field, kind())
+        if not isinstance(found, kind):
+            raise CannotCompare(f"{path}: its manifest's {field} is {found!r:.99}, expected {kind.__name__}")
     steps: dict[str, dict[str, Array]] = {}
     for name, x in arrays.items():
         step, _, key = name.rpartition("/")
@@ -256,14 +283,17 @@ def is_batch(tokens: list) -> bool:
 
 
 def split_batches(trace: Trace, tokens: dict[str, dict], padding: str) -> Trace:
-    """The same, widened, with a step for each sequence of a batch, "padded[0]", without its padding.
+    """The same, widened, with a step for each sequence of a batch or a packed row, "padded[0]", without its padding.
 
     tokens: the reference's; padding: the side on which this trace has it, "right" or "left".
     """
     steps = {}
     for step, arrays in trace.steps.items():
         batch = tokens[step]["tokens"] if step in tokens else []
-        if is_batch(batch):
+        if "starts" in tokens.get(step, {}):
+            for b, (start, end) in enumerate(packed(tokens[step])):
+                steps[f"{step}[{b}]"] = one_packed(arrays, start, end, len(batch))
+        elif is_batch(batch):
             for b in range(len(batch)):
                 steps[f"{step}[{b}]"] = one_sequence(arrays, batch, b, padding)
         else:
@@ -280,15 +310,42 @@ def one_sequence(arrays: dict[str, Array], batch: list[list[int]], b: int, paddi
     for key, x in arrays.items():
         if not x.ndim or len(x) != len(batch):
             continue
+        if key == "lm_head.out" and x.size == len(batch) * x.shape[-1] and x.ndim < 4:  # the last token's alone
+            found[key] = widened(x[b].reshape(1, -1))
+            continue
         rows = length - 1 if key.startswith("mtp.") else length  # MTP has a row for each pair of neighbours
         found[key] = widened(x[b, start : start + rows] if is_per_token(key) else x[b])
     return found
 
 
+def packed(fed: dict) -> list[tuple[int, int]]:
+    """Where each sequence of a packed row begins and ends."""
+    starts = fed["starts"]
+    return list(zip(starts, [*starts[1:], len(fed["tokens"])]))
+
+
+def one_packed(arrays: dict[str, Array], start: int, end: int, length: int) -> dict[str, Array]:
+    """The values of one sequence of a packed row. The states are those of the last one."""
+    found = {}
+    for key, x in arrays.items():
+        if key.startswith("mtp."):  # a row for each pair of neighbours; those of two sequences mean nothing
+            if end - start > 1:
+                found[key] = widened(x[start : end - 1])
+        elif is_per_token(key):
+            found[key] = widened(x[start:end])
+        elif end == length:
+            found[key] = widened(x)
+    return found
+
+
 def split_tokens(tokens: dict[str, dict]) -> dict[str, dict]:
-    """What each step was fed, with a step for each sequence of a batch."""
+    """What each step was fed, with a step for each sequence of a batch or a packed row."""
     found = {}
     for step, fed in tokens.items():
+        if "starts" in fed:
+            for b, (start, end) in enumerate(packed(fed)):
+                found[f"{step}[{b}]"] = {"tokens": fed["tokens"][start:end], "before": [], "packed": b}
+            continue
         if not is_batch(fed["tokens"]):
             found[step] = fed
             continue
@@ -298,15 +355,35 @@ def split_tokens(tokens: dict[str, dict]) -> dict[str, dict]:
 
 
 def join_batches(steps: dict[str, dict[str, Array]], tokens: dict[str, dict]) -> dict[str, dict[str, Array]]:
-    """The sequences of a batch as one step again."""
+    """The sequences of a batch, or of a packed row, as one step again."""
     joined = {}
     for step, fed in tokens.items():
         if step in steps:
             joined[step] = steps[step]
+        elif "starts" in fed:
+            joined[step] = one_row([steps[f"{step}[{b}]"] for b in range(len(fed["starts"]))])
         elif f"{step}[0]" in steps:
             parts = [steps[f"{step}[{b}]"] for b in range(len(fed["tokens"]))]
-            joined[step] = {key: stacked([part[key] for part in parts]) for key in parts[0]}
+            shared = [key for key in parts[0] if all(key in part for part in parts)]
+            joined[step] = {key: stacked([part[key] for part in parts]) for key in shared}
     return joined
+
+
+def one_row(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """Sequences as a packed row: their tokens' values in turn, and the states of the last one.
+
+    MTP has a row for each pair of neighbours; for those of two sequences it is zeros.
+    """
+    row = {}
+    last = parts[-1]
+    for key in dict.fromkeys(key for part in parts for key in part):
+        arrays = [part[key] for part in parts if key in part]
+        if key.startswith("mtp."):
+            width = arrays[0].shape[1:]
+            between = np.zeros((1, *width), arrays[0].dtype)
+            arrays = [x for part in parts for x in (part.get(key, between[:0]), between)][:-1]
+        row[key] = np.concatenate(arrays) if is_per_token(key) else last[key]
+    return row
 
 
 def stacked(arrays: list[Array]) -> Array:
@@ -331,13 +408,15 @@ def write_trace(
     *,
     producer: str,
     dtype: str,
-    folder: str | Path,
+    folder: str | Path | None,
     lines: dict[str, str] | None = None,
+    more: dict | None = None,
 ):
     """Writes a trace file, or nothing if that fails.
 
     Args: steps, name -> {key: values}, with "" as the name of an only step; tokens, name -> {"tokens", "before"};
-    folder, the checkpoint's, for its config.json; lines, key -> source line. Raises OSError.
+    folder, the checkpoint's, for its config.json, or None; lines, key -> source line; more, for the manifest. Raises
+    OSError.
     """
     lines = lines or {}
     arrays, stages = {}, {}
@@ -347,24 +426,23 @@ def write_trace(
             stage = stage_of(key)
             equation = STAGES[stage][1] if stage in STAGES else ""
             stages[stage] = {"axes": axes_of(stage), "equation": equation, "line": lines.get(key, "")}
-    config = json.loads((Path(folder) / "config.json").read_bytes())
+    config = json.loads((Path(folder) / "config.json").read_bytes()) if folder else None
     manifest = {
         "producer": producer,
         "dtype": dtype,
-        "config": config,
-        "config_sha256": config_hash(config),
+        **({"config": config, "config_sha256": config_hash(config)} if folder else {}),
         "steps": tokens,
         "order": list(arrays),
         "stages": stages,
+        **(more or {}),
     }
-    temporary = Path(f"{path}.tmp")
     try:
-        save_file(arrays, temporary, {"format": FORMAT, "manifest": json.dumps(manifest)})
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=".trace-", dir=Path(path).parent) as folder:  # nobody else's file
+            whole = Path(folder) / "trace.safetensors"
+            save_file(arrays, whole, {"format": FORMAT, "manifest": json.dumps(manifest)})
+            os.replace(whole, path)
     except Exception as error:  # whatever the library or the operating system raises
         raise OSError(f"{path}: the trace was not written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- Command lines --------------------------------------------------------------------------------------------------
