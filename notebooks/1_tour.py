@@ -13,17 +13,20 @@
 # %% [markdown]
 # # 1. A tour of Qwen3-Next
 #
-# Qwen3-Next is a language model of 80 billion parameters, of which a token uses about three. Most of its layers have no
-# attention: they keep a memory of constant size instead. After this notebook you know
+# Where are the 80 billion parameters of Qwen3-Next, and what does one token cost? The answer decides how much memory
+# the model needs and how fast it can run. A token uses only about three billion of the parameters, and in most layers a
+# memory of constant size replaces attention.
+#
+# After this notebook you know
 #
 # 1. what the model consists of, and in what order,
-# 2. where its parameters sit, and which of them a token uses,
+# 2. where its parameters are, and which of them a token uses,
 # 3. what each layer of a small trained Qwen3-Next adds to the answer to one prompt,
-# 4. what a token costs in memory, bytes read and arithmetic, beside a dense transformer, as the context grows.
+# 4. what a token costs in memory, bytes read and arithmetic as the context grows, compared with a dense transformer.
 #
-# You need to know PyTorch and the attention of a transformer. How the parts work inside is for the notebooks that
-# follow; here they are boxes with a size and a cost. All code is this repository's `qwen3_next.py`; no GPU and no
-# download is needed.
+# You need to know PyTorch and the attention of a transformer. Here the parts are boxes with a size and a cost. The
+# notebooks that follow open them. All code comes from this repository's `qwen3_next.py`. You need no GPU and no
+# download.
 
 # %%
 # The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
@@ -56,10 +59,10 @@ figures.setup()
 # %% [markdown]
 # ## The model in one picture
 #
-# A checkpoint's `config.json` says how large everything is. These are the fields of the released
-# Qwen3-Next-80B-A3B that decide shapes. The same numbers stand beside the fields of `Qwen3NextConfig` in
-# `qwen3_next.py`. The last line is ours: the released file does not mention that the checkpoint also has a
-# multi-token-prediction (MTP) layer, which drafts tokens and is not needed to run the model.
+# How large is each part? A checkpoint's `config.json` says so. Below are the fields of the released Qwen3-Next-80B-A3B
+# that decide shapes. `Qwen3NextConfig` in `qwen3_next.py` has the same numbers next to its fields. Only the last line
+# is ours. The released file does not mention that the checkpoint also has a multi-token-prediction (MTP) layer. That
+# layer drafts tokens, and the model runs without it.
 
 # %%
 config = Qwen3NextConfig(
@@ -85,20 +88,21 @@ config = Qwen3NextConfig(
 print(*config.layer_types[:8], "...", sep="\n")
 
 # %% [markdown]
-# `full_attention_interval` means: layer $i$ is attention if $i + 1$ is a multiple of 4. Of the 48 layers 12 are **gated
-# attention**: softmax attention whose output is scaled by a sigmoid. 36 are **Gated DeltaNet**: each head keeps one
-# matrix, its *state*, from which every token removes a little and to which it adds a little.
+# `full_attention_interval` means that layer $i$ is attention if $i + 1$ is a multiple of 4. So 12 of the 48 layers are
+# **gated attention**: softmax attention whose output is scaled by a sigmoid. The other 36 are **Gated DeltaNet**.
+# There, each head keeps one matrix, its *state*. Every token removes a little from the state and adds a little to it.
 #
-# Each layer has two halves of one form. With the *residual stream* $x$, a vector of `hidden_size` numbers per token,
+# Each layer has two halves of the same form. Let $x$ be the *residual stream*, a vector of `hidden_size` numbers per
+# token. Then each layer computes
 #
 # $$x \leftarrow x + \mathrm{mixer}(\mathrm{norm}(x)), \qquad x \leftarrow x + \mathrm{MoE}(\mathrm{norm}(x)).$$
 #
-# The mixer (Gated DeltaNet or attention) moves information between tokens. The MoE, a *mixture of experts*, works on
-# each token by itself: a *router* chooses 10 of 512 small MLPs, the *experts*; one more, the *shared expert*, sees all
-# tokens.
+# The mixer is Gated DeltaNet or attention. It moves information between tokens. The MoE, a *mixture of experts*, works
+# on each token by itself. A *router* chooses 10 of 512 small MLPs, the *experts*. One more, the *shared expert*, sees
+# all tokens.
 #
-# The next cells draw this from the config: first boxes and lines, then the row of all layers, the inside of one layer,
-# and the legend.
+# The next cells draw this from the config. The top of the picture is the row of all layers, the middle is the inside of
+# one layer, and the bottom is the legend. Follow the line that runs through it from left to right.
 
 # %%
 COLOR = {"linear_attention": figures.SKY, "full_attention": figures.ORANGE, "MoE": figures.GREEN, "other": "#BBBBBB"}
@@ -112,7 +116,7 @@ def box(axis, x, y, width, height, kind="other", text="", size=10, **options):
 
 
 def arrow(axis, *points):
-    """A line through points, behind all boxes, with an arrow head at its end."""
+    """A line through points, below all boxes, with an arrow head at its end."""
     axis.plot(*zip(*points), color="#444444", lw=1.2, zorder=0)
     style = {"arrowstyle": "-|>", "color": "#444444", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", points[-1], points[-2], arrowprops=style, zorder=0)
@@ -178,14 +182,14 @@ for draw in (draw_stack, draw_layer, draw_legend):
 pyplot.show()
 
 # %% [markdown]
-# The stream runs from left to right, and every layer adds to it. Nothing else connects the layers. The three coloured
-# boxes below are also the legend.
+# That line is the residual stream, and every layer adds to it. Nothing else connects the layers. The three coloured
+# boxes at the bottom are also the legend.
 
 # %% [markdown]
-# ## Where 80 billion parameters sit
+# ## Where the 80 billion parameters are
 #
-# We build the whole model on PyTorch's *meta* device: tensors there have a shape but no numbers, so that 80 billion
-# parameters take no memory. Names and shapes are the checkpoint's.
+# To count the parameters, we build the whole model on PyTorch's *meta* device. Tensors there have a shape but no
+# numbers, so 80 billion parameters take no memory. Names and shapes are those of the checkpoint.
 
 # %%
 with torch.device("meta"):
@@ -198,8 +202,8 @@ assert total == 81_324_862_720  # the count of the released checkpoint's 75,944 
 assert len(dict(big.named_parameters())) == 75_944
 
 # %% [markdown]
-# So the "80B" of the name is 79.7 billion, MTP not counted. Next, a part for each name. The order of the questions
-# matters: MTP has attention and experts of its own, and all of these go to MTP.
+# So the "80B" of the name is 79.7 billion, without MTP. Next, we assign each parameter to a part by its name. The order
+# of the list matters. MTP has attention and experts of its own, and all of these must count as MTP.
 
 # %%
 PARTS = {  # what a parameter's name contains -> the part it belongs to; the first that fits counts
@@ -219,8 +223,11 @@ for name, p in big.named_parameters():
 assert sum(stored.values()) == total
 
 # %% [markdown]
-# Now what one token uses. Of the routed experts it uses $10 / 512$ in each layer, of the embedding one row of 2,048
-# numbers, of MTP nothing (when the model does not draft). Everything else it uses in full.
+# How many of these does one token use? It uses $10 / 512$ of the routed experts in each layer, and one row of 2,048
+# numbers of the embedding. It uses nothing of MTP, as long as the model does not draft. It uses the rest in full.
+#
+# We print both counts and then draw them: on the left what is stored, on the right what a token uses. Compare how the
+# parts rank on the two sides.
 
 # %%
 share = dict.fromkeys(stored, 1.0)
@@ -247,11 +254,11 @@ right.set(xlabel="parameters used by a token, billions", title="used by a token"
 pyplot.show()
 
 # %% [markdown]
-# Left: nearly everything is routed experts. Right, on a scale fifty times finer: they are less than half of what a
-# token uses, and the Gated DeltaNet layers come next. The embedding is a look-up and disappears; `lm_head`, of the
-# same size, is multiplied in full.
+# On the left, nearly everything is routed experts. The scale on the right is fifty times finer. There, the routed
+# experts are less than half of what a token uses, and the Gated DeltaNet layers come second. The embedding is a
+# look-up, so it disappears. `lm_head` has the same size, but it is multiplied in full.
 #
-# What does "A3B", three billion active, count? That depends on whether `lm_head` counts.
+# What does "A3B", three billion active parameters, count? That depends on whether `lm_head` counts.
 
 # %%
 active = sum(used.values())
@@ -264,9 +271,10 @@ assert stored["routed experts"] / total > 0.9 and used["routed experts"] / activ
 # %% [markdown]
 # ## One prompt, layer by layer
 #
-# The repository has a small trained Qwen3-Next in `tiny/`, with every part of the large one. It has learnt to tell
-# stories and to answer questions, among others about phone books. It too has three layers of Gated DeltaNet to one of
-# attention. The order stands in its config:
+# So far we have only counted. What does each layer do to a text? To see that, we need trained weights. The repository
+# has a small trained Qwen3-Next in `tiny/`, with every part of the large one. It has learnt to tell stories and to
+# answer questions, for example about phone books. It also has three layers of Gated DeltaNet for each layer of
+# attention. Its config says in which order:
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -276,8 +284,8 @@ print(f"{sum(p.numel() for p in tiny.parameters()):,} parameters", *enumerate(ki
 assert kinds.count("Gated DeltaNet") == 3 * kinds.count("gated attention")
 
 # %% [markdown]
-# The prompt is a phone book and a question, and we give the right answer along with it. A causal model predicts every
-# token from those before it, so one pass shows how it predicts each token of the answer.
+# The prompt is a phone book and a question, and we append the right answer. A causal model predicts every token from
+# the tokens before it. So one pass shows how the model predicts each token of the answer.
 
 # %%
 NAMES = "Tom Anna Ben Nora Sam Lily Max Clara".split()
@@ -297,8 +305,9 @@ ids = tokenizer(prompt + answer, return_tensors="pt").input_ids  # (1, T)
 print(prompt + answer)
 
 # %% [markdown]
-# `recording` writes down every intermediate value that the model computes. A key is the checkpoint's name of a module
-# and `.out`, or the name of a local variable in `qwen3_next.py`. A single sequence has no batch axis in a trace.
+# `recording` keeps every intermediate value that the model computes. A key is either the checkpoint's name of a module
+# followed by `.out`, or the name of a local variable in `qwen3_next.py`. For a single sequence, the recorded values
+# have no batch axis.
 
 # %%
 with torch.no_grad(), recording(tiny) as trace:
@@ -311,12 +320,14 @@ for key in ("model.embed_tokens.out", f"model.layers.{attention}.self_attn.o_pro
 # %% [markdown]
 # ### The stream is a sum
 #
-# Because every layer only adds, the stream behind layer $l$ is the embedding plus all that mixers and MoEs have added:
+# Every layer only adds to the stream. So after layer $l$, the stream is the embedding plus everything that mixers and
+# MoEs have added:
 #
 # $$x_l = x_{\mathrm{emb}} + \sum_{i \le l} (\mathrm{mixer}_i + \mathrm{MoE}_i).$$
 #
-# A mixer's last step is a projection, `o_proj` or `out_proj`; that is what it adds. We check the sum, behind every
-# layer, against the layer's own output. The tolerance is float32's: adding the same numbers in another order.
+# A mixer ends with a projection, `o_proj` or `out_proj`. The output of that projection is what the mixer adds. After
+# every layer, we compare this sum with the layer's own output. We allow for the rounding of float32, because we add the
+# same numbers in another order.
 
 # %%
 stream, mixers, moes = [trace["model.embed_tokens.out"]], [], []  # each (T, D)
@@ -326,11 +337,12 @@ for i, kind in enumerate(tiny.config.layer_types):
     moes.append(trace[f"model.layers.{i}.mlp.out"])
     stream.append(trace[f"model.layers.{i}.out"])
     torch.testing.assert_close(stream[0] + sum(mixers) + sum(moes), stream[-1], rtol=1e-4, atol=1e-4)
-    assert (stream[-1] - stream[-2]).norm() > 1e-3 * stream[-2].norm()  # no layer adds nothing
+    assert (stream[-1] - stream[-2]).norm() > 1e-3 * stream[-2].norm()  # every layer adds something
 
 # %% [markdown]
-# How much does each layer add? Below is the length of each update over the length of the stream it is added to: the
-# median over the tokens of the prompt. The scale is logarithmic.
+# How much does each layer add? The picture shows the length of each update, divided by the length of the stream that it
+# is added to. Each mark is the median over the tokens of the prompt, and the scale is logarithmic. Look for marks above
+# the grey line at 1, and for marks near the bottom.
 
 # %%
 middle = [x + y for x, y in zip(stream, mixers)]  # the stream between a layer's two halves
@@ -349,20 +361,21 @@ axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 pyplot.show()
 
 # %% [markdown]
-# A mark above the line at 1 is an update longer than what was there: such a layer does not correct the stream but
-# writes it. In both colours look for layers that hardly change anything. (Short does not mean unimportant: the update
-# may point where nothing else does.)
+# A mark above the line is an update that is longer than the stream was. Such a layer writes the stream rather than
+# corrects it. A mark near the bottom is an update that hardly changes anything. (Short does not mean unimportant. The
+# update may point in a direction that nothing else uses.)
 
 # %% [markdown]
 # ### What each layer would say next
 #
-# The model ends with a norm and `lm_head`, which turn the last stream into logits. The *logit lens* (nostalgebraist,
-# "interpreting GPT: the logit lens", 2020) applies both to the stream behind an earlier layer:
+# The model ends with a norm and `lm_head`, which turn the last stream into logits. What if we applied them earlier? The
+# *logit lens* (nostalgebraist, "interpreting GPT: the logit lens", 2020) applies both to the stream after an earlier
+# layer:
 #
 # $$p_l = \mathrm{softmax}(\mathrm{lm\_head}(\mathrm{norm}(x_l))).$$
 #
-# It is what the model would say if the remaining layers added nothing. Behind the last layer it must be the model's own
-# prediction; this we check.
+# The result is what the model would say if the remaining layers added nothing. After the last layer, it must be the
+# model's own prediction. We check that.
 
 
 # %%
@@ -373,12 +386,13 @@ def lens(x: torch.Tensor) -> torch.Tensor:
 
 
 torch.testing.assert_close(lens(stream[-1]), logits.softmax(-1), rtol=1e-4, atol=1e-5)
-assert (lens(stream[1]) - lens(stream[-1])).abs().max() > 1e-3  # and an earlier layer says something else
+assert (lens(stream[1]) - lens(stream[-1])).abs().max() > 1e-3  # and an earlier layer predicts something else
 
 # %% [markdown]
-# Now the grid. A column is a token of the end of the prompt; what the model read there stands at the top. A row is a
-# layer. In a cell stands the likeliest next token, and its colour is the probability. A frame marks the token that
-# really comes next. Look at the four columns that lead to the digits: in which row does the right number appear?
+# The next picture is a grid. Each column is a position near the end of the text, labelled with the token that the model
+# has just read. Each row is a layer. A cell shows the most likely next token, and its colour is the probability of that
+# token. A red frame means that this token really comes next. Look at the four columns that lead to the digits. In which
+# row does the right number appear?
 
 
 # %%
@@ -400,21 +414,21 @@ for y, row in enumerate(best):
 axis.set_xticks(range(len(columns)), [shown(ids[0, t].item()) for t in columns])
 axis.set_yticks(range(len(stream)), ["embedding", *(f"{i} {kind}" for i, kind in enumerate(kinds))])
 axis.xaxis.tick_top()
-axis.set(xlabel="token read", ylabel="stream behind layer")
+axis.set(xlabel="token read", ylabel="stream after layer")
 axis.xaxis.set_label_position("top")
 pyplot.colorbar(image, label="probability of the token shown", ax=axis)
 pyplot.show()
 
 # %% [markdown]
-# - The row "embedding" mostly repeats what was read: `tiny/` uses one matrix for embedding and `lm_head`, so a token's
+# - The row "embedding" mostly repeats what was read. `tiny/` uses one matrix for embedding and `lm_head`, so a token's
 #   own row fits best.
-# - Digits have to be looked up in the book. In the first rows they are wrong; they turn right where something has
-#   looked them up.
-# - The blank behind the colon can be told from the tokens just before it, and needs no look into the book.
+# - The digits have to be looked up in the book. They are wrong in the first rows, and right once a layer has looked
+#   them up.
+# - The blank after the colon needs no look into the book. The tokens just before it are enough to predict it.
 #
-# One prompt can mislead. So we repeat this for twenty random books, and follow the probability of the right token
-# through the layers: for the four digits, and for the blank before them. The band runs from the lower to the upper
-# quartile of the books.
+# One prompt can mislead. So we repeat this for twenty random books and follow the probability of the right token
+# through the layers. The picture has one line for the four digits and one for the blank before them. The bands run from
+# the lower to the upper quartile of the books. Compare how the two lines rise.
 
 
 # %%
@@ -427,7 +441,7 @@ def right_by_layer(seed: int) -> torch.Tensor:
     return torch.stack([lens(trace[key])[range(-6, -1), ids[0, -5:]] for key in keys])
 
 
-assert [tokenizer.decode(t) for t in ids[0, -5:].tolist()] == [" ", *answer[-4:]]  # five tokens, as assumed
+assert [tokenizer.decode(t) for t in ids[0, -5:].tolist()] == [" ", *answer[-4:]]  # five tokens, as we assume
 found = torch.stack([right_by_layer(seed) for seed in range(20)])  # (books, layers + 1, 5)
 
 # %%
@@ -440,31 +454,31 @@ for label, (p, color) in rows.items():
 ticks = ["emb.", *(f"{i}\n{'attn' if 'attention' in kind else 'GDN'}" for i, kind in enumerate(kinds))]
 axis.set_xticks(range(len(ticks)), ticks)
 axis.set(
-    xlabel="stream behind layer (GDN: Gated DeltaNet)", ylabel="probability of\nthe right token", ylim=(-0.03, 1.03)
+    xlabel="stream after layer (GDN: Gated DeltaNet)", ylabel="probability of\nthe right token", ylim=(-0.03, 1.03)
 )
 axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 digits = found[..., 1:].mean(dim=(0, 2))  # (layers + 1,)
 rise = (digits[1:] - digits[:-1]).argmax().item()
-print(f"digits: {digits[0]:.0%} behind the embedding, {digits[-1]:.0%} behind the last layer")
+print(f"digits: {digits[0]:.0%} after the embedding, {digits[-1]:.0%} after the last layer")
 print(f"the largest step up is layer {rise}, {kinds[rise]}: {digits[rise]:.0%} to {digits[rise + 1]:.0%}")
 found_it = digits[0] < 0.2 and digits[-1] > 0.7
-figures.expect("it finds what it can't guess, from below 20 % behind the embedding to above 70 % at last", found_it)
+figures.expect("it finds what it can't guess, from below 20 % after the embedding to above 70 % at last", found_it)
 pyplot.show()
 
 # %% [markdown]
-# Compare how the two rise: what can be told from nearby tokens, and what has to be looked up. The last printed line names
-# the layer with the largest step. An attention layer can do this: it still has every earlier token, and can look at
-# any one of them. A Gated DeltaNet layer has only what its state has kept. A lens shows where an answer becomes
-# *readable*, though, not where it is made: earlier layers may have prepared it in a form that `lm_head` can't read. The
-# third exercise asks the sharper question.
+# The blank follows from nearby tokens, but the digits have to be looked up. The printed lines name the layer with the
+# largest step. An attention layer can take such a step, because it still has every earlier token and can look at any
+# one of them. A Gated DeltaNet layer has only what its state has kept. But a lens shows where an answer becomes
+# *readable*, not where it is made. Earlier layers may have prepared it in a form that `lm_head` can't read. The third
+# exercise asks the sharper question.
 
 # %% [markdown]
 # ## What a token costs
 #
-# Beside Qwen3-Next-80B-A3B we put Qwen3-32B, a dense transformer of the same family: every layer attention, one MLP
-# instead of experts. These are its sizes, from its config.json. Our classes can build it but for one thing: they give
-# attention an output gate, which it does not have. We subtract the gate.
+# We compare Qwen3-Next-80B-A3B with Qwen3-32B, a dense transformer of the same family. There, every layer is attention,
+# and one MLP takes the place of the experts. The sizes come from its config.json. Our classes also give attention an
+# output gate, which Qwen3-32B does not have, so we subtract the gate.
 
 # %%
 dense = Qwen3NextConfig(
@@ -489,14 +503,15 @@ assert round(stored_dense / 1e9, 1) == 32.8  # its model card's figure
 # %% [markdown]
 # ### Memory: the cache
 #
-# To go on with a text, a layer needs something of the tokens before. An attention layer keeps a key and a value of each
-# token, in bfloat16 (2 bytes a number). With $H_{kv}$ key and value heads of $d$ numbers, a context of $n$ tokens takes
+# To continue a text, a layer has to keep something of the tokens before. How much is that? An attention layer keeps a
+# key and a value of each token, in bfloat16 (2 bytes a number). With $H_{kv}$ key and value heads of $d$ numbers, a
+# context of $n$ tokens takes
 #
 # $$\mathrm{bytes}_{\mathrm{attention}}(n) = 2 \cdot H_{kv} \cdot d \cdot 2 \cdot n .$$
 #
-# A Gated DeltaNet layer keeps a state of $K \times V$ numbers for each of its $H$ heads, in float32 (4 bytes), and the
-# last three inputs of its convolution over 4 tokens, all channels of them, in bfloat16. The context does not occur in
-# it:
+# A Gated DeltaNet layer keeps two things. One is a state of $K \times V$ numbers for each of its $H$ heads, in float32
+# (4 bytes). The other is the last three inputs of its convolution over 4 tokens, for all channels, in bfloat16. The
+# length of the context does not appear:
 #
 # $$\mathrm{bytes}_{\mathrm{DeltaNet}} = H \cdot K \cdot V \cdot 4 + 3 \cdot \mathrm{channels} \cdot 2 .$$
 
@@ -515,8 +530,9 @@ def cache_bytes(c: Qwen3NextConfig, n: int) -> dict[str, int]:
 
 
 # %% [markdown]
-# Is that what the code really keeps? `tiny/` has other numbers of heads for queries, keys and states, so a wrong factor
-# would show. Attention's buffers have spare room for tokens to come, so we count the slots in use.
+# Does the code really keep this much? We count in `tiny/`. It has other numbers of heads for queries, keys and states,
+# so a wrong factor would show. The buffers of attention have spare room for tokens to come, so we count only the slots
+# in use.
 
 # %%
 small = Qwen3NextForCausalLM.from_pretrained(root / "tiny")  # bfloat16
@@ -536,7 +552,7 @@ for n in (1, 50, 200, 800):
     print(f"{n:4} tokens: {kept['growing']:>9,} bytes growing, {kept['constant']:,} constant")
 
 # %% [markdown]
-# The same function for the two large models:
+# Now we apply the same function to the two large models:
 
 # %%
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -553,14 +569,14 @@ assert per_token == 24 * KIB and per_token_dense == 256 * KIB
 assert 36 * 32 * 128 * 128 * 4 == 72 * MIB < constant < 74 * MIB
 
 # %% [markdown]
-# The state is not small: it is worth some three hundred tokens of the dense model's cache. Below that Qwen3-Next needs
-# more. And its cache does grow: a quarter of the layers are attention. The other saving is not Gated DeltaNet's at all:
-# these attention layers have only two key and value heads.
+# The state is not small. It takes as much memory as some three hundred tokens of the dense model's cache, and for
+# shorter texts Qwen3-Next needs more. Its cache also grows, because a quarter of the layers are attention. And Gated
+# DeltaNet does not explain the whole saving. These attention layers also have only two key and value heads.
 #
 # ### Bytes to be read for a token
 #
-# When one text is generated, a processor has to read every weight in use once per token, at 2 bytes each, and all of
-# the cache. It reads the state and writes it back. For one sequence this is what decides the speed.
+# To generate one text, a processor has to read every weight in use once per token, at 2 bytes each, and the whole
+# cache. It reads the state and also writes it back. For one sequence, these bytes decide the speed.
 
 # %%
 WEIGHTS = {"ours": 2 * (active - used["embedding"]), "dense": 2 * used_dense}
@@ -568,7 +584,7 @@ CONFIGS = {"ours": config, "dense": dense}
 
 
 def decode_bytes(model: str, n: int) -> float:
-    """Bytes read and written to make one token behind n others: weights, keys and values, state twice."""
+    """Bytes read and written to make one token after n others: weights, keys and values, state twice."""
     cache = cache_bytes(CONFIGS[model], n)
     return WEIGHTS[model] + cache["growing"] + 2 * cache["constant"]
 
@@ -581,16 +597,16 @@ assert 7.05e9 < WEIGHTS["ours"] < 7.15e9
 # %% [markdown]
 # ### Arithmetic
 #
-# A matrix of $M \times N$ weights takes $M N$ multiplications and as many additions for a token: 2 FLOPs a weight. Two
-# things come on top of the weights.
+# For one token, a matrix of $M \times N$ weights takes $M N$ multiplications and as many additions. That is 2 FLOPs a
+# weight. Two more costs have nothing to do with weights.
 #
-# - Attention compares a query with $n$ keys and sums $n$ values: $2 n d$ FLOPs each, for $H_q$ query heads, so
-#   $4\, n\, d\, H_q$ in a layer.
-# - The delta rule forgets, recalls, writes and reads, over a state of $K V$ numbers: $1 + 2 + 2 + 2 = 7$ FLOPs a
-#   number, so $7\, H K V$ in a layer, at any $n$.
+# - Attention compares a query with $n$ keys and sums $n$ values. Each of the two takes $2 n d$ FLOPs for each of $H_q$
+#   query heads, so a layer takes $4\, n\, d\, H_q$.
+# - The delta rule forgets, recalls, writes and reads, over a state of $K V$ numbers. That takes $1 + 2 + 2 + 2 = 7$
+#   FLOPs a number, so a layer takes $7\, H K V$, for any $n$.
 #
-# Left out is what takes a few FLOPs for each of a few thousand numbers, or for each of the $n$ scores: norms,
-# activations, softmax, the router's choice.
+# We leave out norms, activations, softmax and the router's choice. They take a few FLOPs for each of a few thousand
+# numbers, or for each of the $n$ scores.
 
 
 # %%
@@ -606,20 +622,20 @@ def delta_flops(c: Qwen3NextConfig, per_number: int = 7) -> int:
 
 
 # %% [markdown]
-# PyTorch can count the FLOPs of its matrix products while they run. It counts products only: of the delta rule the
-# recall and the read, 4 of the 7 FLOPs a number, and not the convolution. In exchange it counts the sum over a token's
-# chosen experts: a product of $k$ weights with $k$ vectors of $D$ numbers in each layer. With that, the count must be
-# ours exactly.
+# Are these formulas right? PyTorch can count the FLOPs of its matrix products while they run. It counts products only.
+# So of the delta rule it counts the recall and the read, 4 of the 7 FLOPs a number, and it does not count the
+# convolution. It does count the sum over a token's chosen experts, which we left out. In each layer, that is a product
+# of $k$ weights with $k$ vectors of $D$ numbers. With these changes, the two counts must be equal.
 
 # %%
-# matrix times vector is missing in PyTorch's list
+# PyTorch's list lacks the product of a matrix and a vector
 ALSO = {torch.ops.aten.mv: lambda matrix, vector, out_shape=None, **_: 2 * matrix[0] * matrix[1]}
 c = small.config
 matrices = {name: p.numel() for name, p in small.named_parameters() if p.ndim == 2 and not name.startswith("mtp.")}
 weights = sum(n * (c.num_experts_per_tok / c.num_experts if ".experts." in name else 1) for name, n in matrices.items())
 for n in (1, 100, 1000):
     cache = small.make_cache(batch_size=1)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the form of attention that is made of countable products
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # attention as products that can be counted
         if n > 1:
             small(torch.randint(0, 2000, (1, n - 1)), past_key_values=cache)
         with FlopCounterMode(display=False, custom_mapping=ALSO) as counter:
@@ -630,12 +646,17 @@ for n in (1, 100, 1000):
     assert counter.get_total_flops() == derived
 
 # %% [markdown]
-# (One matrix is embedding and `lm_head` of `tiny/` at once, and it counts once: as `lm_head`.)
+# (In `tiny/`, one matrix is both embedding and `lm_head`. It counts once, as `lm_head`.)
 #
-# With the formulas checked, the large models. At what context does attention take as many FLOPs as all the rest?
+# The formulas are right, so we apply them to the large models. At what context does attention take as many FLOPs as all
+# the rest?
+#
+# Then a picture shows memory, reading and arithmetic against the context. Both axes of all three pictures are
+# logarithmic. A dot in the third marks where attention's FLOPs equal the rest. Look at where each line is flat and
+# where it begins to rise.
 
 # %%
-FLOPS = {model: WEIGHTS[model] + delta_flops(c) for model, c in CONFIGS.items()}  # 2 FLOPs a weight, as 2 bytes
+FLOPS = {model: WEIGHTS[model] + delta_flops(c) for model, c in CONFIGS.items()}  # 2 FLOPs a weight, like 2 bytes
 
 
 def flops(model: str, n: int) -> float:
@@ -672,25 +693,25 @@ one.legend(fontsize=9)
 pyplot.show()
 
 # %% [markdown]
-# Both axes of all three pictures are logarithmic. A dot in the third marks where attention's FLOPs equal the rest.
-#
-# - Memory: the flat part of the blue line is the states. Beyond a few thousand tokens both lines rise alike, an order
+# - Memory: the flat part of the blue line is the states. Beyond a few thousand tokens, both lines rise alike, an order
 #   of magnitude apart.
-# - Reading and arithmetic: flat as long as the weights dominate, then rising. The two dots lie at about the same
-#   context: the hybrid does not put off the point where attention dominates, because everything else became cheaper as
-#   well.
+# - Reading and arithmetic: the lines are flat as long as the weights dominate, and then they rise. The two dots are at
+#   about the same context. The hybrid does not delay the point where attention dominates, because everything else
+#   became cheaper as well.
 
 # %% [markdown]
-# ### Beside the clock
+# ### Compared with the clock
 #
-# Arithmetic is a model of speed, not speed. The Qwen team reports more than ten times the throughput of Qwen3-32B
-# beyond 32K tokens of context (Qwen3-Next blog post, 2025). `benchmarks/against_dense.py` times slices of both models
-# at full width on a CPU, one text at a time. If its result is there, the next cell shows it beside the computed ratios:
-# of a prompt of $n$ tokens, the ratio of the FLOPs,
+# Arithmetic is a model of speed, but it is not speed. The Qwen team reports more than ten times the throughput of
+# Qwen3-32B beyond 32K tokens of context (Qwen3-Next blog post, 2025). What can we measure ourselves?
+# `benchmarks/against_dense.py` times slices of both models at full width on a CPU, one text at a time. If its result is
+# there, the next cell prints the measured ratios next to the computed ones. For a prompt of $n$ tokens, we compute the
+# ratio of the FLOPs,
 #
 # $$\sum_{i=1}^{n} \mathrm{flops}(i) = n\, \mathrm{flops}(0) + \tfrac{1}{2} n (n + 1)\, \mathrm{attention\_flops}(1)$$
 #
-# (less $n - 1$ uses of `lm_head`, which a prompt needs only once); of a decoded token, the ratio of the bytes.
+# (less $n - 1$ uses of `lm_head`, which a prompt needs only once). For a decoded token, we compute the ratio of the
+# bytes.
 
 
 # %%
@@ -712,20 +733,21 @@ if not measured:
     print("no measured figures here: python benchmarks/against_dense.py --folder DIR --out", file.relative_to(root))
 
 # %% [markdown]
-# The clock gives less than arithmetic, and most of all for prompts. A FLOP in a small matrix takes longer than one in a
-# large matrix: in a window of 2,048 tokens an expert sees about 40 of them, where the dense MLP sees all. For one text
-# at a time, and on a CPU, this eats a good part of what sparsity saves; both ratios grow with the context all the same.
+# For prompts, the clock shows a smaller gain than arithmetic. A FLOP in a small matrix takes longer than a
+# FLOP in a large one. In a window of 2,048 tokens, an expert sees about 40 of them, while the dense MLP sees all. On a
+# CPU, with one text at a time, this costs a good part of what sparsity saves. Both ratios still grow with the context.
 
 # %% [markdown]
 # ## Exercises
 #
 # **1. Another mixture of layers.** How many bytes does the cache of the 80B take at 262,144 tokens if every second
-# layer is attention, if every layer is, and if every twelfth is? Check first that `full_attention_interval=4` gives
-# what you know.
+# layer is attention? What if every layer is, or every twelfth? First check that `full_attention_interval=4` gives what
+# you know.
 #
 # <details><summary>Solution</summary>
 #
-# The config computes `layer_types` from the interval, so only that field changes. An interval of 1 leaves no state.
+# The config computes `layer_types` from the interval, so only that field changes. With an interval of 1, there is no
+# state.
 #
 # ```python
 # fields = {key: x for key, x in config.to_dict().items() if key not in ("layer_types", "full_attention_interval")}
@@ -739,18 +761,19 @@ if not measured:
 # assert sizes[12] < sizes[4] < sizes[2] < sizes[1] < 64
 # ```
 #
-# Even with attention everywhere it is well below the dense model's 64 GiB: fewer layers, and fewer key and value heads.
+# Even with attention everywhere, the cache is well below the dense model's 64 GiB. The 80B has fewer layers, and fewer
+# key and value heads.
 # </details>
 #
 # **2. Many texts at once.** A server makes one token for each of $B$ texts in one pass, and reads each weight once for
-# all of them. But different tokens choose different experts. If every token chose its 10 of 512 at random, how many
-# experts would a layer have to read for $B$ tokens? How many bytes *per text* do both models then read, with short
-# contexts, at $B$ = 1, 8, 64 and 512?
+# all of them. But different tokens choose different experts. Suppose that every token chose its 10 of 512 at random.
+# How many experts would a layer have to read for $B$ tokens? How many bytes *per text* would both models then read,
+# with short contexts, at $B$ = 1, 8, 64 and 512?
 #
 # <details><summary>Solution</summary>
 #
-# An expert stays unread if all $B$ tokens pass it by, with probability $(1 - 10/512)^B$. So $512\,(1 - (1 - 10/512)^B)$
-# are read. All other weights are shared.
+# An expert is not read if none of the $B$ tokens chooses it. The probability of that is $(1 - 10/512)^B$, so
+# $512\,(1 - (1 - 10/512)^B)$ experts are read. All other weights are shared.
 #
 # ```python
 # expert_bytes = 2 * used["routed experts"] / 10  # of one expert in each layer
@@ -765,14 +788,14 @@ if not measured:
 # assert per_text("dense", 64) < per_text("ours", 64)
 # ```
 #
-# For one text the sparse model reads nine times less; for many texts of short context it reads *more* than the dense
-# one, since it stores more. There its gain is arithmetic and, at long contexts, the cache, which no batch shares.
-# (Real routers choose less evenly, so they read somewhat less.)
+# For one text, the sparse model reads a ninth of the bytes. For many texts with short contexts, it reads *more* than
+# the dense one, because it stores more. It still saves arithmetic and, at long contexts, cache, which no two texts
+# share. (Real routers choose less evenly, so they read somewhat less.)
 # </details>
 #
-# **3. Where is the number looked up?** The lens showed where the digits become readable. Now turn the mixer of one
-# layer off at a time (let it add zeros), and measure the probability of the right digits behind the last layer, over a
-# few phone books. Which layers does the answer depend on?
+# **3. Where is the number looked up?** The lens showed where the digits become readable. Now turn off the mixer of one
+# layer at a time (let it add zeros). Measure the probability of the right digits after the last layer, over a few phone
+# books. Which layers does the answer depend on?
 #
 # <details><summary>Solution</summary>
 #
@@ -794,14 +817,26 @@ if not measured:
 # figures.expect(f"without its mixer {worst} it loses more than half of what it had", without[worst] < whole / 2)
 # ```
 #
-# More than one layer is needed: one that readies what is to be looked up, one that looks it up, and sometimes one that
-# only keeps the stream in the form that later layers expect. Turning a layer off also harms all that stands behind it,
-# so this too is evidence and not proof.
+# More than one layer is needed. One prepares what is to be looked up, and one looks it up. Sometimes a third only keeps
+# the stream in the form that later layers expect. Turning off a layer also harms every layer after it, so this too is
+# evidence and not proof.
 # </details>
 #
 # ## Sources
 #
-# Gated Delta Networks, arXiv 2412.06464, and its section 3.4 for mixing with attention; Gated Attention for Large
-# Language Models, arXiv 2505.06708; Switch Transformers, arXiv 2101.03961, and DeepSeekMoE, arXiv 2401.06066, for the
-# mixture of experts; DeepSeek-V3, arXiv 2412.19437, section 2.2, for MTP. Sizes: config.json and model cards of
-# Qwen/Qwen3-Next-80B-A3B-Instruct and Qwen/Qwen3-32B.
+# - Gated Delta Networks, arXiv 2412.06464, and its section 3.4 for mixing with attention
+# - Gated Attention for Large Language Models, arXiv 2505.06708
+# - Switch Transformers, arXiv 2101.03961, and DeepSeekMoE, arXiv 2401.06066, for the mixture of experts
+# - DeepSeek-V3, arXiv 2412.19437, section 2.2, for MTP
+# - Sizes: config.json and model cards of Qwen/Qwen3-Next-80B-A3B-Instruct and Qwen/Qwen3-32B
+#
+# ## Three sentences to remember
+#
+# 1. Nearly all of the 80 billion parameters are routed experts, and a token uses 10 of 512 of them in each layer, so
+#    only about three billion parameters are active.
+# 2. Every layer only adds to the residual stream, first what its mixer takes from other tokens, then what its experts
+#    compute for each token by itself.
+# 3. Three layers in four keep a state of constant size, so a long text takes far less memory than in a dense
+#    transformer, even though its attention layers dominate the cost in the end.
+#
+# Next: [2_delta_rule](2_delta_rule.ipynb), the memory inside a Gated DeltaNet layer.

@@ -13,13 +13,14 @@
 # %% [markdown]
 # # 2. The delta rule
 #
-# Three layers in four of Qwen3-Next keep no list of past tokens. They keep one matrix per head, the *state*, and every
-# token changes it a little. This notebook is about that matrix: how a sum of products comes to be a memory, what goes
-# wrong when one only adds to it, and how decay and the delta rule mend that.
+# How can a layer remember a text without keeping its tokens? Three layers in four of Qwen3-Next keep only one matrix
+# per head, the *state*, and every token changes it a little. So a token costs the same at every position, but a matrix
+# of fixed size can hold only so much. We will see how a sum of products becomes a memory, what goes wrong if we only
+# add to it, and how decay and the delta rule repair that.
 #
-# Afterwards you can write the gated delta rule from memory, say what its five steps are for, how many pairs a state
-# holds, and what can be read out of a trained one. You need softmax attention and PyTorch. Everything is compared with
-# [`qwen3_next.py`](../qwen3_next.py).
+# Afterwards you can write the gated delta rule from memory. You can say what its five steps are for, how many pairs a
+# state holds, and what can be read out of a trained one. You need to know softmax attention and PyTorch. We compare
+# everything with [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -84,7 +85,8 @@ def same(ours, theirs, atol=1e-12):
 # ## 1. Attention without the softmax is a matrix
 #
 # Token $t$ has a query $q_t$ and a key $k_t$, rows of width $K$, and a value $v_t$ of width $V$. Causal attention
-# returns a weighted sum of the values so far. Leave out the softmax, and the weight is the bare product:
+# returns a weighted sum of the values so far. If we leave out the softmax, each weight is just the product of query and
+# key:
 #
 # $$\mathrm{out}_t = \sum_{j \le t} (q_t \cdot k_j)\, v_j$$
 
@@ -94,15 +96,15 @@ q, k, v = normal(T, K), unit(T, K), normal(T, V)
 by_attention = (q @ k.T).tril() @ v  # (T, T) weights, the future cut off, times (T, V)
 
 # %% [markdown]
-# Without the softmax nothing stands between the two products, so they may be bracketed the other way:
+# Without the softmax, nothing keeps the two products apart, so we can move the brackets:
 #
 # $$\mathrm{out}_t = \Big(\underbrace{\sum_{j \le t} k_j v_j^\top}_{S_t,\; K \times V}\Big)^{\!\top} q_t,
 # \qquad S_t = S_{t-1} + k_t v_t^\top$$
 #
-# The sum is the *state*: $K \times V$ numbers however long the text is, so a token costs the same at every position.
-# Given up for it are the softmax, which can single out one token of many, and the list of past tokens, hence exact
-# recall of any of them. This is linear attention ([LA], but for its feature map, which keeps the weights positive, and
-# its normaliser, which divides by their sum).
+# The sum is the *state*. It has $K \times V$ numbers, however long the text is, so a token costs the same at every
+# position. What do we pay for that? We lose the softmax, which can single out one token of many. We also lose the list
+# of past tokens, and with it the exact recall of any of them. This is linear attention. In [LA], it also has a feature
+# map, which keeps the weights positive, and a normaliser, which divides by their sum.
 
 # %%
 S, by_state = torch.zeros(K, V).double(), []
@@ -115,14 +117,15 @@ print(f"{T} tokens: a KV cache holds {T * (K + V)} numbers and grows; the state 
 # %% [markdown]
 # ## 2. A memory, on the whiteboard
 #
-# Read $S$ as a notebook of pairs: under key $k$ stands the value $S^\top k$. Write one pair into an empty state, ask
-# with the same key, and you get $(k v^\top)^\top k = |k|^2\, v$: exactly $v$ if the key has length 1. A read is linear
-# in the key: one at 45° to $k$, never written itself, returns $0.71\, v$ here; one at right angles, nothing. But only
-# $K$ directions are at right angles; and what happens when a key gets a *new* value?
+# Read $S$ as a notebook of pairs: under key $k$ it holds the value $S^\top k$. Write one pair into an empty state and
+# ask with the same key. You get $(k v^\top)^\top k = |k|^2\, v$, which is exactly $v$ if the key has length 1. A read
+# is linear in the key. So a key at 45° to $k$ returns $0.71\, v$, although it was never written, and a key at right
+# angles returns nothing. But only $K$ directions are at right angles to each other. And what happens when a key gets a
+# *new* value?
 #
-# Four writes: A, B, C, and then A again with another value. A and B are at right angles; C has cosine 0.6 with A. Four
-# rules write them, all with the same three lines. `alpha` is the share of the state that is kept, `erase` subtracts
-# what the state already returns for this key:
+# We try four writes: A, B, C, and then A again with another value. A and B are at right angles, and C has cosine 0.6
+# with A. Four rules write them, all with the same three lines. `alpha` is the share of the state that is kept. `erase`
+# subtracts what the state already returns for this key:
 #
 # | rule | $S \leftarrow$ |
 # |---|---|
@@ -150,8 +153,9 @@ rules = {"linear attention": (1.0, False), "decay 0.8": (0.8, False)}
 rules |= {"delta rule": (1.0, True), "gated delta rule": (0.8, True)}
 
 # %% [markdown]
-# A row for each rule, the state after each write, and at last what the three keys return beside what they should.
-# Purple is positive, orange negative, white zero; rows of a state are key dimensions, columns value dimensions.
+# The picture has a row for each rule. From left to right, you see the state after each write, then what the three keys
+# return, and last what they should return. Purple is positive, orange negative, white zero. In a state, rows are key
+# dimensions and columns are value dimensions. Compare the last two panels of each row.
 
 # %%
 axes = figures.axes(4, 6, width=1.6, height=1.12)
@@ -185,61 +189,63 @@ assert errors["decay 0.8"][0] < errors["linear attention"][0] and errors["decay 
 assert errors["delta rule"][1] == 0 < errors["delta rule"][2]
 
 # %% [markdown]
-# What to see, row by row:
+# Row by row, the picture shows this:
 #
 # - **Linear attention** never takes anything back. A returns its old and its new value together, and a part of C's.
-# - **Decay** makes the old value fainter, and with it everything else: B was never rewritten and fades all the same.
-# - **The delta rule** looks first what the state returns for this key, and writes only the difference. A returns the
-#   new value exactly, and B, at right angles, is untouched. C, which shares a part with A, is disturbed by the last
-#   write.
-# - **The gated delta rule** does both. The last pair stands exactly; what nobody writes again fades.
+# - **Decay** makes the old value fainter, and everything else with it. B was never rewritten, and it fades all the
+#   same.
+# - **The delta rule** first looks up what the state returns for this key, and then writes only the difference. A
+#   returns the new value exactly. B, at right angles, is untouched. C shares a part with A, so the last write disturbs
+#   it.
+# - **The gated delta rule** does both. The last pair is exact, and what nobody writes again fades.
 #
-# Here decay only costs. Its use shows when the subject changes ([GDN], section 3.1): the delta rule cleans up one key
-# at a time; one token with a small $\alpha$ clears the whole board.
+# In this example decay does only harm. It helps when the subject changes ([GDN], section 3.1). The delta rule cleans up
+# one key at a time, but one token with a small $\alpha$ clears the whole board.
 
 # %%
 for alpha in (1.0, 0.01):
-    S_next = write(S, key_d, old, alpha, erase=True)  # a pair D into the last row's state
+    S_next = write(S, key_d, old, alpha, erase=True)  # writes a pair D into the last row's state
     print(f"D with alpha = {alpha}: A, B and C return values of length", (asked @ S_next).norm(dim=1).numpy().round(2))
 assert (asked @ S_next).norm(dim=1).max() < 0.05
 
 # %% [markdown]
 # ## 3. The recurrence, term by term
 #
-# Now for one head, a state that is not zero, $K \ne V$. The layer computes four things for every token besides the
-# query: the key $k$, the value $v$, the *log decay* $g \le 0$ with $\alpha = e^{g}$, and the
-# *write strength* $\beta$ between 0 and 1.
+# Now we take one head, a state that is not zero, and $K \ne V$. Besides the query, the layer computes four things for
+# every token: the key $k$, the value $v$, the *log decay* $g \le 0$ with $\alpha = e^{g}$, and the *write strength*
+# $\beta$ between 0 and 1.
 
 # %%
 S0, k, v, q = normal(K, V), unit(K), normal(V), normal(K)
 g, beta = torch.tensor(-0.3).double(), torch.tensor(0.7).double()
 
 # %% [markdown]
-# **Decay.** Everything becomes fainter by one factor: $\;S \leftarrow e^{g} S$.
+# **Decay.** Everything becomes fainter by the same factor: $\;S \leftarrow e^{g} S$.
 
 # %%
 S = g.exp() * S0  # (K, V)
 other = normal(K)
-same(S.T @ other, g.exp() * (S0.T @ other))  # whatever key one asks with, the answer has shrunk alike
+same(S.T @ other, g.exp() * (S0.T @ other))  # whichever key we ask with, the answer has shrunk alike
 
 # %% [markdown]
-# **Recall.** What does the memory hold under this key now? $\;r = S^\top k$. After the decay, not before: the error we
-# are about to correct is that of the faded memory.
+# **Recall.** What does the memory hold under this key now? $\;r = S^\top k$. We ask after the decay and not before,
+# because the memory that we are about to correct is the faded one.
 
 # %%
 recalled = S.T @ k  # (V,)
 same(recalled, sum(k[i] * S[i] for i in range(K)))  # the key weighs the rows of the state
 
 # %% [markdown]
-# **Delta.** What it lacks of the new value, as far as we want to write: $\;\delta = \beta\,(v - r)$.
+# **Delta.** How far is that from the new value? We take the share of the difference that we want to write:
+# $\;\delta = \beta\,(v - r)$.
 
 # %%
 delta = beta * (v - recalled)  # (V,)
 
 # %% [markdown]
 # **Write.** $\;S \leftarrow S + k\,\delta^\top$. If $|k| = 1$, this key now returns a blend of old and new,
-# $(1-\beta)\,r + \beta v$; with $\beta = 1$ the new value alone. Directions at right angles to $k$ return what they
-# did.
+# $(1-\beta)\,r + \beta v$. With $\beta = 1$, it returns the new value alone. Directions at right angles to $k$ return
+# what they did before.
 
 # %%
 S = S + torch.outer(k, delta)  # (K, V)
@@ -248,13 +254,13 @@ across = other - (other @ k) * k  # the part of another key that is at right ang
 same(S.T @ across, g.exp() * (S0.T @ across))
 
 # %% [markdown]
-# **Read.** $\;\mathrm{out} = S^\top q$, after the write: a token can see its own value.
+# **Read.** $\;\mathrm{out} = S^\top q$. We read after the write, so a token can see its own value.
 
 # %%
 out = S.T @ q  # (V,)
 
 # %% [markdown]
-# [GDN] has all five steps in one line, Eq. 10; its state is the transpose of ours:
+# [GDN] puts all five steps into one line, Eq. 10. Its state is the transpose of ours. In our notation, the line is
 #
 # $$S_t = \alpha_t\,(I - \beta_t k_t k_t^\top)\,S_{t-1} + \beta_t\, k_t v_t^\top, \qquad \mathrm{out}_t = S_t^\top q_t$$
 
@@ -265,8 +271,8 @@ same(out, eq10.T @ q)
 
 
 # %% [markdown]
-# The whole recurrence, for batches of $B$ sequences and $H$ heads, each head with a state of its own. Only the shapes
-# are new.
+# Here is the whole recurrence for batches of $B$ sequences and $H$ heads. Each head has a state of its own. Only the
+# shapes are new.
 
 
 # %%
@@ -283,8 +289,9 @@ def delta_rule(q, k, v, g, beta, S):
 
 
 # %% [markdown]
-# Checked in float64 against the project's function, and against the NumPy reference, which shares no code with either:
-# two sequences, three heads, 50 tokens, unequal widths, a state that is not zero, strong and weak decays.
+# Is it right? We compare it in float64 with the project's function, and with the NumPy reference, which shares no code
+# with either. The inputs are two sequences, three heads, 50 tokens, unequal widths, a state that is not zero, and
+# strong and weak decays.
 
 # %%
 B, T, H, K, V = 2, 50, 3, 5, 7
@@ -305,14 +312,14 @@ print(f"largest value of a state: {S.abs().max():.1f}; all three agree to 1e-12"
 # %% [markdown]
 # ## 4. A step of gradient descent, taken by every token
 #
-# Another way to see the same five lines. Ask of the state that it return $v$ for $k$, and measure how far it is from
-# that:
+# There is another way to see the same five lines. We want the state to return $v$ for $k$. A loss measures how far it
+# is from that:
 #
 # $$L(S) = \tfrac12\, |S^\top k - v|^2, \qquad \nabla_S L = k\,(S^\top k - v)^\top$$
 #
-# One step of gradient descent with step size $\beta$ gives $S - \beta\, k\,(S^\top k - v)^\top$: the delta rule ([WH];
-# [DN], section 2.2). So the layer *learns* while it reads: $S$ are weights, each token is one training pair, $\beta$ is
-# the learning rate, and the decay before the step is weight decay. Autograd agrees.
+# One step of gradient descent with step size $\beta$ gives $S - \beta\, k\,(S^\top k - v)^\top$. This is the delta rule
+# ([WH]; [DN], section 2.2). So the layer *learns* while it reads. $S$ holds the weights, each token is one training
+# pair, $\beta$ is the learning rate, and the decay before the step is weight decay. Autograd agrees.
 
 # %%
 S0, k, v, g, beta = normal(5, 7), unit(5), normal(7), normal(1).square().neg(), torch.tensor(0.6).double()
@@ -331,8 +338,8 @@ def one_token(S, k, v, g, beta):
 same(stepped, one_token(S0, k, v, g, beta))
 
 # %% [markdown]
-# Linear attention is a gradient step, too, but for $L(S) = -(S^\top k) \cdot v$: "return something that points along
-# $v$, the more the better". That loss has no minimum, so old values are never taken back.
+# Linear attention is a gradient step, too, but its loss is $L(S) = -(S^\top k) \cdot v$. This loss says "return
+# something that points along $v$, the more the better". It has no minimum, so old values are never taken back.
 
 # %%
 S = S0.clone().requires_grad_()
@@ -342,14 +349,17 @@ same((S - gradient).detach(), S0 + torch.outer(k, v))
 # %% [markdown]
 # ## 5. Why keys have length 1
 #
-# Gradient descent diverges if the step is too long. Write the same pair again and again: the error $e = v - S^\top k$
-# becomes
+# Gradient descent diverges if the step is too long. When is it too long here? Write the same pair again and again. Each
+# write turns the error $e = v - S^\top k$ into
 #
 # $$v - (S + \beta\, k\, e^\top)^\top k = e - \beta\,|k|^2\, e = (1 - \beta |k|^2)\, e$$
 #
-# With $|k| = 1$ and $\beta = 1$ it is gone after one write. A shorter key undershoots and needs several. A longer key
-# overshoots: from $\beta|k|^2 = 1$ on the sign of the error flips at every write, and above 2 it grows without end.
-# $|k|^2$ is the curvature of the loss along $k$.
+# With $|k| = 1$ and $\beta = 1$, the error is gone after one write. A shorter key undershoots and needs several writes.
+# A longer key overshoots. Once $\beta|k|^2$ exceeds 1, the sign of the error flips at every write. Above 2, the error
+# grows without end. $|k|^2$ is the curvature of the loss along $k$.
+#
+# The picture shows the error after each write for five lengths of the key, on a logarithmic scale. Look for the length
+# at which it grows.
 
 
 # %%
@@ -367,15 +377,19 @@ for length, color in zip((0.5, 0.8, 1.2, 1.4, 1.5), figures.COLORS):
     errors = errors_of_rewriting(length)
     same(errors, abs(1 - length**2) ** torch.arange(13).double())  # |1 - |k|^2|^n
     ax.semilogy(errors, "o-", color=color, markersize=4, label=f"|k| = {length}")
-assert errors_of_rewriting(1.0)[1] < 1e-12  # length 1: nothing is left, and nothing to draw on such an axis
+assert errors_of_rewriting(1.0)[1] < 1e-12  # length 1: no error is left, and a log axis can't show 0
 ax.set(xlabel="times the same pair was written", ylabel="error, |v - Sᵀk| / |v|", ylim=(1e-9, 100))
 ax.legend(ncols=2, loc="lower left")
 pyplot.show()
 
 # %% [markdown]
-# In a text the keys differ, but the danger is the same. Below, random pairs with $\beta = 1$ and no decay are written
-# one after the other; only the length of the keys differs. A write multiplies the state by $I - k k^\top$, and so the
-# part of each column along $k$ by $1 - |k|^2$: it gets no longer while $|k|^2 \le 2$, and longer beyond.
+# The error grows only for the longest key, whose $|k|^2$ is above 2. In a text the keys differ, but the danger is the
+# same. We write random pairs one after the other, with $\beta = 1$ and no decay, and vary only the length of the keys.
+# A write multiplies the state by $I - k k^\top$, and so it multiplies the part of each column along $k$ by $1 - |k|^2$.
+# As long as $|k|^2 \le 2$, that part gets no longer. Beyond that, it does.
+#
+# The next picture shows how the size of the state develops. Lines are medians of 8 seeds, and bands run from the
+# smallest to the largest. Again, look for the length at which it grows.
 
 # %%
 T, K, V, seeds = 400, 16, 16, 8
@@ -398,11 +412,11 @@ ax.legend()
 pyplot.show()
 
 # %% [markdown]
-# (Lines: median of 8 seeds; bands: smallest to largest.) The layer therefore divides $k$ by its length, and $\beta$ is
-# a sigmoid: $\beta |k|^2 < 1$, so no write overshoots. It divides $q$ by its length, too, and by $\sqrt K$: not for
-# stability, as a read changes nothing, but so that no long query makes a read large. All this happens before the
-# recurrence, which expects it done. To know when comparing numbers: $10^{-6}$ is added to $|k|^2$ under the root, so
-# that a zero vector stays zero.
+# Beyond $|k|^2 = 2$ the state explodes. The layer therefore divides $k$ by its length, and $\beta$ is a sigmoid. Then
+# $\beta |k|^2 < 1$, and no write overshoots. The layer also divides $q$ by its length and by $\sqrt K$. That is not
+# about stability, since a read changes nothing. It keeps a long query from making a read large. All this happens before
+# the recurrence, which relies on it. One detail matters when you compare numbers: $10^{-6}$ is added to $|k|^2$ under
+# the root, so that a zero vector stays zero.
 
 # %%
 x = normal(3, 5)
@@ -412,11 +426,13 @@ print("length of normalised keys:", l2_normalise(x).norm(dim=-1).numpy().round(7
 # %% [markdown]
 # ## 6. What g and beta do
 #
-# $g$ is the log of the share kept per token. After $n$ tokens $e^{gn}$ is left, so half is left after
+# $g$ is the log of the share that is kept per token. After $n$ tokens, $e^{gn}$ is left, so half is left after
 #
 # $$n_{1/2} = \frac{\ln 2}{-g} \text{ tokens}$$
 #
-# $\beta$ says how much of the new value replaces the old one in a single write.
+# $\beta$ says how much of the new value replaces the old one in a single write. In the picture, the left panel shows
+# how one pair fades for three values of $g$. The right panel shows how fast a pair is learned for three values of
+# $\beta$.
 
 # %%
 k, v = unit(1, 1, 1, 8), normal(1, 1, 1, 8)  # one pair, then a hundred tokens that write nothing
@@ -441,10 +457,13 @@ ax_b.legend()
 pyplot.show()
 
 # %% [markdown]
-# Both are computed from the token, so a layer can decide at each one. What does a trained model do? We load `tiny/`, a
-# small Qwen3-Next whose training text is stories, phone books and *accounts* such as the one printed below. While it
-# reads twenty accounts, `recording` (values that one pass computes, by name) keeps $g$ and $\beta$ of all heads of its
-# Gated DeltaNet layers.
+# A layer computes both from the token, so it can decide anew at each one. What does a trained model do? We load
+# `tiny/`, a small Qwen3-Next that was trained on stories, phone books and *accounts* such as the one printed below. It
+# reads twenty accounts. Meanwhile, `recording`, which keeps values of a pass by name, collects $g$ and $\beta$ of all
+# heads of its Gated DeltaNet layers.
+#
+# The picture after that has one dot per head, the median over all tokens. The bars span 10 to 90 %. On the left, look
+# for heads of different patience in one layer. On the right, look at the $\beta$ of the same heads.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -479,10 +498,9 @@ ax_b.legend(fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), co
 pyplot.show()
 
 # %% [markdown]
-# Dots are medians over all tokens, bars span 10 to 90 %. Left, look for heads of different patience in one layer: a
-# half-life far below one token wipes the board at every step; one of hundreds of tokens keeps what the text has said so
-# far. Right, see whether the heads that wipe also write: compare $\beta$ of the same dots. As far as the bars reach, a
-# head decides token by token.
+# A half-life far below one token wipes the board at every step. A half-life of hundreds of tokens keeps what the text
+# has said so far. Do the heads that wipe also write? Compare the $\beta$ of the same dots. The next cell prints the
+# averages. A long bar means that a head decides token by token.
 
 # %%
 typical = half_life.median(0).values  # (layers, H)
@@ -493,36 +511,37 @@ for what, which in (("below 1 token", typical < 1), ("above 50 tokens", typical 
 # %% [markdown]
 # ## 7. How many pairs fit
 #
-# A state has $K$ rows. Store $n$ random pairs, all vectors of length 1, ask for each of them, and measure the mean of
-# $|S^\top k_i - v_i|^2 / |v_i|^2$. At 0 all is there; at 1 one might as well have returned nothing. No decay, and
-# $\beta = 1$.
+# How much can one state hold? It has $K$ rows. We store $n$ random pairs, all vectors of length 1, and ask for each of
+# them. Then we measure the mean of $|S^\top k_i - v_i|^2 / |v_i|^2$. At 0, everything is there. At 1, the memory might
+# as well have returned nothing. There is no decay, and $\beta = 1$.
 #
-# **What to expect of linear attention.** Asked for pair $i$, it returns $v_i$ and $(k_i \cdot k_j)\, v_j$ of every
-# other pair. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, as $K$ axes share a length of 1 equally. So
-# the error is $(n-1)/K$: a straight line from the start.
+# **What do we expect of linear attention?** Asked for pair $i$, it returns $v_i$, and also $(k_i \cdot k_j)\, v_j$ of
+# every other pair. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, because $K$ axes share a length of 1
+# equally. So the error is $(n-1)/K$, a straight line from the start.
 #
-# **And of the delta rule, written once.** With $\beta = 1$ pair $i$ is exact right after its own write, whatever came
-# before; only *later* writes disturb it, each making $S' = (I - k k^\top) S + k v^\top$ with a random unit key $k$. How
-# much? Follow $x = \mathbb E |S^\top k_i|^2$, $c = \mathbb E\, (S^\top k_i) \cdot v_i$ and $s = \mathbb E |S|^2$:
+# **What do we expect of the delta rule, if each pair is written once?** With $\beta = 1$, pair $i$ is exact right after
+# its own write, whatever came before. Only *later* writes disturb it. Each of them turns $S$ into
+# $S' = (I - k k^\top) S + k v^\top$ with a random unit key $k$. How much harm does that do? We follow
+# $x = \mathbb E |S^\top k_i|^2$, $c = \mathbb E\, (S^\top k_i) \cdot v_i$ and $s = \mathbb E |S|^2$:
 #
 # $$x' = x\Big(1 - \frac2K + \frac{2}{K(K+2)}\Big) + \frac{s}{K(K+2)} + \frac1K, \qquad c' = c\Big(1 - \frac1K\Big), \qquad
 # s' = s\Big(1 - \frac1K\Big) + 1$$
 #
-# <details><summary>Where the three come from</summary>
+# <details><summary>Where the three equations come from</summary>
 #
-# The pair now returns $S'^\top k_i = S^\top (I - k k^\top) k_i + (k \cdot k_i)\, v$. Let $M = S S^\top$; then
-# $x = k_i^\top M k_i$ and $s = \mathrm{tr}\, M$. Square, and average over $k$ and $v$: mixed terms vanish with the mean
-# of $v$, and for symmetric $M$
+# The pair now returns $S'^\top k_i = S^\top (I - k k^\top) k_i + (k \cdot k_i)\, v$. Let $M = S S^\top$. Then
+# $x = k_i^\top M k_i$ and $s = \mathrm{tr}\, M$. Now square, and average over $k$ and $v$. The mixed terms vanish with
+# the mean of $v$, and for symmetric $M$
 #
 # $$\mathbb E\, k k^\top = \frac{I}{K}, \qquad
 # \mathbb E\, k k^\top M k k^\top = \frac{2M + \mathrm{tr}(M)\, I}{K(K+2)}, \qquad
 # x' = x - \frac{2x}{K} + \frac{2x + s}{K(K+2)} + \frac1K$$
 #
-# The first alone gives the other two.
+# The equations for $c$ and $s$ need only the first of the three.
 #
 # </details>
 #
-# Just after its own write a pair has $x = c = 1$. Its error is $x - 2c + 1$.
+# Just after its own write, a pair has $x = c = 1$. Its error is $x - 2c + 1$.
 
 
 # %%
@@ -545,7 +564,7 @@ def store(k, v, rule, times=1):
         return k.mT @ v
     k, v = (x.repeat(1, times, 1)[:, :, None] for x in (k, v))  # (B, times * n, 1, width)
     still, full = torch.zeros(k.shape[:3]).double(), torch.ones(k.shape[:3]).double()
-    return chunk_gated_delta_rule(k, k, v, g=still, beta=full)[1][:, 0]  # the recurrence's result, sooner: notebook 3
+    return chunk_gated_delta_rule(k, k, v, g=still, beta=full)[1][:, 0]  # same as the recurrence, faster: notebook 3
 
 
 def errors_of(S, k, v):
@@ -554,7 +573,9 @@ def errors_of(S, k, v):
 
 
 # %% [markdown]
-# Measured for three key widths, 20 seeds each, with random keys and, up to $n = K$, with keys at right angles.
+# We measure this for three key widths with 20 seeds each. We use random keys and, up to $n = K$, also keys at right
+# angles. In the picture, points are the mean of the seeds, bars are their standard deviation, and the two lines are
+# what we expect. Look for a knee. Is there a number of pairs at which the error suddenly rises?
 
 # %%
 loads, seeds = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), 20
@@ -601,19 +622,22 @@ for rule in ("linear attention", "delta rule"):
     assert measured[rule, "orthogonal", 64].max() < 1e-20  # keys at right angles: both are exact up to n = K
 
 # %% [markdown]
-# Points: mean of 20 seeds, bars: standard deviation; lines: the two expectations. Three things to see:
+# Three things to see:
 #
-# - Only $n / K$ counts, but for the 1 of $(n - 1) / K$: the points of three widths nearly coincide. Capacity is the
-#   number of *rows*. $V$ does not appear.
-# - Keys at right angles are stored without any error by either rule, up to $n = K$, where there are no more of them.
-# - With random keys there is **no knee**. Writing each pair once, the delta rule errs a good half of what linear
-#   attention does while there is room, and then bends away from it: at twice as many pairs as rows it is near 1, where
-#   linear attention is near 2.
+# - Only $n / K$ counts, apart from the 1 in $(n - 1) / K$. The points of the three widths nearly coincide. So the
+#   capacity is the number of *rows*, and $V$ does not appear.
+# - With keys at right angles, neither rule makes any error. But there are no more than $n = K$ of them.
+# - With random keys, there is **no knee**. While there is room, the delta rule with one write per pair leaves a good
+#   half of the error of linear attention. Then its curve bends away. At twice as many pairs as rows, the delta rule is
+#   near 1, and linear attention is near 2.
 #
-# Where, then, is the room of $K$ pairs? Any $n \le K$ keys in general position are linearly independent, so *some*
-# state returns all values exactly. One pass of gradient descent does not find it. More passes do: the delta rule,
+# But then where is the room for $K$ pairs? Any $n \le K$ keys in general position are linearly independent, so *some*
+# state returns all values exactly. One pass of gradient descent does not find it. More passes do. The delta rule,
 # repeated, is Kaczmarz' method (Angenäherte Auflösung von Systemen linearer Gleichungen, 1937) for solving
 # $k_i^\top S = v_i^\top$.
+#
+# The next picture repeats the writes up to 64 times, and adds the best possible state, by least squares. Look at
+# $n = K$, the vertical line.
 
 # %%
 K, passes = 32, {1: [], 4: [], 16: [], 64: [], "least squares": []}
@@ -641,12 +665,13 @@ exact = passes["least squares"]
 assert passes[16][2] < 0.01 < 0.1 < passes[1][2] and exact[4] < 1e-10 < 0.15 < exact[5]
 
 # %% [markdown]
-# There is the knee, at $n = K$, and it is the rank of the state: a $K \times V$ matrix can obey $K$ independent
-# equations for each column. Beyond it the best state leaves $1 - K/n$ of the values, the part of a random $n$-vector
-# outside a $K$-dimensional subspace; the delta rule with $\beta = 1$ stays above that, as its last write is always
-# exact at the others' expense.
+# There is the knee, at $n = K$. It is the rank of the state: a $K \times V$ matrix can satisfy $K$ independent
+# equations for each column. Beyond it, even the best state has an error of $1 - K/n$. That is the part of a random
+# $n$-vector outside a $K$-dimensional subspace. The delta rule with $\beta = 1$ stays above that, because its last
+# write is always exact at the expense of the others.
 #
-# The mean hides the most useful difference. The error by *age*, with twice as many pairs as rows:
+# The mean hides the most useful difference. So we look at the error by *age*, with twice as many pairs as rows. The
+# picture shows the mean of 200 seeds and its standard error. The newest pair is on the left, the oldest on the right.
 
 # %%
 K, n, seeds = 32, 64, 200
@@ -663,20 +688,21 @@ ax.legend(ncols=3, fontsize=8, columnspacing=1)
 pyplot.show()
 
 # %% [markdown]
-# (Mean of 200 seeds and its standard error.) An overfull linear attention spoils every pair alike, the newest
-# included. An overfull delta rule keeps the recent ones and forgets from the far end.
+# When linear attention is overfull, it spoils every pair alike, even the newest. When the delta rule is overfull, it
+# keeps the recent pairs and forgets the oldest.
 #
-# In the released 80B, $K = V = 128$: each of 32 heads in each of 36 layers has room for some 128 independent pairs. For
+# In the released 80B, $K = V = 128$. Each of 32 heads in each of 36 layers has room for some 128 independent pairs. For
 # what does not fit, every fourth layer is attention, which keeps everything.
 #
 # ## 8. Reading a trained state
 #
-# What is in the states of `tiny/`? It has read many accounts, each with questions about where a thing is at the end. To
-# answer, something in the model has to follow every thing. We look whether the states do, with a *linear probe*: a
-# linear map from the numbers of a state to "where is the kite now", fitted on some accounts and tested on others.
+# What is in the states of `tiny/`? In training, it has read many accounts, each with questions about where a thing is
+# at the end. To answer, something in the model has to keep track of every thing. Is it the states? We test that with a
+# *linear probe*, a linear map from the numbers of a state to "where is the kite now". We fit it on some accounts and
+# test it on others.
 #
-# `tiny/corpus.py` writes the accounts. To have enough of each answer, we leave it six names, six places and three
-# things.
+# `tiny/corpus.py` writes the accounts. We restrict it to six names, six places and three things, so that each answer
+# occurs often enough.
 
 # %%
 corpus.NAMES = ["Mira", "Tom", "Sam", "Nora", "Rosa", "Leo"]
@@ -707,12 +733,12 @@ for ids, where in account("shown")[:8]:
     print(f"{tokenizer.decode(ids).split('user')[-1].strip():45} {', '.join(f'{a}: {b}' for a, b in where.items())}")
 
 # %% [markdown]
-# The accounts go through the model together, one sentence of each at a time, with a cache. Afterwards
-# `cache.layers[i].state` has what layer $i$ remembers: $H$ heads of $K \times V$, thousands of numbers. Shorter
-# sentences are padded on the right, which neither writes nor forgets.
+# The accounts go through the model together, one sentence of each at a time, with a cache. Afterwards,
+# `cache.layers[i].state` holds what layer $i$ remembers: $H$ heads of $K \times V$, thousands of numbers. Shorter
+# sentences are padded on the right, and padding neither writes nor forgets.
 #
-# We do the same with a model of the same shape that was **never trained**, as a random network also keeps traces of its
-# input.
+# We do the same with a model of the same shape that was **never trained**, because a random network also keeps traces
+# of its input.
 
 # %%
 BEFORE = 1 + len(THINGS)  # sentences that set the scene; then every thing is somewhere
@@ -741,15 +767,19 @@ H, K, V = (getattr(model.config, f"linear_{x}") for x in ("num_value_heads", "ke
 print(f"the state of a layer: {H} heads of {K} x {V}, {states['trained'][LAYERS[0]].shape[-1]:,} numbers")
 
 # %% [markdown]
-# **The probe.** Let the rows of $X$ be states, centred and scaled, and those of $Y$ the answers, with a 1 at the right
+# **The probe.** The rows of $X$ are states, centred and scaled. The rows of $Y$ are the answers, with a 1 at the right
 # one of twelve. Ridge regression chooses $W$ to make $|XW - Y|^2 + \lambda |W|^2$ small. There are fewer rows than
-# columns, so we solve it in its other form, with the Gram matrix $XX^\top$:
+# columns, so we solve it in its dual form, with the Gram matrix $XX^\top$:
 #
 # $$\text{belief for a new state } x: \qquad x W = x X^\top (X X^\top + \lambda I)^{-1}\, Y$$
 #
-# The answer with the highest belief counts. $\lambda$ is fixed beforehand, not tuned. Four folds of accounts take turns
-# as the test, so no account is on both sides of a fit (only centring and scaling, which see no answers, use all rows);
-# the spread is that of the folds. A second probe gets the same states with the answers *shuffled*: it reaches chance.
+# The answer with the highest belief counts. $\lambda$ is fixed beforehand and not tuned. Four folds of accounts take
+# turns as the test set, so no account is on both sides of a fit. (Only centring and scaling, which see no answers, use
+# all rows.) The spread is that of the folds. A second probe gets the same states with *shuffled* answers, and it
+# reaches only chance.
+#
+# The picture below shows the share of right answers for each layer. Compare the trained model with the untrained one,
+# and both with the shuffled labels.
 
 # %%
 truth = torch.tensor(
@@ -806,17 +836,19 @@ for name, i in best.items():
     print(f"{name}: most is read from layer {i}, {right[name, i][:, :3].mean():.0%}")
 best_right = right["trained", best["trained"]]
 figures.expect(f"more than 60 % of the answers: {best_right[:, :3].mean():.0%}", best_right[:, :3].mean() > 0.6)
-assert best_right[:, 3:].mean() < 0.25  # shuffled labels: nothing to be read
+assert best_right[:, 3:].mean() < 0.25  # with shuffled labels, nothing can be read
 
 # %% [markdown]
-# A linear probe reads far more from a state than the shuffled labels allow. But look at the untrained model before
-# concluding anything. Where it comes close, the probe's success says nothing about training: a random projection of the
-# last few words into thousands of numbers *is* a memory of them, and the probe learns to read it. So we ask how long
-# ago the thing was last moved, and take each model at its own best layer:
+# A linear probe reads far more from a state than the shuffled labels allow. But look at the untrained model before you
+# conclude anything. Where it comes close, the probe's success says nothing about training. A random projection of the
+# last few words into thousands of numbers *is* a memory of them, and the probe learns to read it.
+#
+# So we ask how long ago the thing was last moved, and take each model at its own best layer. In the next picture, look
+# at the right end, where the last move is far back.
 
 # %%
 age = torch.zeros_like(truth)  # sentences since this thing was last moved
-for row, one in zip(age, accounts):  # at first, that of its introduction
+for row, one in zip(age, accounts):  # at first, since its introduction
     row[0] = torch.tensor([len(THINGS) - 1 - list(one[BEFORE - 1][1]).index(thing) for thing in THINGS])
 for number in range(1, 1 + MOVES):
     age[:, number] = torch.where(truth[:, number] == truth[:, number - 1], age[:, number - 1] + 1, 0)
@@ -849,10 +881,10 @@ figures.expect("what is old is read better from the trained states", old > share
 # %% [markdown]
 # ### One account, token by token
 #
-# What does the state say about the kite after *every token*? A probe for that has to have seen states in the middle of
-# sentences. So we cut each sentence at a random place, into two pieces, and fit it to the states after either. A
-# sentence settles where a thing is with its last word, before the full stop; but whoever *found the kite by the pond*
-# has it at *kite*.
+# What does the state say about the kite after *every token*? A probe for that must have seen states in the middle of
+# sentences. So we cut each sentence into two pieces at a random place, and fit the probe to the states after both. When
+# is it settled where a thing is? Usually it is settled with the last word of a sentence, before the full stop. But in
+# *found the kite by the pond*, it is settled at *kite*.
 
 
 # %%
@@ -876,7 +908,7 @@ X = states_of(model, cut, [layer := best["trained"]], 2 * BEFORE)[layer].flatten
 Y = torch.nn.functional.one_hot(torch.tensor(now).flatten(), len(ANSWERS)).float()[:, None]  # (rows, 1, answers)
 
 # %% [markdown]
-# And an account that it has not seen, fed one token at a time.
+# Now the model reads an account that the probe has not seen, one token at a time.
 
 # %%
 drawn = account("drawn:0")
@@ -894,8 +926,9 @@ first = sum(len(ids) for ids, _ in drawn[:BEFORE])  # leave out who is friends w
 names = [tokenizer.decode([token]).strip() for token in tokens]
 
 # %% [markdown]
-# Columns are tokens, rows the twelve answers; the brighter, the stronger the belief. The red line is the truth. Watch
-# where the belief follows it, and what becomes of it while the text goes on about other things.
+# In the picture, columns are tokens and rows are the twelve answers. The brighter a cell, the stronger the belief. The
+# red line is the truth. Watch where the belief follows it, and what becomes of it while the text goes on about other
+# things.
 
 # %%
 ax = figures.axes(width=11, height=3.3)
@@ -916,13 +949,14 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
     print(f"{place} {sum(right_here)} of {len(right_here)}", end="; ")
 
 # %% [markdown]
-# Chance is about 1 in 12. In one training of `tiny/` the belief was sharp just after some sentences about the kite,
-# wandered off while the text went on about other things, and hardly took in *found*; yours may differ.
+# Chance is about 1 in 12. In one training of `tiny/`, the belief was sharp just after some sentences about the kite. It
+# wandered off while the text went on about other things, and it hardly took in *found*. Yours may differ.
 #
-# What this shows, and what it does not. The states hold where things are, in a form that a linear map can read. If the
-# blue line above falls later than the orange one, training makes them hold it longer; of the last sentence or two,
-# random states may tell as much. That a probe can read it does not mean that the model does: `tiny/` has attention
-# layers, too, which can look the sentences up. And a probe that failed would only mean that nothing linear is there.
+# What does this show, and what does it not show? The states hold where things are, in a form that a linear map can
+# read. If the blue line in the picture by age falls later than the orange one, then training makes the states hold it
+# longer. For the last sentence or two, random states may do as well. A probe that succeeds does not show that the model
+# reads the same: `tiny/` also has attention layers, which can look up the sentences. And a probe that failed would only
+# mean that nothing linear is there.
 #
 # ## Exercises
 #
@@ -931,8 +965,8 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 #
 # <details><summary>Solution</summary>
 #
-# Write $v = 0$ with $\beta = 1$: $S \leftarrow (I - k k^\top) S$. Everything goes with a large $-g$, and whatever the
-# token itself writes comes after the decay, so it stays.
+# Write $v = 0$ with $\beta = 1$: $S \leftarrow (I - k k^\top) S$. A large $-g$ erases everything. What the token itself
+# writes comes after the decay, so it stays.
 #
 # ```python
 # S, k, v, across = normal(5, 7), unit(5), normal(7), normal(5)
@@ -947,12 +981,12 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 # </details>
 #
 # **2.** Section 7 says that $V$ does not matter for capacity. Then what is a larger $V$ good for, and what does it
-# cost? Measure the delta rule's error at $n = K = 16$ for $V = 4$ and $V = 256$ first.
+# cost? First measure the delta rule's error at $n = K = 16$ for $V = 4$ and $V = 256$.
 #
 # <details><summary>Solution</summary>
 #
-# The columns of the state never meet: column $c$ is a memory of $K$ numbers for entry $c$ of the values, and every
-# column has the same keys. More columns mean longer values, at the price of a larger state, and not more of them.
+# The columns of the state never interact. Column $c$ is a memory of $K$ numbers for entry $c$ of the values, and every
+# column has the same keys. So more columns mean longer values, not more of them. The price is a larger state.
 #
 # ```python
 # k, errors = unit(400, 16, 16), {}
@@ -965,15 +999,15 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 #
 # </details>
 #
-# **3.** $\beta$ is a sigmoid, below 1. Suppose a layer could have $\beta = 2$. What does a write of $v = 0$ then do to
-# the row of the state along $k$? Build a memory of one bit from it that tells whether it has seen an even or an odd
-# number of ones. (Why this matters: [arXiv 2411.12537](https://arxiv.org/abs/2411.12537).)
+# **3.** $\beta$ is a sigmoid, so it is below 1. Suppose a layer could have $\beta = 2$. What does a write of $v = 0$
+# then do to the row of the state along $k$? Use it to build a memory of one bit that says whether it has seen an even
+# or an odd number of ones. (Why this matters: [arXiv 2411.12537](https://arxiv.org/abs/2411.12537).)
 #
 # <details><summary>Solution</summary>
 #
-# $I - 2 k k^\top$ is a reflection: what the key holds changes its sign, all else stays. So let each 1 be such a write,
-# and each 0 one with $\beta = 0$. With $\beta \le 1$ no factor $1 - \beta$ is negative, and writes with this one key
-# can't bring a sign back and forth.
+# $I - 2 k k^\top$ is a reflection. What the key holds changes its sign, and everything else stays. So each 1 becomes
+# such a write, and each 0 becomes a write with $\beta = 0$. With $\beta \le 1$, no factor $1 - \beta$ is negative, and
+# writes with this one key can't flip a sign back and forth.
 #
 # ```python
 # bits = torch.tensor([1, 0, 1, 1, 0, 1, 1]).double()
@@ -989,27 +1023,37 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 #
 # ## Five questions
 #
-# 1. Linear attention costs the same at every position. What made that possible, and what was given up for it?
-# 2. A key is written twice, with different values. What does each of the four rules return for it? And for another key,
-#    never written, at 45° to it?
-# 3. Which of the five steps would you move so that a token could not see its own value? Which so that a memory that has
-#    faded is corrected as if it had not?
-# 4. What do $|k|$, $\beta$ and their product $\beta |k|^2$ have to do with step size and curvature? From where on does
-#    it diverge?
-# 5. With random keys, at how many pairs does linear attention reach an error of 1, where the delta rule after one pass,
-#    and where is the knee after many? What do both do up to $n = K$ if the keys are at right angles?
+# 1. Linear attention costs the same at every position. What makes that possible, and what is given up for it?
+# 2. A key is written twice, with different values. What does each of the four rules return for it? And what do they
+#    return for another key, never written, at 45° to it?
+# 3. Which of the five steps would you move so that a token could not see its own value? Which would you move so that a
+#    faded memory is corrected as if it had not faded?
+# 4. What do $|k|$, $\beta$ and their product $\beta |k|^2$ have to do with step size and curvature? Above which value
+#    do repeated writes diverge?
+# 5. With random keys, at how many pairs does linear attention reach an error of 1? At how many does the delta rule
+#    after one pass, and where is the knee after many? What do both do up to $n = K$ if the keys are at right angles?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Without the softmax the sum over past tokens does not need the query: it is one matrix. Given up are the softmax
-#    and the list of tokens, hence exact recall.
-# 2. Of $v$, then $v'$: linear attention $v + v'$, decay $\alpha v + v'$, the other two $v'$ (with $\beta = 1$). The
-#    other key returns 0.71 of the same, as a read is linear in the key.
-# 3. Read before write. Recall before decay.
-# 4. $|k|^2$ is the curvature along $k$, $\beta$ the step; a write leaves $1 - \beta |k|^2$ of the error, which
+# 1. Without the softmax, the sum over past tokens does not need the query, so it is one matrix. The softmax and the
+#    list of tokens are given up, and exact recall with them.
+# 2. The values are $v$, then $v'$. Linear attention returns $v + v'$, decay $\alpha v + v'$, and the other two $v'$
+#    (with $\beta = 1$). The other key returns 0.71 of the same, because a read is linear in the key.
+# 3. Move the read before the write. Move the recall before the decay.
+# 4. $|k|^2$ is the curvature along $k$, and $\beta$ is the step. A write leaves $1 - \beta |k|^2$ of the error, which
 #    grows once $\beta |k|^2$ exceeds 2.
-# 5. At $n = K + 1$; a little below $2K$; at $n = K$. At right angles neither errs at all.
+# 5. Linear attention reaches it at $n = K + 1$, the delta rule a little below $2K$. The knee is at $n = K$. At right
+#    angles, neither makes any error.
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. Without the softmax, attention to all past tokens becomes one matrix of constant size, which every token writes to
+#    and reads from.
+# 2. Decay fades everything, and the delta rule corrects one key: it writes only what the memory lacks of the new value,
+#    which is a step of gradient descent.
+# 3. A state holds about $K$ independent pairs, and when it is overfull, the delta rule keeps the recent ones and
+#    forgets the oldest.
 #
 # Next: [3_chunked_form](3_chunked_form.ipynb), the same recurrence with matrix products.

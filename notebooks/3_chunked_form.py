@@ -13,13 +13,13 @@
 # %% [markdown]
 # # 3. The chunked form
 #
-# The gated delta rule is a loop over tokens, five small products each. A prompt of 2,000 tokens is 2,000 turns of that
-# loop, and hardware is made for something else: few, large products of matrices. This notebook turns the loop into
-# matrix products, some tens of tokens at a time, without changing the result.
+# How can a loop over tokens become a few large products of matrices? The gated delta rule takes five small products for
+# each token, so a prompt of 2,000 tokens takes 2,000 turns of the loop, and hardware is made for the opposite. We turn
+# the loop into matrix products, some tens of tokens at a time, without changing the result.
 #
-# Afterwards you can derive the chunked form on paper, say why it needs a triangular solve and where it would overflow
-# if written carelessly, and tell when to use which form. It assumes [2_delta_rule](2_delta_rule.ipynb). The steps and
-# their numbers, 0 to 4, are those of `chunk_gated_delta_rule` in [`qwen3_next.py`](../qwen3_next.py).
+# Afterwards you can derive the chunked form on paper. You can say why it needs a triangular solve, where it would
+# overflow if written carelessly, and when to use which form. You need to know [2_delta_rule](2_delta_rule.ipynb). The
+# steps and their numbers, 0 to 4, are those of `chunk_gated_delta_rule` in [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -71,8 +71,9 @@ def same(ours, theirs, atol=1e-12):
 # %% [markdown]
 # ## Why: the same work, in many steps or in few
 #
-# One head of the released model has $K = V = 128$. Reading a state $S$ with 1,024 queries is 1,024 products of a row
-# with a matrix, or one product of two matrices, of the same operations.
+# Does it matter how the work is divided? One head of the released model has $K = V = 128$. We read a state $S$ with
+# 1,024 queries, first as 1,024 products of a row with a matrix, then as one product of two matrices. Both ways do the
+# same operations.
 
 
 # %%
@@ -92,14 +93,15 @@ one_by_one, at_once = race(lambda: [row @ S for row in queries], lambda: queries
 print(f"row by row {one_by_one * 1e3:.1f} ms, at once {at_once * 1e3:.2f} ms here; both vary from run to run")
 
 # %% [markdown]
-# The obstacle: every token reads a state that the token before it has just changed.
+# So we want to take many tokens at once. The obstacle is that every token reads a state that the token before it has
+# just changed:
 #
 # $$S_t = e^{g_t} S_{t-1} + k_t \delta_t^\top, \qquad \delta_t = \beta_t\,\big(v_t - e^{g_t} S_{t-1}^\top k_t\big), \qquad
 # \mathrm{out}_t = S_t^\top q_t$$
 #
-# We take $C$ tokens, a *chunk*, and ask what all of them compute together, given the state $S$ before the chunk. First
-# with $C = 4$ and one head, so that every matrix can be looked at. Rows are tokens. The loop writes down what to
-# compare with.
+# We take $C$ tokens, a *chunk*, and ask what all of them compute together, given the state $S$ before the chunk. We
+# begin with $C = 4$ and one head, so that we can look at every matrix. Rows are tokens. The loop below records the
+# values that we will compare with.
 
 # %%
 C, K, V = 4, 5, 6
@@ -125,12 +127,13 @@ same(state, theirs[1][0, 0])
 # %% [markdown]
 # ## Step 1. Decay between any two tokens
 #
-# Put the first equation into itself until only $S$, the state before the chunk, is left. What token $j$ wrote is faded
-# by every decay after it. With $G_i = g_1 + \dots + g_i$, the sum inside the chunk, that is $e^{G_i - G_j}$:
+# Substitute the first equation into itself until only $S$, the state before the chunk, is left. What token $j$ wrote is
+# faded by every decay after it. Let $G_i = g_1 + \dots + g_i$ be the sum inside the chunk. Then the fading is
+# $e^{G_i - G_j}$:
 #
 # $$S_i = e^{G_i} S + \sum_{j \le i} e^{G_i - G_j}\, k_j \delta_j^\top$$
 #
-# The code calls $e^{G_i}$ `gamma`, and the matrix of $e^{G_i - G_j}$, zero where $j > i$, `decay`.
+# The code calls $e^{G_i}$ `gamma`. It calls the matrix of $e^{G_i - G_j}$, which is zero where $j > i$, `decay`.
 
 # %%
 G = g.cumsum(0)  # (C, 1)
@@ -143,36 +146,37 @@ for i in range(C):
 # %% [markdown]
 # ## Step 2. The deltas, all at once
 #
-# The deltas are still unknown: each needs the state just before it. But we have that state as a sum. Faded by $g_i$ and
-# asked with $k_i$, it returns $e^{G_i} S^\top k_i$ and a share of every earlier delta, so
+# The deltas are still unknown, because each needs the state just before it. But we have that state as a sum. If we fade
+# it by $g_i$ and ask with $k_i$, it returns $e^{G_i} S^\top k_i$ and a share of every earlier delta. So
 #
 # $$\delta_i = \beta_i \Big( v_i - e^{G_i} S^\top k_i - \sum_{j < i} e^{G_i - G_j}\, (k_i \cdot k_j)\, \delta_j \Big)$$
 #
-# No state occurs any more but the one before the chunk. Each delta is a known part and earlier deltas times
-# coefficients, made of $\beta$, $g$ and keys, which the layer computes from the tokens and never from the state. So
-# this is a *linear system*. Collect the coefficients (this $A$ is no key, as in notebook 2) in
+# The only state in this equation is the one before the chunk. Each delta is a known part minus earlier deltas times
+# coefficients. The coefficients come from $\beta$, $g$ and keys, which the layer computes from the tokens and never
+# from the state. So this is a *linear system*. We collect the coefficients in a matrix $A$, which has nothing to do
+# with key A of notebook 2:
 #
 # $$A_{ij} = \beta_i\, e^{G_i - G_j}\, (k_i \cdot k_j) \quad \text{for } j < i, \text{ else } 0$$
 #
-# $A_{ij}$ says how much of delta $j$ is in the way of token $i$: much if the keys are alike, if little faded since, and
-# if token $i$ writes strongly.
+# $A_{ij}$ says how much delta $j$ is in the way of token $i$. It is large if the keys are alike, if little has faded
+# since, and if token $i$ writes strongly.
 
 # %%
 A = (beta * decay * (k @ k.T)).tril(-1)  # (C, C), strictly lower triangular
 same(deltas + A @ deltas, beta * (v - gamma * (k @ S)))  # (C, V)
 
 # %% [markdown]
-# The equations read $S^\top k_i$, a column; the code reads rows: $(S^\top k_i)^\top = k_i^\top S$. Let $\Delta$,
-# $\mathbf V$, $\mathbf K$ and $\mathbf Q$ (bold, matrices; $V$ and $K$ stay widths) have the chunk's deltas, values,
-# keys and queries as rows. All reads together are $\mathbf K S$, $C \times V$. With diagonal matrices of $\beta$ and
-# $\gamma$:
+# The equations read $S^\top k_i$, a column. The code reads rows, $(S^\top k_i)^\top = k_i^\top S$. Let $\Delta$,
+# $\mathbf V$, $\mathbf K$ and $\mathbf Q$ be matrices with the chunk's deltas, values, keys and queries as rows. (They
+# are bold, and $V$ and $K$ are still widths.) All reads together are $\mathbf K S$, $C \times V$. With diagonal
+# matrices of $\beta$ and $\gamma$, the system is
 #
 # $$(I + A)\, \Delta = \mathrm{diag}(\beta)\, \big(\mathbf V - \mathrm{diag}(\gamma)\, \mathbf K S\big)
 # \qquad\Longrightarrow\qquad
 # \Delta = \underbrace{(I + A)^{-1}\, \mathrm{diag}(\beta)}_{M}\, \big(\mathbf V - \mathrm{diag}(\gamma)\, \mathbf K S\big)$$
 #
 # $I + A$ is lower triangular with ones on its diagonal, because no token waits for a later one. Such a system always
-# has a solution, and is solved from the top: row $i$ needs only the rows above it. By hand:
+# has a solution. We solve it from the top, since row $i$ needs only the rows above it. By hand:
 
 # %%
 solved, right_side = [], beta * (v - gamma * (k @ S))
@@ -181,10 +185,11 @@ for i in range(C):  # forward substitution
 same(torch.stack(solved), deltas)
 
 # %% [markdown]
-# That is a loop over tokens again, but with scalars where the recurrence has a state, and libraries have it as one
-# call. $M$ depends on keys, decays and strengths only, not on $S$ or the values. So it can be had *before* the state is
-# known, for all chunks of a text at the same time. [DN] calls this the UT transform. `unitriangular` takes ones for the
-# diagonal, whatever stands there: we pass $A$ and mean $I + A$. Further down we do not even clear $A$'s diagonal.
+# That is a loop over tokens again. But it works with scalars where the recurrence works with a state, and libraries
+# have it as one call. Also, $M$ depends only on keys, decays and strengths, not on $S$ or the values. So we can compute
+# it *before* the state is known, for all chunks of a text at the same time. [DN] calls this the UT transform.
+# `unitriangular` takes the diagonal as ones, whatever it holds, so we pass $A$ and mean $I + A$. Further down, we do
+# not even clear the diagonal of $A$.
 
 # %%
 M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)  # (C, C)
@@ -194,11 +199,11 @@ assert torch.equal(M, M.tril())  # causal: delta i depends on tokens up to i
 # %% [markdown]
 # ## Step 3. Reads of what the chunk itself writes
 #
-# Ask $S_i$, as a sum, with $q_i$. The token's own write counts, hence $j \le i$:
+# Now we ask $S_i$, written as a sum, with $q_i$. The token's own write counts, hence $j \le i$:
 #
 # $$\mathrm{out}_i = e^{G_i} S^\top q_i + \sum_{j \le i} \underbrace{e^{G_i - G_j}\, (q_i \cdot k_j)}_{\text{inner}_{ij}}\, \delta_j$$
 #
-# The second part is causal attention without softmax, but with a decay, and with deltas for values.
+# The second part is causal attention without softmax, but with a decay, and with deltas in place of values.
 
 # %%
 inner = decay * (q @ k.T)  # (C, C), lower triangular with its diagonal
@@ -207,7 +212,7 @@ same(gamma * (q @ S) + inner @ deltas, outputs)
 # %% [markdown]
 # ## Step 4. The state after the chunk
 #
-# The same sum at $i = C$, with $e^{G_C - G_j}$, called `to_end`:
+# This is the same sum at $i = C$. The code calls $e^{G_C - G_j}$ `to_end`:
 #
 # $$S' = e^{G_C} S + \sum_j e^{G_C - G_j}\, k_j \delta_j^\top$$
 
@@ -216,8 +221,8 @@ to_end = (G[-1:] - G).exp()  # (C, 1)
 same(gamma[-1] * S + k.T @ (to_end * deltas), state)
 
 # %% [markdown]
-# Here are the four matrices of our chunk. Rows are the token that reads or waits, columns the one that wrote. Purple is
-# positive, orange negative.
+# Here are the four matrices of our chunk. Each row belongs to the token that reads or waits, each column to the token
+# that wrote. Purple is positive, orange negative. Look at $M$, on its diagonal and below it.
 
 # %%
 axes = figures.axes(4, width=2.7, height=2.9)
@@ -233,8 +238,9 @@ axes[0].set_ylabel("token, i")
 pyplot.show()
 
 # %% [markdown]
-# Look at $M$: its diagonal is $\beta$, and below stands what the corrections have made of one another. Now larger
-# chunks, $C = 32$, with keys of three kinds and $\beta = 0.9$, without decay:
+# The diagonal of $M$ is $\beta$. Below it are the corrections, and the corrections of corrections. To see that better,
+# we take larger chunks, $C = 32$, with $\beta = 0.9$ and without decay. The three pictures show $M$ for three kinds of
+# keys. Look for stripes below the diagonal.
 
 
 # %%
@@ -259,16 +265,16 @@ axes[0].figure.colorbar(image, ax=list(axes), label="M", fraction=0.02)
 pyplot.show()
 
 # %% [markdown]
-# One key: a token subtracts nearly all of what the one before it wrote, and little of earlier writes, which that one
-# took back already. Eight keys in turn: the same, eight tokens apart. Random keys: all are a little in one another's
-# way.
+# With one key again and again, a token subtracts nearly all of what the token before it wrote. It subtracts little of
+# earlier writes, because that token has already taken them back. With eight keys in turn, the same happens eight tokens
+# apart. With random keys, all are a little in one another's way.
 #
 # ## Step 0. Cut time into chunks
 #
-# Now a whole text: $N$ chunks of $C$ tokens. Steps 1 to 3 do not know the state, so they run for all chunks at once;
-# only step 4 is a loop, with $N = T / C$ turns of it. If $T$ is no multiple of $C$, the last chunk is filled up with
-# tokens of $\beta = 0$ and $g = 0$. They write nothing and forget nothing, so the last state is right, and their
-# outputs are cut off.
+# Now we take a whole text, $N$ chunks of $C$ tokens. Steps 1 to 3 do not need the state, so they run for all chunks at
+# once. Only step 4 is a loop, with $N = T / C$ turns. If $T$ is not a multiple of $C$, we fill up the last chunk with
+# tokens of $\beta = 0$ and $g = 0$. They write nothing and forget nothing, so the last state is right. Their outputs
+# are cut off.
 
 
 # %%
@@ -296,8 +302,9 @@ def chunked(q, k, v, g, beta, S, C):
 
 
 # %% [markdown]
-# Checked in float64 for many lengths and chunk sizes, from a state that is not zero. Several chunks matter: a wrong
-# decay from chunk to chunk leaves the first one right, and a wrong mask in a chunk can leave the state right.
+# Is it right? We check in float64, for many lengths and chunk sizes, from a state that is not zero. We need several
+# chunks to see every mistake. A wrong decay from chunk to chunk leaves the first chunk right, and a wrong mask in a
+# chunk can leave the state right.
 
 # %%
 K, V = 5, 7
@@ -320,9 +327,9 @@ for T in (1, 3, 4, 5, 37, 64, 130):
 print("chunked, chunk_gated_delta_rule and the recurrence agree")
 
 # %% [markdown]
-# The project's function does the same for all sequences and heads: its tensors are $(B, H, N, C, \dots)$. Its $M$ is a
-# local variable; Python hands the variables of a function that returns to a profiler, which is how
-# `verify/trace.py` records a whole model. We compare $M$ with ours, chunk by chunk.
+# The project's function does the same for all sequences and heads. Its tensors are $(B, H, N, C, \dots)$. We compare
+# its $M$ with ours, chunk by chunk. But $M$ is a local variable, so how do we get it? When a function returns, Python
+# hands its variables to a profiler. `verify/trace.py` records a whole model in this way.
 
 # %%
 x, seen = make_inputs(40, B=2, H=3), {}
@@ -347,7 +354,7 @@ for b in range(2):
 same(out, recurrent_gated_delta_rule(**x)[0])
 
 # %% [markdown]
-# Gradients agree, too, for all six inputs:
+# The gradients agree, too, for all six inputs:
 
 # %%
 x = make_inputs(45, B=2, H=3)
@@ -364,23 +371,23 @@ for name in x:
 # %% [markdown]
 # ## What overflows: mask before exp
 #
-# Above the diagonal of `decay` stands $G_i - G_j$ with $j > i$, a *positive* number: minus the sum of the decays
-# between. Nobody needs its exponential, and it may not fit: the largest float32 is about $e^{88.7}$. Multiplied by zero
-# afterwards, $\infty \cdot 0$ is not a number, and one such entry spoils the chunk.
+# Above the diagonal of `decay`, where $j > i$, the exponent $G_i - G_j$ is a *positive* number: minus the sum of the
+# decays between. Nobody needs its exponential, and it may not fit. The largest float32 is about $e^{88.7}$. If we
+# multiply it by zero afterwards, $\infty \cdot 0$ is not a number, and one such entry spoils the chunk.
 
 # %%
-g = torch.full((64, 1), -2.0)  # a decay of e^-2 a token: strong, not absurd
+g = torch.full((64, 1), -2.0)  # a decay of e^-2 a token: strong, but not absurd
 G = g.cumsum(0)
 future = torch.ones(64, 64, dtype=torch.bool).triu(1)
 masked_before = (G - G.T).masked_fill(future, -math.inf).exp()
 masked_after = (G - G.T).exp() * ~future
 print(f"largest exponent: {(G - G.T).max():.0f}; not a number: {masked_before.isnan().sum()} entries")
-print(f"with the mask behind exp: {masked_after.isnan().sum()} of {masked_after.numel()} entries")
+print(f"with the mask after exp: {masked_after.isnan().sum()} of {masked_after.numel()} entries")
 assert not masked_before.isnan().any() and masked_after.isnan().any()
 
 # %% [markdown]
-# Another tempting way is to split the factor, scale queries by one part and keys by the other, and save the
-# $C \times C$ matrix. On paper it is the same:
+# There is another tempting shortcut. Split the factor, scale the queries by one part and the keys by the other, and
+# save the $C \times C$ matrix. On paper it is the same:
 #
 # $$e^{G_i - G_j}\, (q_i \cdot k_j) = (e^{G_i} q_i) \cdot (e^{-G_j} k_j)$$
 #
@@ -396,9 +403,10 @@ print(f"rows of 'inner' that are finite: {ok.sum()} of {len(ok)}")
 assert ok[:10].all() and not ok.all() and right.isfinite().all()
 
 # %% [markdown]
-# Would a trained model come near? These are the smallest sums of $g$ over 64 tokens, the function's default $C$, that
-# the heads of `tiny/` reach on its own kind of text, and a count for 32, the model's $C$. Below $-88.7$ the factor
-# $e^{-G_j}$ overflows at a chunk's last token; with the mask behind exp, the sum that counts is one token shorter.
+# Would a trained model come near this limit? `tiny/` reads its own kind of text, and we print the smallest sum of $g$
+# that each head reaches over 64 tokens, the function's default $C$. We also count the heads that overflow, for 64 and
+# for 32, the model's $C$. Below $-88.7$, the factor $e^{-G_j}$ overflows at a chunk's last token. With the mask after
+# exp, the sum that counts has one token less.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -422,7 +430,7 @@ for C in (64, 32):
 # %% [markdown]
 # ## What it costs: operations
 #
-# Count multiplications and additions for one token of one head.
+# How much arithmetic does each form need? We count multiplications and additions for one token of one head.
 #
 # | | recurrence | chunked |
 # |---|---|---|
@@ -431,9 +439,9 @@ for C in (64, 32):
 # | $M$ and inner times $C \times V$ | | $4CV$ |
 # | the solve, $C$ right sides | | $C^2$ |
 #
-# The state is faded once per chunk, $KV/C$; the products within the chunk cost $4C(K + V)$. The sum of the two is
-# smallest at $C = \sqrt{KV / (4K + 4V)}$, a chunk of a few tokens; the solve is small there.
-# PyTorch counts the products of matrices for us:
+# The state is faded once per chunk, which costs $KV/C$. The products within the chunk cost $4C(K + V)$. The sum of the
+# two is smallest at $C = \sqrt{KV / (4K + 4V)}$, a chunk of a few tokens. The solve is small there. PyTorch counts the
+# products of matrices for us:
 
 # %%
 K, V, T = 128, 128, 512  # a head of the released model
@@ -452,25 +460,29 @@ for C in (1, 16, 64):
     print(f"C = {C:3}: {operations(C):9,.0f} operations a token and head")
 with FlopCounterMode(display=False) as counter:
     recurrent_gated_delta_rule(**x)
-assert counter.get_total_flops() == 2 * T * 4 * K * V  # recall and read; decay and write are no products of matrices
+assert counter.get_total_flops() == 2 * T * 4 * K * V  # recall and read; decay and write are not matrix products
 print(f"recurrence: {operations(None):6,} operations")
 
 # %% [markdown]
-# By arithmetic alone, then, chunks should be tiny, and they would gain next to nothing. What a larger chunk saves is
-# *trips* to the state. Step 4 reads its $KV$ numbers three times, to recall, to read and to fade, and writes them once,
-# now per chunk instead of per token; and each turn of the loop has a fixed cost, that of starting its few products. Let
-# a machine do $R$ operations while it moves one number, and $F$ be the fixed cost in numbers moved. A token costs
+# By arithmetic alone, chunks should be tiny, and they would gain next to nothing. So what does a larger chunk save? It
+# saves *trips* to the state. Step 4 reads the state's $KV$ numbers three times, to recall, to read and to fade, and
+# writes them once. In the chunked form, this happens once per chunk instead of once per token. Each turn of the loop
+# also has a fixed cost, that of starting its few products. Let a machine do $R$ operations while it moves one number,
+# and let $F$ be the fixed cost in numbers moved. A token then costs
 #
 # $$\frac{\mathrm{operations}(C)}{R} + \frac{4KV + F}{C}$$
 #
-# The minimum moves to larger chunks on machines that compute fast for their memory, or start slowly. Left the
-# operations, in the middle this model with $F = 0$, right the time measured here: 4 heads, 1,024 tokens, float32.
+# The minimum moves to larger chunks on machines that compute fast for their memory, or start slowly.
+#
+# The next picture has the operations on the left, this model with $F = 0$ in the middle, and on the right the time
+# measured here, for 4 heads, 1,024 tokens and float32. Circles mark minima. On the right, points are the fastest of
+# seven runs, and bars and band reach to the median. Compare the shapes of the middle and right panels.
 
 # %%
 sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 count = torch.tensor([operations(C) for C in sizes])
 assert sizes[count.argmin()] == round(math.sqrt(K * V / (4 * K + 4 * V))) == 4
-traffic = 4 * K * V / torch.tensor(sizes)  # numbers of the state that are moved, a token
+traffic = 4 * K * V / torch.tensor(sizes)  # numbers of the state that are moved per token
 modelled = {R: count / R + traffic for R in (4, 32, 256)}
 
 x = {name: value.float() for name, value in make_inputs(1024, H=4, K=K, V=V).items()}
@@ -511,13 +523,14 @@ short = race(lambda: recurrent_gated_delta_rule(**x), lambda: chunk_gated_delta_
 print(f"with K = V = 16, C = 32: {short[0, 0] / short[1, 0]:.1f} times as fast")
 
 # %% [markdown]
-# (Circles mark minima. Right: the fastest of seven runs; bars and band reach to the median. Times vary with the
-# machine; the shape stays.) Very small chunks are the recurrence with extra work; very large ones drown in $C \times C$
-# matrices. The right panel has the shape of the middle one but does not confirm it, as $F$ makes the same shape. See
-# what is gained with $K = V = 16$, whose states any cache holds: that is saved fixed cost, not traffic. The function's
-# default is 64; the model takes 32, the faster of the two on CPUs.
+# Times vary with the machine, but the shape stays. Very small chunks are the recurrence with extra work, and very large
+# ones drown in $C \times C$ matrices. The right panel has the shape of the middle one but does not confirm it, because
+# $F$ makes the same shape. The last line repeats the race with $K = V = 16$. Those states fit into any cache, so its
+# gain is saved fixed cost and not saved traffic. The function's default is 64. The model takes 32, which is the faster
+# of the two on CPUs.
 #
-# And against the length of the text:
+# How does the time depend on the length of the text? In the next picture, points are the fastest of 21 runs, or of 7
+# for 256 tokens and more. Bars reach to the median. Look at where the two lines cross.
 
 # %%
 lengths = (1, 2, 4, 8, 16, 64, 256, 1024)
@@ -545,15 +558,17 @@ print("recurrence / chunked:", ", ".join(f"T = {T}: {r:.2f}" for T, r in zip(len
 assert ratio[0] < ratio[-1] / 2
 
 # %% [markdown]
-# (The fastest of 21 runs, from 256 tokens on of 7; bars reach to the median.) For one token, which is what every step
-# of generation has, the recurrence wins. Nothing is padded, as no chunk is longer than the text, but a trip is shared
-# with no one, and steps 1 to 3 are extra. So the layer takes the chunked form for a prompt and the recurrence for
-# $T = 1$ (`GatedDeltaNet.forward`, `one_by_one`). Training is all prompt.
+# Every step of generation has one token, and for one token the recurrence wins. The chunked form pads nothing there,
+# since no chunk is longer than the text. But a single token shares its trip to the state with no other, and steps 1 to
+# 3 are extra work. So the layer takes the chunked form for a prompt and the recurrence for one or two tokens
+# (`GatedDeltaNet.forward`, `one_by_one`). Training is all prompt.
 #
 # ## What it costs: digits
 #
-# Other sums in another order round differently. We take float64 as the truth and measure the relative error of outputs
-# in float32 and with inputs in bfloat16, which both functions widen to float32 at once. Five seeds, as a batch.
+# The two forms add different sums in a different order, so they round differently. Does either lose digits? We take
+# float64 as the truth. We measure the relative error of outputs in float32 and with inputs in bfloat16, which both
+# functions widen to float32 at once. Five seeds run as a batch. In the picture, look at whether the two colours
+# separate.
 
 
 # %%
@@ -569,7 +584,7 @@ for T in lengths:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         rounded = {key: value.to(dtype) for key, value in x.items()}
         for name, form in (("recurrence", recurrent_gated_delta_rule), ("chunked", chunk_gated_delta_rule)):
-            if (name, dtype) != ("recurrence", torch.float64):  # that is the truth
+            if (name, dtype) != ("recurrence", torch.float64):  # which is the truth
                 found.setdefault((name, dtype), []).append(error(form(**rounded)[0], truth))
 
 # %%
@@ -603,12 +618,15 @@ for decay in (0.02, 0.0):
     assert errors[1] < 4 * errors[0]
 
 # %% [markdown]
-# Two things to see. With bfloat16 the two forms lie on each other: the error is that of rounding the inputs and the
-# outputs to 8 significant bits, and neither form adds to it. In float32 both are near the limit of the format, and the
-# error grows slowly with the length, without decay ($g = 0$) a little faster: overwriting takes old errors back, too.
+# There are two things to see. With bfloat16, the curves of the two forms coincide. The error is that of rounding the
+# inputs and the outputs to 8 significant bits, and neither form adds to it. In float32, both are near the limit of the
+# format, and the error grows slowly with the length. Without decay ($g = 0$) it grows only a little faster, because
+# overwriting takes old errors back, too.
 #
-# Does the chunk size matter? And what if the keys are alike, so that the solve has something to do? Below the keys
-# share a common part, and two of them have a mean cosine of up to 0.99.
+# Does the chunk size matter? And what if the keys are alike, so that the solve has something to do? In the next picture
+# the keys share a common part, and two of them have a mean cosine of up to 0.99. Bars are the standard deviation over
+# five seeds, and dashed lines are the recurrence on the same inputs. Compare each line with the dashed one of its
+# colour.
 
 # %%
 sizes, T = (1, 4, 16, 64, 256), 512
@@ -630,24 +648,24 @@ ax.minorticks_off()
 ax.legend(fontsize=9)
 pyplot.show()
 for cosine, ratio in worst.items():
-    print(f"cosine {cosine}: the worst chunk size errs {ratio:.1f} times as much as the recurrence")
+    print(f"cosine {cosine}: the error at the worst chunk size is {ratio:.1f} times the recurrence's")
     assert ratio < 20
 
 # %% [markdown]
-# (Bars: standard deviation over five seeds; dashed: the recurrence on the same inputs.) The effect is small: alike keys
-# and large chunks cost a fraction of a digit. That is the triangular solve's merit; exercise 2 shows what becomes of a
-# shorter way to $(I + A)^{-1}$.
+# The effect is small. Similar keys and large chunks cost a fraction of a digit. We owe that to the triangular solve.
+# Exercise 2 tries a shorter way to $(I + A)^{-1}$ and shows what becomes of it.
 #
 # ## Exercises
 #
 # **1.** [DN] (without decay, $\gamma = 1$), [GDN] and most kernels keep two products instead of $M$: `u`
-# $= M \mathbf V$ and `w` $= M\,\mathrm{diag}(\gamma) \mathbf K$. Write $\Delta$ with them. What is gained, what stored?
+# $= M \mathbf V$ and `w` $= M\,\mathrm{diag}(\gamma) \mathbf K$. Write $\Delta$ with them. What is gained, and what has
+# to be stored?
 #
 # <details><summary>Solution</summary>
 #
-# $\Delta$ = `u` - `w` $S$: in the loop over chunks one product with the state, $C \times K$ times $K \times V$, and no
-# product with $M$. They can be made for all chunks at once. Per chunk $C(K + V)$ numbers are stored instead of the
-# $C^2$ of $M$: more, unless $C > K + V$.
+# $\Delta$ = `u` - `w` $S$. The loop over chunks then has one product with the state, $C \times K$ times $K \times V$,
+# and no product with $M$. Both `u` and `w` can be made for all chunks at once. Per chunk, $C(K + V)$ numbers are stored
+# instead of the $C^2$ of $M$, which is more unless $C > K + V$.
 #
 # ```python
 # q, k, v, S = normal(4, 5), F.normalize(normal(4, 5), dim=-1), normal(4, 6), normal(5, 6)
@@ -660,13 +678,13 @@ for cosine, ratio in worst.items():
 # </details>
 #
 # **2.** $A$ is strictly lower triangular, so $A^C = 0$, and
-# $(I + A)^{-1} = \sum_n (-A)^n = (I - A)(I + A^2)(I + A^4) \cdots$: six factors for $C = 64$, ten products of full
-# matrices. Try it in float32, with random keys, and with one key again and again and $\beta = 1$.
+# $(I + A)^{-1} = \sum_n (-A)^n = (I - A)(I + A^2)(I + A^4) \cdots$. For $C = 64$ these are six factors, or ten products
+# of full matrices. Try it in float32, once with random keys, and once with one key again and again and $\beta = 1$.
 #
 # <details><summary>Solution</summary>
 #
-# With one key, $A$ has ones everywhere below its diagonal. Its powers hold binomial coefficients, up to $10^{18}$,
-# which cancel in the end: the inverse has only ones and minus ones. Float32 has 7 digits. The solve never forms such a
+# With one key, $A$ has ones everywhere below its diagonal. Its powers hold binomial coefficients, up to $10^{18}$. They
+# cancel in the end, as the inverse has only ones and minus ones. But float32 has 7 digits. The solve never forms such a
 # number.
 #
 # ```python
@@ -690,13 +708,14 @@ for cosine, ratio in worst.items():
 #
 # </details>
 #
-# **3.** Someone repairs the mask behind exp with `torch.where(future, 0, (G - G.T).exp())`: no product, so no
-# $\infty \cdot 0$. The values are right. What about the gradient of $g$?
+# **3.** Someone repairs the mask after exp with `torch.where(future, 0, (G - G.T).exp())`. There is no product, so
+# there is no $\infty \cdot 0$. The values are right. What about the gradient of $g$?
 #
 # <details><summary>Solution</summary>
 #
-# `where` sends a zero to the branch that was not taken, and the derivative of exp there is $\infty$: $0 \cdot \infty$
-# again, now in the backward pass. Masked with $-\infty$ before exp, the derivative is $e^{-\infty} = 0$.
+# `where` sends a zero to the branch that was not taken, and the derivative of exp there is $\infty$. That gives
+# $0 \cdot \infty$ again, now in the backward pass. If we mask with $-\infty$ before exp, the derivative is
+# $e^{-\infty} = 0$.
 #
 # ```python
 # future = torch.ones(64, 64, dtype=torch.bool).triu(1)
@@ -715,19 +734,35 @@ for cosine, ratio in worst.items():
 #
 # ## Five questions
 #
-# 1. Which property of the recurrence makes the deltas of a chunk the solution of a *linear* system, and which makes it
-#    triangular?
+# 1. Which property of the recurrence makes the deltas of a chunk the solution of a *linear* system, and which makes the
+#    system triangular?
 # 2. What in steps 1 to 3 depends on the state before the chunk? Why does the answer matter for speed?
-# 3. Where would an error hide if only the outputs of the first chunk were compared? And if only the last state?
-# 4. Why is no exponential of a positive number taken anywhere, and which two shortcuts would take one?
+# 3. Where would an error hide if we compared only the outputs of the first chunk? And if we compared only the last
+#    state?
+# 4. Why does the code never take the exponential of a positive number, and which two shortcuts would take one?
 # 5. When is the recurrence the better form, and what grows without bound if $C$ is made ever larger?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Writes and reads are affine in $S$, with coefficients that the tokens alone give. No token waits for a later one.
-# 2. Nothing, so they run for all chunks at once; only step 4 goes chunk after chunk.
-# 3. In what passes from chunk to chunk. In what makes outputs alone: inner, its mask, the read.
-# 4. Every exponent is a sum of $g \le 0$ over tokens in between. The mask behind exp, and the split factor.
-# 5. For one token or a few. Per token, operations, $4C(K + V) + C^2$, and memory, for $C \times C$ matrices.
+# 1. Writes and reads are affine in $S$, with coefficients that depend on the tokens alone. No token waits for a later
+#    one.
+# 2. Nothing does, so they run for all chunks at once. Only step 4 goes chunk after chunk.
+# 3. It would hide in what passes from chunk to chunk. If only the last state is compared, it hides in what makes the
+#    outputs alone: inner, its mask, the read.
+# 4. Every exponent is a sum of $g \le 0$ over tokens in between. The shortcuts are the mask after exp and the split
+#    factor.
+# 5. It is better for one token or a few. As $C$ grows, so do the operations per token, $4C(K + V) + C^2$, and the
+#    memory per token for $C \times C$ matrices.
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. Inside a chunk, the deltas solve a triangular linear system whose coefficients come from the tokens and not from
+#    the state.
+# 2. So nearly all of the work becomes large products for all chunks at once, and only the state passes from chunk to
+#    chunk in a loop.
+# 3. Both forms give the same result up to rounding, and the layer takes the chunked form for a prompt and the
+#    recurrence for a single token.
+#
+# Next: [4_gated_attention](4_gated_attention.ipynb), the layer that keeps every token.

@@ -13,14 +13,18 @@
 # %% [markdown]
 # # 4. Gated attention
 #
-# One layer in four of Qwen3-Next is softmax attention: the layer that can look up anything said before, at the price of
-# keeping all of it. It differs from the attention of the textbook in five places: the projection of the query makes a
-# *gate* as well; queries and keys are *normalised*; only a quarter of each head is *rotated*; many query heads *share*
-# few key and value heads; and the gate scales what each head returns.
+# Three layers in four of Qwen3-Next compress the past into a memory of fixed size. The fourth is softmax attention: it
+# can look up anything said before, and pays by keeping all of it. What does this layer compute, and why does it differ
+# from textbook attention in five places? Each of the five can go wrong without changing a shape, so a broken port may
+# still write fluent text.
 #
-# Afterwards you can write the layer from its equations, say what each of the five is for, and name the mistakes that
-# keep every shape right. You need softmax attention and PyTorch. We build the layer beside
-# [`qwen3_next.py`](../qwen3_next.py), on a small trained model, and compare after every step.
+# The five are these. The query projection also produces a *gate*. Queries and keys are *normalised*. Only a quarter of
+# each head is *rotated*. Many query heads *share* a few key and value heads. And the gate scales what each head
+# returns.
+#
+# After this notebook you can write the layer from its equations, explain what each of the five is for, and name the
+# mistakes that keep every shape right. You need softmax attention and PyTorch. We build the layer step by step on a
+# small trained model, and compare every step with [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -74,8 +78,8 @@ normal = torch.Generator().manual_seed(0)  # one source of random numbers for th
 # ## The layer, and a model to watch
 #
 # Let $x_t$ be the input of the layer at position $t$, a row of width $D$. There are $H$ query heads and $H_{kv}$ key
-# and value heads of width $d$. With $h' = \lfloor h\,H_{kv}/H \rfloor$, the key and value head that query head $h$
-# reads, and $\odot$ for the product entry by entry, the layer computes
+# and value heads, all of width $d$. Query head $h$ reads the key and value head $h' = \lfloor h\,H_{kv}/H \rfloor$, and
+# $\odot$ is the product entry by entry. The layer computes
 #
 # $$\begin{aligned}
 # q_t^h,\; g_t^h &= W_q^h x_t \qquad k_t^{h'} = W_k^{h'} x_t \qquad v_t^{h'} = W_v^{h'} x_t && \text{(project)}\\
@@ -87,8 +91,8 @@ normal = torch.Generator().manual_seed(0)  # one source of random numbers for th
 #   && \text{(gate, project back)}
 # \end{aligned}$$
 #
-# The model is `tiny/`, trained on generated stories, phone books and accounts. We load it in float64: two ways to
-# compute one thing then agree to about 13 digits, and a mistake can't pass for rounding.
+# The model is `tiny/`, trained on generated stories, phone books and accounts of who moved what. We load it in float64.
+# Two ways to compute the same thing then agree to about 13 digits, and no mistake can pass for rounding.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)
@@ -113,9 +117,9 @@ for name, small, large in zip(names, facts(tiny), facts(released)):
     print(f"{name:28} tiny/ {small:5}    80B {large:6}")
 
 # %% [markdown]
-# A held-out phone book, with a question and its answer, goes through the model once, and `trace` records every
-# intermediate value. We take the last of the attention layers. All that it sees is `x`, the output of the norm before
-# it; all that it makes stands below, by name.
+# We run one held-out phone book, with a question and its answer, through the model, and `trace` records every
+# intermediate value. We take the last attention layer. Its only input is `x`, the output of the norm before it.
+# Everything it computes from `x` is listed below by name.
 
 
 # %%
@@ -159,12 +163,12 @@ def apart(ours, theirs):
 # %% [markdown]
 # ## 1. One projection, two jobs
 #
-# $W_q$ has $2Hd$ rows and makes the query and the gate of all heads. Its rows lie **head by head**: $d$ rows of query,
-# then $d$ rows of gate, then the next head:
+# $W_q$ has $2Hd$ rows and produces both the query and the gate of every head. How are its rows ordered? **Head by
+# head**: $d$ rows of query, then $d$ rows of gate, then the next head:
 #
 # $$W_q x = [\, q^1 \mid g^1 \mid q^2 \mid g^2 \mid \dots \mid q^H \mid g^H \,]$$
 #
-# So the split comes *inside* each head: reshape to $(T, H, 2d)$ first, then halve.
+# So we must split *inside* each head. We reshape to $(T, H, 2d)$ first, and then cut in half.
 
 # %%
 qg = x @ W["q_proj.weight"].T  # (T, H * 2d)
@@ -173,8 +177,9 @@ same(q, seen["q"])
 same(gate, seen["gate"])
 
 # %% [markdown]
-# The trap: cutting all of it in the middle, "first all queries, then all gates", gives two tensors of the same shapes.
-# Nothing fails, and the model still writes something. The picture shows which rows the wrong way takes for what.
+# Here is the trap. Suppose we cut the whole output in the middle, "first all queries, then all gates". We get two
+# tensors of the same shapes. Nothing fails, and the model still writes something. The picture shows the rows of $W_q$.
+# The upper bar is the right reading, the lower bar the wrong one. Look at which rows the wrong one takes for queries.
 
 # %%
 wrong_q, wrong_gate = (half.reshape(T, H, d) for half in qg.chunk(2, dim=-1))
@@ -196,13 +201,16 @@ axes.set(xticks=range(0, 2 * H * d + 1, d), xlim=(0, 2 * H * d))
 pyplot.show()
 
 # %% [markdown]
-# With one head both ways agree, and a test with one head would miss it. That is why the small models in this
-# repository's tests have unequal numbers of everything.
+# Only the first and the last block agree. In between, the wrong reading mixes up heads, and even takes gates for
+# queries.
+#
+# With a single head both readings agree, so a test with one head would miss the mistake. That is why the small models
+# in this repository's tests have unequal numbers of everything.
 #
 # ## 2. Normalised queries and keys
 #
-# Each head's query and key is divided by its root mean square, and scaled entry by entry ([QKN]; one $w$ for queries
-# and one for keys, shared by all heads):
+# We divide each head's query and key by its root mean square, and then scale it entry by entry ([QKN]). There is one
+# $w$ for queries and one for keys, and all heads share them:
 #
 # $$\mathrm{norm}(q)_i = \frac{q_i}{\sqrt{\frac1d \sum_j q_j^2 + \epsilon}}\,(1 + w_i)$$
 
@@ -220,14 +228,16 @@ same(q_normed, seen["q_norm.out"])
 same(k_normed, seen["k_norm.out"])
 
 # %% [markdown]
-# Why? A vector divided by its root mean square has length $\sqrt d$ at most. By Cauchy and Schwarz a logit is then
-# bounded, whatever the activations and the weights of the projections do (the rotation that follows keeps lengths):
+# Why do this? A vector divided by its root mean square has length $\sqrt d$ at most. By the Cauchy-Schwarz inequality,
+# every logit is then bounded, no matter what the activations and the projection weights do. (The rotation that follows
+# keeps lengths.)
 #
 # $$\frac{|\hat q \cdot \hat k|}{\sqrt d} \;\le\; \frac{|\hat q|\,|\hat k|}{\sqrt d} \;\le\;
 # \sqrt d\,\max_i|1 + w^q_i|\,\max_i|1 + w^k_i|$$
 #
-# Without the norm a logit grows with the *square* of the activations. We multiply the layer's input by $c$ and watch
-# the largest logit, and how many tokens a query really attends to, $\exp$ of the entropy of its weights.
+# Without the norm, a logit grows with the *square* of the activations. To see this, we multiply the layer's input by
+# $c$. The left picture shows the largest logit. The right picture shows how many tokens a query really attends to,
+# measured by $\exp$ of the entropy of its attention weights.
 
 
 # %%
@@ -248,7 +258,7 @@ for c in scales:
         attended[name].append(torch.special.entr(p).sum(-1).exp().mean().item())
 bound = math.sqrt(d) * ((1 + W["q_norm.weight"]).abs().max() * (1 + W["k_norm.weight"]).abs().max()).item()
 assert max(largest["with norm"]) < bound
-assert max(largest["with norm"]) < 1.01 * min(largest["with norm"])  # but for epsilon, c cancels out
+assert max(largest["with norm"]) < 1.01 * min(largest["with norm"])  # c cancels out, except for epsilon
 assert largest["without"][-1] / largest["without"][0] > 0.99e8  # (1000 / 0.1)^2
 
 # %%
@@ -266,16 +276,17 @@ right.legend()
 pyplot.show()
 
 # %% [markdown]
-# Left: without the norm a factor of 10 in the activations is one of 100 in the logits, and float16 overflows. Right:
-# long before that, each query has only one token left. A softmax so sharp passes almost no gradient, so that training
-# can't repair it. With the norm neither moves.
+# On the left, activations 10 times as large give logits 100 times as large without the norm, until float16 overflows.
+# On the right, the harm comes long before that: each query is down to a single token. Such a sharp softmax passes
+# almost no gradient, so training can't repair it. With the norm, neither curve moves.
 #
-# The norm does not forbid sharp attention: the bound depends on $w$, which is learned. It makes the model state its
-# sharpness in one place, per dimension.
+# The norm does not forbid sharp attention, because the bound depends on $w$, which is learned. It makes the model state
+# its sharpness in one place, dimension by dimension.
 #
-# Why $1 + w$ and not $w$? $w$ starts at 0, and weight decay pulls it back to 0, so the scale to 1, its neutral value. A
-# plain $w$ would be pulled to 0 and the head with it. (The Qwen team's announcement of Qwen3-Next gives as the reason
-# that some norm weights of Qwen3 grew very large, which decay on $w$ prevents.) Decay alone, no gradient:
+# Why $1 + w$ and not $w$? $w$ starts at 0, and weight decay pulls it back to 0. That pulls the scale to 1, its neutral
+# value. Decay on a plain $w$ would pull the scale to 0, and the head would fall silent with it. (The Qwen team's
+# announcement of Qwen3-Next gives this reason: some norm weights of Qwen3 grew very large, and decay on $w$ prevents
+# that.) Here is decay alone, with no gradient:
 
 # %%
 for name, start in {"1 + w": 0.5, "w": 1.5}.items():
@@ -286,25 +297,25 @@ for name, start in {"1 + w": 0.5, "w": 1.5}.items():
         optimizer.step()
     print(f"scale = {name:5}  1.5 at the start, {w.item() + (name == '1 + w'):.2f} after 5000 steps of decay")
 
-plain = norm(q, W["q_norm.weight"] - 1)  # who forgets the 1 computes this
+plain = norm(q, W["q_norm.weight"] - 1)  # what you compute if you forget the 1
 print(f"\ntiny/: 1 + w is {(1 + W['q_norm.weight']).min():.2f} to {(1 + W['q_norm.weight']).max():.2f} for queries;")
 print(f"without the 1 the query has a relative error of {apart(plain, q_normed):.2f}")
 
 # %% [markdown]
 # ## 3. A quarter of each head turns
 #
-# Attention sees a set; positions have to be put into queries and keys. [RoPE] turns pairs of entries by an angle
-# proportional to the position $t$. Here only the first $R = d/4$ entries are turned, entry $i$ together with entry
-# $i + R/2$:
+# Attention sees a set of tokens, without their order. So queries and keys have to carry the positions. [RoPE] turns
+# pairs of entries by an angle proportional to the position $t$. Here only the first $R = d/4$ entries turn, entry $i$
+# together with entry $i + R/2$:
 #
 # $$\begin{pmatrix} \hat q_i \\ \hat q_{i + R/2} \end{pmatrix} =
 # \begin{pmatrix} \cos t\omega_i & -\sin t\omega_i \\ \sin t\omega_i & \cos t\omega_i \end{pmatrix}
 # \begin{pmatrix} q_i \\ q_{i + R/2} \end{pmatrix},
 # \qquad \omega_i = \theta^{-2i/R}, \quad i = 0 \dots R/2 - 1$$
 #
-# A turned pair is one complex number times $e^{\mathrm{i} t\omega_i}$, which is how we write it; `apply_rope` writes
-# out real and imaginary part. Three mistakes keep all shapes: dividing by $d$ for $R$ in the exponent, pairing
-# neighbours $(2i, 2i+1)$, and turning all $d$ entries.
+# If we read a pair as one complex number, turning multiplies it by $e^{\mathrm{i} t\omega_i}$. That is how we write it
+# here; `apply_rope` writes out the real and the imaginary part. Three mistakes keep all shapes: dividing by $d$ instead
+# of $R$ in the exponent, pairing neighbours $(2i, 2i+1)$, and turning all $d$ entries.
 
 # %%
 R = int(d * tiny.partial_rotary_factor)
@@ -324,14 +335,18 @@ positions = torch.arange(T, dtype=torch.float64)
 q_rope, k_rope = rotate(q_normed, positions, omega), rotate(k_normed, positions, omega)
 same(q_rope, seen["q_rope"])
 same(k_rope, seen["k_rope"])
-assert torch.equal(q_rope[..., R:], q_normed[..., R:])  # the other three quarters: bit for bit as they were
+assert torch.equal(q_rope[..., R:], q_normed[..., R:])  # the other three quarters are unchanged, bit for bit
 
 # %% [markdown]
-# Left, the cosine of the angle by which each entry of a head of `tiny/` is turned at each position: the first pairs
-# turn fast, the last ones hardly, and everything from entry $R$ on is 1, not turned at all. The entries of a pair are
-# $R/2$ apart and have the same row. Right, the same in the released model, with its 32 pairs and $\theta = 10^7$: how
-# often a pair turns until position 262,144, the longest context in training. From the fastest to the slowest pair that
-# is a ratio of millions.
+# How fast does each pair turn? The next two pictures show it.
+#
+# On the left, each row is one entry of a head of `tiny/`, each column a position, and the colour is the cosine of the
+# angle. The first pairs turn fast and the last ones hardly at all. Below the black line the cosine is always 1, because
+# the entries there do not turn. The two entries of a pair lie $R/2$ apart and have the same row.
+#
+# On the right is the released model, with its 32 pairs and $\theta = 10^7$. It shows how often each pair turns within
+# 262,144 tokens, the longest context in training. Compare the fastest pair with the slowest: their ratio is in the
+# millions.
 
 # %%
 left, right = figures.axes(1, 2, width=4.6, height=3.3)
@@ -349,15 +364,18 @@ right.set(xlabel="pair i of the 80B", ylabel="turns in 262,144 tokens")
 pyplot.show()
 
 # %% [markdown]
-# What this buys: let $q$ and $k$ be a query at position $t$ and a key at position $j$, after their norms. Turning $q$
-# by $t\omega$ and $k$ by $j\omega$ leaves a product that depends on $t - j$ alone,
+# What does the rotation buy? Let $q$ be a query at position $t$ and $k$ a key at position $j$, both after their norms.
+# We turn $q$ by $t\omega$ and $k$ by $j\omega$. Their product then depends on $t - j$ alone:
 #
 # $$\hat q \cdot \hat k = \sum_{i < R/2} \mathrm{Re}\big(\bar z^k_i\, z^q_i\, e^{\mathrm{i}(t - j)\omega_i}\big)
 # + \sum_{i \ge R} q_i k_i$$
 #
-# with $z_i$ the pair $i$ as a complex number, and the bar its conjugate. To check it, the same $q$ and the same $k$
-# stand at every position: their matrix of products must be constant along each diagonal, and the same 1000 positions
-# further on. The second sum does not know the position: what those entries match, they match anywhere.
+# Here $z_i$ is pair $i$ as a complex number, and the bar is its conjugate. To check this, we put the same $q$ and the
+# same $k$ at every position. Their matrix of products must be constant along each diagonal, and it must be the same
+# 1000 positions later.
+#
+# The second sum does not know the position. What those entries match, they match at any distance. The picture shows
+# both sums for one query and one key; look at which of them changes with the distance.
 
 # %%
 one_q, one_k = (torch.randn(1, 1, d, generator=normal, dtype=torch.float64).expand(96, 1, d) for _ in range(2))
@@ -382,19 +400,23 @@ pyplot.show()
 # %% [markdown]
 # ## 4. YaRN: a longer context than in training
 #
-# The slow pairs of the released model never finish a turn in training (the right picture above, below the line). In a
-# context four times as long they would reach angles that the model has never seen. Dividing *all* frequencies by 4
-# would blur the fast pairs, which tell neighbours apart. [YaRN] (section 3.2) treats each pair by the number of turns
-# it makes in the original context of $L$ tokens: pairs with more than $\beta_{fast} = 32$ turns keep their frequency,
-# those with fewer than $\beta_{slow} = 1$ have it divided by the factor $s$, and between the two it blends linearly.
-# Solving "pair $i$ makes $n$ turns", $L\,\theta^{-2i/R} = 2\pi n$, for $i$:
+# How can a model read a text longer than any it was trained on? The slow pairs of the released model never finish one
+# turn in training. (In the picture of turns above, they are below the line.) In a context four times as long, they
+# would reach angles that the model has never seen. Dividing *all* frequencies by 4 would blur the fast pairs, which
+# distinguish neighbours.
+#
+# [YaRN] (section 3.2) treats each pair by the number of turns it makes in the original context of $L$ tokens. Pairs
+# with more than $\beta_{fast} = 32$ turns keep their frequency. Pairs with fewer than $\beta_{slow} = 1$ turns have it
+# divided by the factor $s$. In between, YaRN blends linearly. Which pair makes $n$ turns? We solve
+# $L\,\theta^{-2i/R} = 2\pi n$ for $i$:
 #
 # $$i(n) = \frac{R \ln (L / 2\pi n)}{2 \ln \theta}, \qquad
 # r_i = \mathrm{clip}\Big(\frac{i - \lfloor i(32) \rfloor}{\lceil i(1) \rceil - \lfloor i(32) \rfloor},\, 0,\, 1\Big),
 # \qquad \omega'_i = (1 - r_i)\,\omega_i + r_i\,\omega_i / s$$
 #
-# Below, the model card's own setting for one million tokens. `reference_recurrent.py` is the project's second
-# implementation, in NumPy, which shares no code with the first.
+# We use the model card's own setting for one million tokens, and also compare with `reference_recurrent.py`, the
+# project's second implementation, in NumPy, which shares no code with the first. The pictures show what YaRN does to
+# each pair: on the left to its frequency, on the right to its turns in the whole context.
 
 # %%
 yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}
@@ -430,13 +452,14 @@ right.legend(loc="lower left")
 pyplot.show()
 
 # %% [markdown]
-# Left, the three zones. Right, how often each pair turns in the whole context: in training (262,144 tokens, black) and
-# with YaRN (1,048,576 tokens, points). The divided pairs lie on the line: they see no angle that training has not seen.
-# The pairs that keep turn four times as often, but those had seen every angle many times.
+# The left picture has three zones: pairs that keep their frequency, blended pairs, and divided pairs. In the right one,
+# the black line shows training (262,144 tokens), and the points show YaRN (1,048,576 tokens). The divided pairs lie on
+# the line: they see no angle that training has not seen. The pairs that keep their frequency turn four times as often
+# as in training, but those had already seen every angle many times.
 #
-# YaRN also multiplies cosine and sine by $0.1 \ln s + 1$ (section 3.4), to sharpen attention over more tokens. Queries
-# and keys both have it, so the products carry its square. In a model that turns all of each head this is one
-# temperature. Here it is not: only the part of the product that comes from turned entries grows.
+# YaRN also multiplies cosine and sine by $0.1 \ln s + 1$ (section 3.4), to keep attention sharp over more tokens.
+# Queries and keys both carry this factor, so their product carries its square. In a model that turns whole heads, this
+# amounts to one temperature. Here it does not, because only the turned entries' part of the product grows.
 
 # %%
 q0, k0 = (torch.randn(1, 1, 256, generator=normal, dtype=torch.float64) for _ in range(2))
@@ -450,10 +473,10 @@ print(f"factor {factor:.4f}; turned entries' part of the product times {factor**
 # %% [markdown]
 # ## 5. Many queries, few keys
 #
-# While a model writes, each attention layer keeps the keys and values of all tokens. Their number of bytes per token,
-# in bfloat16, is $2 \cdot 2 \cdot H_{kv}\,d$ in each attention layer. Grouped queries ([GQA]) make $H_{kv}$ small: in
-# the released model 16 query heads read 2 key and value heads. The other saving is that three layers in four are not
-# attention.
+# While a model writes, each attention layer keeps the keys and values of all tokens. How much is that? In bfloat16,
+# each attention layer keeps $2 \cdot 2 \cdot H_{kv}\,d$ bytes per token. Grouped queries ([GQA]) make $H_{kv}$ small:
+# in the released model, 16 query heads read 2 key and value heads. The other saving is that three layers in four are
+# not attention. The bars below apply the two savings one after the other.
 
 # %%
 _, layers, _, H80, H80_kv, d80, _ = facts(released)
@@ -472,10 +495,13 @@ axes.set(xlabel="keys and values of 262,144 tokens in bfloat16 (GB)", xlim=(0, 2
 assert math.isclose(gigabytes[f"{count} layers, {H80} KV heads"], 8 * [*gigabytes.values()][-1])
 
 # %% [markdown]
-# In the equations, query head $h$ reads key head $\lfloor h H_{kv}/H \rfloor$: the first $H/H_{kv}$ query heads share
-# the first key head. That is `repeat_interleave` (0 0 1 1). `repeat` would tile them (0 1 0 1); with one key head, or
-# as many as query heads, both agree, so that a test with equal numbers does not see it. PyTorch's own function does the
-# right thing with `enable_gqa=True`, and copies nothing.
+# Fewer attention layers divide the cache by four, and shared heads divide it by eight again.
+#
+# Which key head does a query head read? In the equations, query head $h$ reads key head $\lfloor h H_{kv}/H \rfloor$,
+# so the first $H/H_{kv}$ query heads share the first key head. That is `repeat_interleave` (0 0 1 1). `repeat` would
+# tile them (0 1 0 1). The two agree when there is one key head, and when there are as many key heads as query heads, so
+# a test with equal numbers does not see the difference. PyTorch's own function does the right thing with
+# `enable_gqa=True`, and copies nothing.
 
 
 # %%
@@ -499,14 +525,17 @@ print(f"heads tiled: relative error {apart(tiled, y):.2f}")
 assert apart(tiled, y) > 0.3
 
 # %% [markdown]
-# What does the layer look at? We search all attention heads of `tiny/` for the one that finds the number: while the
-# answer is written, how much attention falls on the same digit in the book. The picture shows that head: a row for each
-# token from which a digit of the answer is predicted, a column for each token of the book.
+# What does the layer look at? We search all attention heads of `tiny/` for the one that finds the number. As the answer
+# is written, digit by digit, how much of a head's attention falls on the same digit in the book? We take the head with
+# the largest share.
+#
+# The picture shows that head's attention. Each row is a token from which the model predicts one digit of the answer,
+# and each column is a token of the book. Look for a bright diagonal.
 
 # %%
 texts = [tokenizer.decode([i]).replace("\n", "\\n") for i in ids]
 end = ids.index(tokenizer.encode("\n\n")[0])  # the book ends here
-colon = max(i for i, text in enumerate(texts) if text == ":")  # behind the name in the answer
+colon = max(i for i, text in enumerate(texts) if text == ":")  # after the name in the answer
 rows = range(colon + 1, colon + 5)  # predicting the four digits
 start = next(i for i in range(end) if texts[i] == texts[colon - 1])  # the name in the book
 found = [start + 3 + i for i in range(4)]  # its four digits
@@ -536,14 +565,17 @@ axes.figure.colorbar(image, ax=axes, label="attention")
 pyplot.show()
 
 # %% [markdown]
+# If the line printed above begins with "as expected", you see the head move along the digits of the right entry as the
+# answer advances.
+#
 # ## 6. The gate
 #
-# The last step multiplies each head's output, entry by entry, with a number between 0 and 1 that the token at the query
-# decides alone ([GA], section 2.2; of the places for a gate they tried, this was the best):
+# The last step multiplies each head's output, entry by entry, by numbers between 0 and 1. These numbers depend only on
+# the token that asks ([GA], section 2.2). Of all the places for a gate that the authors tried, this was the best:
 #
 # $$o_t = W_o\,[\,\sigma(g_t^h) \odot y_t^h\,]_{h = 1 \dots H}$$
 #
-# With it the layer is complete.
+# With the gate, the layer is complete.
 
 # %%
 out = (gate.sigmoid() * y).flatten(1) @ W["o_proj.weight"].T  # (T, D)
@@ -553,14 +585,16 @@ print(f"without the gate: relative error {apart(y.flatten(1) @ W['o_proj.weight'
 # %% [markdown]
 # ### A head that has nothing to say
 #
-# Why a gate? Softmax weights are positive and sum to 1, so a head returns a weighted mean of values. A mean can't leave
-# the convex hull of what it averages. If there is a direction $u$ in which every value has at least length 1, then so
-# has the output, whatever query and keys are:
+# Why does attention need a gate? Softmax weights are positive and sum to 1, so a head returns a weighted mean of
+# values. A mean can't leave the convex hull of what it averages. Suppose there is a direction $u$ in which every value
+# has at least length 1. Then the output has at least length 1 in that direction too, whatever the query and the keys
+# are:
 #
 # $$u \cdot y = \sum_j a_j\,(u \cdot v_j) \;\ge\; \sum_j a_j = 1$$
 #
-# We construct such values and try 10,000 random sets of weights, from even to sharp. The output of least length is not
-# small. A gate makes it as small as it likes, at once, for any number of tokens.
+# So such a head can't be silent. We construct values like these and try 10,000 random sets of weights, from even to
+# sharp. Even the shortest output is not small. A gate can make it as small as needed, and the number of tokens does not
+# matter.
 
 # %%
 values = torch.randn(64, 16, generator=normal, dtype=torch.float64)
@@ -571,18 +605,19 @@ returned = many @ values  # (10000, 16)
 assert returned[:, 0].min() >= 1
 silent = torch.tensor(-8.0).sigmoid() * returned
 print(f"shortest of 10,000 outputs: {returned.norm(dim=-1).min():.2f}")
-print(f"longest behind a gate of σ(-8): {silent.norm(dim=-1).max():.4f}")
+print(f"longest after a gate of σ(-8): {silent.norm(dim=-1).max():.4f}")
 assert silent.norm(dim=-1).max() < 0.01
 
 # %% [markdown]
-# Models without a gate find another way: they make some token's value nearly zero and attend to it when they have
-# nothing to say. This is an *attention sink*, mostly the first token, which every query can see ([Sink]). With a sink
-# whose logit is $z$ above that of $n$ other tokens, the rest still gets
+# Models without a gate find another way out. They make the value of some token nearly zero, and attend to it when they
+# have nothing to say. This is an *attention sink*, mostly the first token, which every query can see ([Sink]). Suppose
+# the sink's logit is $z$ above that of $n$ other tokens. The others still get
 #
 # $$1 - a_{sink} = \frac{n}{n + e^{z}}$$
 #
-# so the sink has to stand out more the longer the text is: $z$ grows with $\ln n$. (By section 2, $z$ is $2\sqrt d$ at
-# most while $w = 0$: from $-\sqrt d$ to $\sqrt d$.)
+# So the longer the text is, the further the sink has to rise above the rest: $z$ grows with $\ln n$. (By section 2, a
+# logit lies between $-\sqrt d$ and $\sqrt d$ while $w = 0$, so $z$ is $2\sqrt d$ at most.) The picture compares sinks
+# in texts of three lengths with a gate. Look at where each curve begins to fall.
 
 # %%
 axes = figures.axes(1, 1, width=8.0, height=2.9)
@@ -600,10 +635,14 @@ pyplot.show()
 # %% [markdown]
 # ### An experiment: does training find the sink?
 #
-# One `GatedAttention` layer with one head learns to answer or to be silent. Every token has a key (a random direction)
-# and a value (one of eight). One token in four asks for an earlier token's key and must return its value; all others
-# must return zero. We train it with the gate, and with the gate's rows of `q_proj` held at zero, where it is a constant
-# σ(0) = ½ that `o_proj` can undo. And we give it, or not, an empty token at the start, which could be a sink.
+# The gate's curve falls at once, for any number of tokens, while a sink has to work harder the longer the text is. Does
+# training find these two ways out?
+#
+# One `GatedAttention` layer with one head learns either to answer or to be silent. Every token has a key (a random
+# direction) and a value (one of eight). One token in four asks for the key of an earlier token and must return its
+# value. All others must return zero. We train the layer with and without the gate. To train without it, we hold its
+# rows of `q_proj` at zero. The gate is then the constant σ(0) = ½, which `o_proj` can undo. Each of the two is trained
+# with and without an empty token at the start, which could serve as a sink.
 
 # %%
 KEY, VALUE, LENGTH = 16, 8, 24
@@ -631,7 +670,7 @@ def ask_or_be_silent(B, empty_start, source):
 
 # %%
 def run(layer, x):
-    """A GatedAttention on x (B, T, D) alone, behind an empty cache"""
+    """A GatedAttention on x (B, T, D) alone, after an empty cache"""
     empty = Cache([], torch.zeros(len(x), dtype=torch.long))
     return layer(x, Step(x, None, None, empty, rope_frequencies(toy)))
 
@@ -640,7 +679,7 @@ def learn(gated, empty_start, seed, steps=350):
     torch.manual_seed(seed)
     source, layer = torch.Generator().manual_seed(seed), GatedAttention(toy)
     for weight in [p for p in layer.parameters() if p.ndim > 1]:
-        torch.nn.init.kaiming_uniform_(weight, math.sqrt(5))  # as nn.Linear begins
+        torch.nn.init.kaiming_uniform_(weight, math.sqrt(5))  # as nn.Linear initialises it
     if not gated:
         is_query = torch.arange(2 * toy.head_dim)[:, None] < toy.head_dim
         layer.q_proj.weight.data *= is_query
@@ -664,7 +703,7 @@ def examine(layer, empty_start, source):
         error = (run(layer, x)[..., :VALUE] - target).square().sum(-1)
     z = torch.einsum("bthd,bshd->bts", found["q_rope"], found["k_rope"]) * toy.head_dim**-0.5
     first = z.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -math.inf).softmax(-1)[..., 0]
-    late = torch.arange(LENGTH) >= 8  # so that there are others to attend to
+    late = torch.arange(LENGTH) >= 8  # late enough to have other tokens to attend to
     opening, asking, silent = found["gate"][:, :, 0].sigmoid().mean(-1), asks & late, ~asks & late
     return [z[which].mean().item() for z in (error, first, opening) for which in (asking, silent)]
 
@@ -681,33 +720,36 @@ for (gated, empty), r in results.items():
     print(f"{'yes' if gated else 'no':6} {'yes' if empty else 'no':14}", "  ".join(cells))
 
 # %% [markdown]
-# What to see in the table (medians of three seeds, ± half their range; an error of 1 is that of returning nothing when
-# asked):
+# What the table shows (medians of three seeds, ± half their range). A head that returns nothing when asked has an error
+# of 1.
 #
-# - Without gate and without an empty start the head can't do both: it answers badly.
-# - Without gate but with an empty start it learns both, and the silent tokens put nearly all their attention on the
-#   first token: a sink, found by training, since it is the only way out.
-# - With the gate it learns both without any sink.
-# - With both, it learns a sink all the same. The gate makes a sink unnecessary; it does not forbid it. One lookup
-#   task in one head says nothing about which of the two a large model ends up with. [GA] measured that: in their 15B
-#   mixture-of-experts model 46.7 % of the attention, averaged, fell on the first token, and 4.8 % with the gate
-#   (Figure 2).
+# - With neither a gate nor an empty start, the head can't do both: it answers badly.
+# - Without a gate but with an empty start, it learns both. The silent tokens put nearly all their attention on the
+#   first token. Training has found a sink, because a sink is the only way out.
+# - With the gate, it learns both without any sink.
+# - With the gate and the empty start, it learns a sink all the same. The gate makes a sink unnecessary, but does not
+#   forbid it. One lookup task in one head says nothing about which of the two a large model ends up with. [GA] measured
+#   that in their 15B mixture-of-experts model: on average 46.7 % of the attention fell on the first token without the
+#   gate, and 4.8 % with it (Figure 2).
 
 # %%
 r = {arm: found.median(0).values for arm, found in results.items()}
 no_way, sink, gate_only = r[False, False], r[False, True], r[True, False]
-assert no_way[0] > 10 * sink[0] and no_way[0] > 10 * gate_only[0]  # error of those that ask
+assert no_way[0] > 10 * sink[0] and no_way[0] > 10 * gate_only[0]  # error of the tokens that ask
 assert sink[3] > 0.9 and gate_only[3] < 0.3  # attention of silent tokens on the first
-assert gate_only[4] > 2 * gate_only[5]  # the gate tells them apart
+assert gate_only[4] > 2 * gate_only[5]  # the gate distinguishes the two
 
 # %% [markdown]
 # ### The gates of `tiny/`
 #
-# Held-out documents of four kinds go through `tiny/`. The corpus knows each token's role: a name told for the first
-# time, "name (new)"; digits of an answer, "answer"; what follows from the words before, "template". For every head we
-# average $\sigma(g)$ over its $d$ entries and over tokens of one role: once by the role of the token at which the gate
-# stands, once by that of the *next* token, the one that is to be predicted there. Numbers stand where the mean is above
-# 0.6.
+# What do the gates of a trained model do? We run held-out documents of four kinds through `tiny/`. The corpus knows
+# each token's role: "name (new)" is a name mentioned for the first time, "answer" a digit of an answer, and "template"
+# is what follows from the words before.
+#
+# For every head we average $\sigma(g)$ over its $d$ entries and over the tokens of one role. The left picture groups by
+# the role of the token that the gate belongs to. The right one groups by the role of the *next* token, which the model
+# is about to predict. Means above 0.6 are written into their cells. Look down each column: do some roles open the gate
+# more than others?
 
 # %%
 fast = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)  # enough for averages
@@ -718,7 +760,7 @@ for number in range(40):
     with torch.no_grad(), recording(fast, ["*.self_attn.*"]) as one:
         fast(torch.tensor([[token for token, _ in pairs]]))
     openings.append(torch.stack([parts(one, i, "gate")[0].sigmoid() for i in ATTENTION], dim=1))
-    first = [attention(*parts(one, i, "q_rope", "k_rope"))[:, 20:, 0] for i in ATTENTION]  # for later
+    first = [attention(*parts(one, i, "q_rope", "k_rope"))[:, 20:, 0] for i in ATTENTION]  # used below
     sink.append(torch.stack(first))  # (layers, H, T - 20)
     roles += [role for _, role in pairs]
 openings = torch.cat(openings)  # (tokens, layers, H, d)
@@ -744,13 +786,13 @@ right.figure.colorbar(image, ax=right, label="mean opening of the gate")
 pyplot.show()
 
 # %% [markdown]
-# Two questions to the picture: does a gate depend on what its token is? And does it open where the layer is needed,
-# where the next token has to be looked up? To know of such a need, the layer must stand behind others: the gates of a
-# model's very first layer would know nothing but the token at which they stand. In the columns of the last attention
-# layer on the right, compare the rows of what was told already (name, name (copied), thing, answer) with those of what
-# is new, which nobody can look up.
+# If a column changes from role to role, that gate depends on what its token is. Does it also open where the layer is
+# needed, that is, where the next token has to be looked up? Only a layer with other layers before it can know of such a
+# need. The gates of a model's very first layer know nothing but their own token. So look on the right, at the columns
+# of the last attention layer. Compare the rows of what the text has already mentioned (name, name (copied), thing,
+# answer) with the rows of what is new, which nobody can look up.
 #
-# How sparse are the gates? [GA] found a mean of 0.116 in their model (Table 4), most gates nearly shut.
+# How sparse are the gates? [GA] found a mean of 0.116 in their model (Table 4): most gates were nearly shut.
 
 # %%
 for n, i in enumerate(ATTENTION):
@@ -758,22 +800,22 @@ for n, i in enumerate(ATTENTION):
     print(f"layer {i}: mean gate {openings[:, n].mean():.2f}; share below 0.1, by head: {shut}")
 
 groups = {
-    "told already": ("name", "name (copied)", "thing", "answer"),
+    "known already": ("name", "name (copied)", "thing", "answer"),
     "new": ("name (new)", "thing (new)", "kind (new)"),
 }
 of_last = openings[:, -1].mean((1, 2))  # (tokens,)
 before = {name: of_last[[role in group for role in following]].mean() for name, group in groups.items()}
 print(f"layer {ATTENTION[-1]}: " + ", ".join(f"before what is {name} {mean:.2f}" for name, mean in before.items()))
-figures.expect("its gates open more before what can be looked up", before["told already"] > before["new"] + 0.05)
+figures.expect("its gates open more before what can be looked up", before["known already"] > before["new"] + 0.05)
 
 # %% [markdown]
-# In one training of `tiny/` the gates were not sparse: their means were near one half, where they started, and few
-# entries were below 0.1. They told roles apart, but were not shut by default. The published figure is from a model of
-# 15 billion parameters, trained on hundreds of billions of tokens; one 2,000 times smaller, trained for two hours, need
-# not show it.
+# In one training of `tiny/` the gates were not sparse. Their means were near one half, where they started, and few
+# entries were below 0.1. They distinguished roles, but were not shut by default. The published figure comes from a
+# model of 15 billion parameters, trained on hundreds of billions of tokens. A model 2,000 times smaller, trained for
+# two hours, need not show it.
 #
-# And does `tiny/` have a sink? The share of attention that falls on the first token, `<|im_start|>` or the first word
-# of a story, from token 20 on, beside what attending evenly would give.
+# And does `tiny/` have a sink? The first token is `<|im_start|>`, or the first word of a story. We measure the share of
+# attention that falls on it, for queries starting at token 20, and compare it with what even attention would give.
 
 # %%
 even = torch.cat([1 / torch.arange(21, 21 + z.shape[-1]) for z in sink]).mean()
@@ -784,15 +826,16 @@ for i, row in zip(ATTENTION, shares):
 figures.expect(f"no head spends 30 % there: the most is {shares.max():.0%}", shares.max() < 0.3)
 
 # %% [markdown]
-# [GA] report half of all attention for a model without gates. Shares far below that are no sink at the first token, and
-# agree with what they report with a gate. But they are no evidence that the gate is the reason: there is no `tiny/`
-# without gates to compare with, and a model this small might have no sink either way.
+# [GA] report about half of all attention on the first token for a model without gates. If the shares above are far
+# below that, the first token is no sink, just as [GA] report for a model with gates. But we can't conclude that the
+# gate is the reason. There is no `tiny/` without gates to compare with, and a model this small might have no sink
+# either way.
 #
 # ## 7. All of it
 #
-# The layer in one function, from the pieces above, for any config. It must agree with `GatedAttention` and with the
-# NumPy reference on something less convenient than `tiny/`: random weights, 6 query heads on 2, $Hd \ne D$, biases,
-# norm weights away from 0, YaRN.
+# Now we put the whole layer into one function, from the pieces above, for any config. It must agree with
+# `GatedAttention` and with the NumPy reference on something less convenient than `tiny/`: random weights, 6 query heads
+# on 2, $Hd \ne D$, biases, norm weights away from 0, and YaRN.
 
 
 # %%
@@ -821,7 +864,7 @@ odd = Qwen3NextConfig(
 )  # fmt: skip
 small = Qwen3NextForCausalLM(odd).double()
 module = small.model.layers[0].self_attn
-for name, p in module.named_parameters():  # large enough that every term shows
+for name, p in module.named_parameters():  # large enough to make every term visible
     p.data = torch.randn(p.shape, generator=normal, dtype=torch.float64) * (0.3 if "norm" in name else 0.4)
 x = torch.randn(1, 37, 40, generator=normal, dtype=torch.float64)
 ours = gated_attention(x[0], {name: p.detach() for name, p in module.named_parameters()}, odd)
@@ -829,7 +872,7 @@ ours = gated_attention(x[0], {name: p.detach() for name, p in module.named_param
 
 # %%
 def step(x, past):
-    """What a layer is told about a pass over x (B, T, D) behind `past` tokens: positions, slots of the cache, mask"""
+    """What a layer needs for a pass over x (B, T, D) after `past` tokens: positions, slots of the cache, mask"""
     return Step(x, None, None, Cache([], torch.tensor([past]), columns=past), small.model.rope)
 
 
@@ -846,7 +889,7 @@ for other in (whole, pieces, theirs):
 print("GatedAttention, in one and in three pieces, and the NumPy reference compute the same")
 
 # %% [markdown]
-# What keeps every shape and is wrong all the same:
+# These are the mistakes that keep every shape right:
 #
 # | step | right | wrong |
 # |---|---|---|
@@ -858,12 +901,12 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 #
 # ## Exercises
 #
-# **1.** [GA] also tried one gate per head in place of one per entry. How many parameters would that save in the 80B,
-# in all attention layers together, and what share of `q_proj` is that?
+# **1.** [GA] also tried one gate per head instead of one per entry. How many parameters would that save in the 80B, in
+# all attention layers together? What share of `q_proj` is that?
 #
 # <details><summary>Solution</summary>
 #
-# The gate's part of `q_proj` has $Hd$ rows of $D$; with one gate per head it has $H$.
+# The gate's part of `q_proj` has $Hd$ rows of width $D$. With one gate per head it has $H$ rows.
 #
 # ```python
 # count, _, D80, H80, _, d80, _ = facts(released)
@@ -873,8 +916,8 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 # assert saved == 100_270_080
 # ```
 #
-# Half of `q_proj`, but a tenth of a percent of the model. Both kinds removed the sink in the paper; gates per entry
-# had the lower loss.
+# That is half of `q_proj`, but a tenth of a percent of the model. In the paper both kinds of gate removed the sink, and
+# gates per entry had the lower loss.
 #
 # </details>
 #
@@ -883,9 +926,10 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 #
 # <details><summary>Solution</summary>
 #
-# Queries and keys only meet in their product, so both may have their entries in another order, if it is the same for
-# both. Put entry $i$ at $2i$ and entry $i + R/2$ at $2i + 1$: in the query rows of `q_proj`, the rows of `k_proj`, and
-# $w$ of both norms. The gate's rows, `v_proj` and `o_proj` stay: values are never turned, and the gate has to fit them.
+# Queries and keys only meet in their product. So we may reorder their entries, as long as we reorder both in the same
+# way. We move entry $i$ to $2i$ and entry $i + R/2$ to $2i + 1$. This changes the query rows of `q_proj`, the rows of
+# `k_proj`, and $w$ of both norms. The gate's rows, `v_proj` and `o_proj` stay as they are, because values are never
+# turned, and the gate has to fit the values.
 #
 # ```python
 # order = torch.arange(d)  # new entry -> old entry
@@ -909,14 +953,14 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 #
 # </details>
 #
-# **3.** Could one save $w^k$ by multiplying it into $w^q$: scale queries by $(1 + w^q)(1 + w^k)$ and keys by 1?
-# For which entries is it exact, and for which not?
+# **3.** Could we save $w^k$ by multiplying it into $w^q$? We would scale queries by $(1 + w^q)(1 + w^k)$, and keys not
+# at all. For which entries is this exact, and for which is it not?
 #
 # <details><summary>Solution</summary>
 #
-# For an entry that is not turned, the product is $(1 + w^q_i)\,q_i\,(1 + w^k_i)\,k_i$: only the product of the two
-# scales counts, so one suffices. A turned pair mixes its two entries before the product; there the scales may be moved
-# only if both entries of the pair have the same one, for then they commute with the rotation.
+# For an entry that is not turned, the product is $(1 + w^q_i)\,q_i\,(1 + w^k_i)\,k_i$. Only the product of the two
+# scales counts, so one scale is enough. A turned pair mixes its two entries before the product. There, we may move the
+# scales only if both entries of the pair have the same one, because then they commute with the rotation.
 #
 # ```python
 # both = (1 + W["q_norm.weight"]) * (1 + W["k_norm.weight"]) - 1
@@ -928,3 +972,14 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 # ```
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. Normalised queries and keys bound every logit, and a rotation of a quarter of each head makes that part of the
+#    product depend on distance alone.
+# 2. Softmax attention must return a mean of values, so a head that has nothing to say needs either a sink or a gate.
+# 3. The split of `q_proj`, the pairing of rotated entries and the sharing of key heads can all be wrong while every
+#    shape is right, so compare values, not shapes.
+#
+# Next: [5_why_hybrid.ipynb](5_why_hybrid.ipynb) asks why Qwen3-Next needs this layer at all, and why one in four is
+# enough.

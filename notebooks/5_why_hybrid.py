@@ -13,14 +13,17 @@
 # %% [markdown]
 # # 5. Why a hybrid
 #
-# Qwen3-Next mixes two kinds of layer: three Gated DeltaNet layers, whose memory has a fixed size, to one of softmax
-# attention, which keeps everything. Why not one kind alone? This notebook answers by experiment. First small models
-# are trained on a task that only measures memory: what a fixed size holds can be predicted, and is then seen. After
-# that a trained model is taken apart while it reads: less attention, less state, one memory without the other.
+# Qwen3-Next mixes two kinds of layer. Three in four are Gated DeltaNet, whose memory has a fixed size. The fourth is
+# softmax attention, which keeps everything. Why not one kind alone? The answer decides what a long text costs, and
+# which facts from it a model can still recall.
 #
-# Afterwards you can say what each kind of layer keeps and what that costs, predict at how many facts a model without
-# attention starts to fail, and tell what an intervention on a trained model shows and what it does not. You need
-# softmax attention, and the delta rule as in notebook [2](2_delta_rule.ipynb).
+# This notebook answers by experiment. First we train small models on a task that measures memory and nothing else. We
+# predict how much a memory of fixed size holds, and then measure it. After that we take a trained model apart while it
+# reads: less attention, less state, one memory without the other.
+#
+# After this notebook you can say what each kind of layer keeps and what that costs. You can predict at how many facts a
+# model without attention starts to fail. And you know what an intervention on a trained model shows, and what it does
+# not. You need softmax attention, and the delta rule as in notebook [2](2_delta_rule.ipynb).
 #
 # | | |
 # |---|---|
@@ -65,26 +68,27 @@ NAMES = {"LLLF": "LLLF, hybrid", "LLLL": "LLLL, delta rule only", "FFFF": "FFFF,
 COLORS = {"LLLF": figures.BLUE, "LLLL": figures.ORANGE, "FFFF": figures.GREEN}
 
 # %% [markdown]
-# ## 1. Three models, alike but for their layers
+# ## 1. Three models that differ only in their layers
 #
-# Letters stand for layers: L is Gated DeltaNet, F is gated attention (F for *full*). LLLF is Qwen3-Next's pattern;
-# LLLL has no attention, FFFF nothing else. Width, MLPs and embedding are the same. Of an L layer three sizes count: it
-# has $H$ heads, each with a state of $K \times V$ numbers, a row for each dimension of its keys.
+# We write a model as a row of letters. L is a Gated DeltaNet layer, and F is gated attention (F for *full*). LLLF is
+# Qwen3-Next's pattern, LLLL has no attention, and FFFF has nothing but attention. Width, MLPs and embedding are the
+# same in all three. Three sizes describe an L layer: it has $H$ heads, and each head has a state of $K \times V$
+# numbers, with one row for each dimension of its keys.
 
 # %%
 models = {kind: recall.make_model(kind, seed=0) for kind in recall.KINDS}
 small = models["LLLL"].config
 H, K, V = small.linear_num_value_heads, small.linear_key_head_dim, small.linear_value_head_dim
-assert small.linear_num_key_heads == H  # else heads would share keys
+assert small.linear_num_key_heads == H  # otherwise heads would share keys
 print(f"an L layer: {H} heads, state {K} x {V} each; keys have H K = {H * K} dimensions in all\n")
 for kind, model in models.items():
     own = sum(p.numel() for p in model.model.layers.parameters())
     print(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {own:,} of them in the layers")
 
 # %% [markdown]
-# What is kept of $n$ tokens? An F layer keeps a key and a value of width $d$ for each of $H_{kv}$ heads and *every
-# token*. An L layer keeps its states, and the last $c - 1$ inputs of its convolution, $2 H_k K + H V$ numbers each,
-# where $H_k$ counts the key heads. In numbers, not bytes:
+# What does each layer keep of $n$ tokens? An F layer keeps a key and a value of width $d$ for each of $H_{kv}$ heads
+# and for *every token*. An L layer keeps its states, and also the last $c - 1$ inputs of its convolution. Each of those
+# inputs has $2 H_k K + H V$ numbers, where $H_k$ counts the key heads. In numbers, not bytes:
 #
 # $$\underbrace{2\, n\, H_{kv}\, d}_{\text{each F}} \qquad \underbrace{H K V + (c - 1)(2 H_k K + H V)}_{\text{each L}}$$
 
@@ -102,8 +106,8 @@ def expected_bytes(config, n, state=4, rest=4):
 
 
 # %% [markdown]
-# Checked against the tensors that real caches hold. (A key-value buffer is made longer than it needs to be, so that it
-# rarely has to grow; only the slots in use count here.)
+# We check the formula against the tensors in real caches. (A key-value buffer is longer than it needs to be, so that it
+# rarely has to grow. We count only the slots in use.)
 
 
 # %%
@@ -126,15 +130,16 @@ for n in (1, 16, 128, 1024):
 # %% [markdown]
 # ## 2. A task that is all memory
 #
-# *Multi-query associative recall* [Zoology]: a text tells $n$ pairs of a key and a value, then names keys again, in
-# another order, and the model has to say each one's value. Keys and values are single tokens and random, so that
-# nothing can be guessed: whoever answers right has kept the pair. Saying some value that was told is right one time in
-# $n$; that much a model gets without any memory of what belongs to what.
+# The task is *multi-query associative recall* [Zoology]. A text lists $n$ pairs of a key and a value. Then it names
+# some of the keys again, in another order, and the model has to give each one's value. Keys and values are single
+# tokens, chosen at random, so there is nothing to guess: a model that answers right has kept the pair. Naming any of
+# the values in the text is right one time in $n$. A model gets that much without remembering which value belongs to
+# which key.
 
 # %%
 ids, targets = recall.batch(5, 1, torch.Generator().manual_seed(3))
 read = [f"k{i}" if i < recall.KEYS else f"v{i - recall.KEYS}" for i in ids[0].tolist()]
-print("told: ", "  ".join(" ".join(read[i : i + 2]) for i in range(0, 10, 2)))
+print("text: ", "  ".join(" ".join(read[i : i + 2]) for i in range(0, 10, 2)))
 print("asked:", "  ".join(read[10:]))
 print("right:", "  ".join(f"v{i - recall.KEYS}" for i in targets[0].tolist()))
 print(f"\n{recall.KEYS} keys, {recall.VALUES} values; texts have 2 to {max(recall.PAIRS)} pairs and at most", end=" ")
@@ -143,24 +148,26 @@ print(f"{recall.QUERIES} questions; each kind of model is trained from {len(reca
 # %% [markdown]
 # ## 3. The prediction, before looking
 #
-# **FFFF and LLLF.** One attention layer keeps all pairs. That it takes two steps to use them (the key's token and the
-# value's are neighbours, and have to be joined before one can be looked up by the other) is no obstacle with several
-# layers. Nothing should run full.
+# What should each model be able to recall?
 #
-# **LLLL.** A state of $K$ rows returns up to $K$ pairs without error, if their keys stand at right angles; its rank is
-# $K$ (notebook 2, section 7). The $H$ heads of a layer can divide the pairs among themselves, which makes $HK$. All four
-# layers could do so, too, but need not: they have other work as well. So the *capacity* $C$, the number of pairs that
-# come back however many are told, should lie between one layer's worth and that of all layers, and the share that is
-# right falls once more are told:
+# **FFFF and LLLF.** One attention layer keeps all pairs. It takes two steps to use them. The key's token and the
+# value's token are neighbours, and they have to be joined before one can be looked up by the other. With several layers
+# that is no obstacle. So neither model should run out of room.
+#
+# **LLLL.** A state of $K$ rows returns up to $K$ pairs without error if their keys are orthogonal, because its rank is
+# $K$ (notebook 2, section 7). The $H$ heads of a layer can divide the pairs among themselves, which makes $HK$ pairs.
+# All four layers could divide them too, but they have other work as well. Let the *capacity* $C$ be the number of pairs
+# that come back, however many the text lists. It should lie between what one layer holds and what all layers hold. Once
+# the text lists more, the share that is right falls:
 #
 # $$\text{share} = \min\Big(1, \frac{C}{n}\Big), \qquad H K \le C \le 4 H K$$
 #
-# Half is right at $n = 2C$. This is an estimate, not a law. Towards less: there are more keys than dimensions, so
-# they can't all be at right angles, and the model does not know which will come. Towards more: a value need not be
-# returned exactly, only more like itself than like the others.
+# Half is right at $n = 2C$. This is an estimate, not a law. The truth may be less: there are more keys than dimensions,
+# so they can't all be orthogonal, and the model does not know which keys will come. It may also be more: what comes
+# back need not be exact, only closer to the right value than to any other.
 #
-# What does the first of these cost, if nobody arranges the keys? Take random unit keys and random value vectors, write
-# $n$ pairs once by the delta rule into all heads of one layer, or of four layers at once, and name the value whose
+# How much does it cost if nobody arranges the keys? We take random unit keys and random value vectors, and write $n$
+# pairs once by the delta rule into all heads of one layer, or of four layers at once. Then we name the value whose
 # vectors are most like what the states return.
 
 
@@ -188,14 +195,14 @@ for column, name in enumerate(("one layer", "four layers")):
     print(f"{name:>12}" + "".join(f"{untrained[n][column]:6.0%}" for n in recall.PAIRS))
 
 # %% [markdown]
-# Random keys waste room: one layer's heads together return fewer pairs than they have rows, and four layers hardly more
-# than one, since all heads forget the same pairs, the oldest. Training can arrange the keys and divide the work, and
-# should do better than that.
+# Random keys waste room. The heads of one layer together return fewer pairs than they have rows. Four layers return
+# hardly more than one, because all heads forget the same pairs, the oldest. Training can arrange the keys and divide
+# the work, so it should do better than that.
 #
 # ## 4. One run, live
 #
-# The beginning of one of the stored runs, again: a hybrid, the same seed, the same function, until the first step at
-# which the stored run was measured. On another machine sums round differently and the curve moves a little.
+# We repeat the beginning of one of the stored runs: a hybrid, with the same seed and the same function, up to the first
+# step at which the stored run was measured. On another machine sums round differently, and the curve moves a little.
 
 
 # %%
@@ -226,19 +233,24 @@ print(f"{'share named right':18}" + "".join(f"{n:6}" for n in recall.PAIRS) + " 
 for entry in live:
     print(f"{'step ' + str(entry['step']):18}" + "".join(f"{x:6.0%}" for x in entry["accuracy"].values()))
 print(f"{'stored, step ' + str(until):18}" + "".join(f"{x:6.0%}" for x in stored["history"][0]["accuracy"].values()))
-assert live[-1]["accuracy"][4] > 0.5  # saying any of the four values would give a quarter
+assert live[-1]["accuracy"][4] > 0.5  # naming any of the four values would give a quarter
 
 # %% [markdown]
-# At first the model finds out which tokens are values (one right in 64), then that the answer is one of those told (one
-# in $n$), and stays there for a while. Then, within a few dozen steps, it finds out how to look one up. All of it
-# depends on getting off that plateau, which is why the learning curves below matter as much as the results.
+# At first the model finds out which tokens are values, so that one answer in 64 is right. Then it finds out that the
+# answer is one of the values in the text, so that one in $n$ is right, and there it stays for a while. Then, within a
+# few dozen steps, it learns to look one up. Everything depends on leaving that plateau. That is why the learning curves
+# below matter as much as the results.
 
 # %% [markdown]
 # ## 5. The measured curves
 #
-# What the stored runs did, all by `python notebooks/experiments/recall.py`: for each kind of model three learning rates
-# were tried, on a seed that is not used again, and the best was taken; then each was trained from five seeds to the end
-# of its schedule. Texts begin small and grow during the first half.
+# All stored runs come from `python notebooks/experiments/recall.py`. For each kind of model we tried three learning
+# rates, on a seed that is not used again, and took the best. Then we trained each kind from five seeds to the end of
+# its schedule. Texts start small and grow during the first half of training.
+#
+# After the tuning runs comes the result: the share of values named right against the number of pairs in the text. Thin
+# lines are single seeds and thick lines their mean, on the left axis. Dashed lines, on the right axis, show what the
+# cache holds after the pairs. Look for a line that drops, and for whether it drops inside the shaded estimate.
 
 # %%
 tuned = {(run["kind"], run["rate"]): run["accuracy"] for run in runs if run["what"] == "tune"}
@@ -254,7 +266,7 @@ for kind in models:
     rows = [[run["accuracy"][str(n)] for n in recall.PAIRS] for run in recorded if run["kind"] == kind]
     shares[kind] = torch.tensor(rows)
 ax, WIDTH = figures.axes(width=7.2, height=4.2), {"LLLF": 2, "LLLL": 2.5, "FFFF": 5}
-for kind, x in sorted(shares.items(), key=lambda pair: -WIDTH[pair[0]]):  # the thickest lies below
+for kind, x in sorted(shares.items(), key=lambda pair: -WIDTH[pair[0]]):  # the thickest line goes below the others
     ax.plot(recall.PAIRS, x.mT, color=COLORS[kind], linewidth=0.8, alpha=0.5)
     ax.plot(recall.PAIRS, x.mean(0), "o-", color=COLORS[kind], linewidth=WIDTH[kind], label=NAMES[kind])
 for column, style in ((0, ":"), (1, "-.")):
@@ -263,7 +275,7 @@ for column, style in ((0, ":"), (1, "-.")):
 sizes = torch.logspace(2, 8, 100, base=2)  # pairs
 low, high = ((capacity / sizes).clamp(max=1) for capacity in (least, most))
 ax.fill_between(sizes, low, high, color=figures.ORANGE, alpha=0.15, linewidth=0, label="estimate for LLLL")
-ax.set(xlabel="pairs told", ylabel="share of values named right", ylim=(0, 1.03), xscale="log")
+ax.set(xlabel="pairs in the text", ylabel="share of values named right", ylim=(0, 1.03), xscale="log")
 ax.set_xticks(recall.PAIRS, recall.PAIRS)
 ax.minorticks_off()
 kept = ax.twinx()
@@ -278,9 +290,8 @@ ax.figure.legend(loc="outside upper center", ncols=2, fontsize=9)
 pyplot.show()
 
 # %% [markdown]
-# (Thin lines: single seeds; thick: their mean, on the left axis. Dashed, on the right axis: what the cache holds once
-# the pairs have been told.) The *knee*, here the number of pairs at which half is answered right, each seed by
-# itself, between two measured sizes along a straight line over $\log n$:
+# Where does recall break down? We measure a *knee*: the number of pairs at which half is answered right. For each seed,
+# we interpolate linearly in $\log n$ between the two measured sizes around it:
 
 
 # %%
@@ -310,14 +321,15 @@ count = min(len(shares["LLLL"]), len(shares["LLLF"]))
 print(f"LLLL below 50 % and LLLF above 95 %, each of {count} seeds: at {split or 'no number of'} pairs")
 
 # %% [markdown]
-# What to see:
+# What the picture and the tables show:
 #
-# - **LLLL has a knee, LLLF and FFFF have none** up to the largest size measured. One attention layer in four is enough.
-# - **Where it lies**: in the estimated band, and in its lower part.
-# - **What it costs**: LLLL's cache is a flat line. FFFF's and LLLF's rise alike, LLLF's at a quarter of the height once
-#   the constant of its states no longer counts. For texts of few pairs the states are the larger memory.
+# - **LLLL has a knee. LLLF and FFFF have none** up to the largest size measured. One attention layer in four is enough.
+# - **Where the knee lies**: in the estimated band, in its lower part.
+# - **What each costs**: LLLL's cache is a flat line. FFFF's and LLLF's rise in the same way, LLLF's at a quarter of the
+#   height once the constant of its states no longer counts. For texts with few pairs the states are the larger memory.
 #
-# The seeds of LLLL do not agree, and that is worth a picture: the number of pairs that come back, $n$ times the share.
+# The seeds of LLLL do not agree, and that is worth a second picture. It shows the number of pairs that come back: $n$
+# times the share. Look at the right end of each line: does it level off, and at which of the dashed lines?
 
 # %%
 ax = figures.axes(width=5.6, height=3.2)
@@ -329,7 +341,7 @@ for layers in range(1, LAYERS + 1):
 for column, style in ((0, ":"), (1, "-.")):
     label = f"untrained, {'one layer' if column == 0 else 'four layers'}"
     ax.plot(recall.PAIRS, [n * untrained[n][column] for n in recall.PAIRS], style, color=figures.BLACK, label=label)
-ax.set(xlabel="pairs told", ylabel="pairs returned, by seed", xscale="log", ylim=(0, 1.08 * most))
+ax.set(xlabel="pairs in the text", ylabel="pairs returned, by seed", xscale="log", ylim=(0, 1.08 * most))
 ax.set_xticks(recall.PAIRS, recall.PAIRS)
 ax.minorticks_off()
 ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.71))
@@ -340,16 +352,20 @@ returned = (shares["LLLL"] * torch.tensor(recall.PAIRS))[:, -2:].mean(1)  # at t
 print("LLLL, pairs returned in units of H K, by seed:", ", ".join(f"{x / least:.1f}" for x in returned.sort().values))
 
 # %% [markdown]
-# Every seed levels off: however many pairs are told, about the same number comes back, the capacity. Compare the levels
-# with the dashed lines. Near whole multiples of $HK$ they suggest that a model has put one layer, or two, to the work of
-# remembering, with few rows wasted, and left the others to other work. But they may be near the untrained memory of four
-# layers as well, all layers at work with keys that nobody has arranged. The picture can't tell these apart, and the
-# weights were not kept. What it does show: the size of the states sets the scale, and training does not make all that
-# could be made of it. Equal models with equal data came to hold different numbers of pairs, by the seed alone.
+# Every seed levels off. However many pairs the text lists, about the same number comes back, and that number is the
+# capacity. Compare the levels with the dashed lines. Levels near whole multiples of $HK$ suggest that a model uses one
+# layer, or two, for remembering, wastes few rows, and leaves the other layers to other work. But the levels may also be
+# near the untrained memory of four layers. Then all layers would be remembering, with keys that nobody has arranged.
+# The picture can't distinguish the two, and the weights were not kept.
+#
+# The picture does show that the size of the states sets the scale, and that training does not make full use of it. Only
+# the seed differed between these models, and yet they came to hold different numbers of pairs.
 #
 # ### Learning curves
 #
 # A model that has not learned a task says nothing about what it could hold. So here is the whole course of every run.
+# Look at the end of LLLL's curves: are they still rising? Then look at the start: how long does each kind stay on the
+# plateau?
 
 # %%
 sizes = [n for n in recall.PAIRS if n in (4, 16, 64, 256)]
@@ -368,28 +384,33 @@ for ax, kind in zip(figures.axes(1, 3, width=3.6, height=3.0, sharey=True), mode
 pyplot.show()
 
 # %% [markdown]
-# Look first whether the curves of LLLL still rise at the end. The rate goes down to a fiftieth, so a flat end means
-# little by itself; a curve that is flat long before, while smaller texts have been learned completely, has found its
-# limit. Then at the start: every kind stays near nothing, or near one in $n$, for a while and leaves at its own time.
-# A hybrid of this size can stay there for long; with the settings found by tuning, it did not.
+# If LLLL's curves were still rising at the end, more training might help. The rate falls to a fiftieth, so a flat end
+# by itself means little. But a curve that is flat long before the end, while smaller texts have been learned
+# completely, has found its limit. At the start, every kind stays near zero, or near one in $n$, for a while, and leaves
+# at its own time. A hybrid of this size can stay there for long; with the settings found by tuning, it did not.
 #
-# Look back at the tuning runs. At too high a rate every kind stays on the plateau to the end, one in four right among
-# four pairs, and which rates are too high differs from kind to kind. With one rate for all, chosen unluckily, this
-# experiment could have "shown" that attention alone can recall, or that the hybrid can't. (How the layers start matters
-# as much. These models start the convolution as PyTorch does, and the L layers' outputs at a tenth, as `tiny/` was
-# trained; see "What it took to learn to look back" in its [README](../tiny/README.md).)
+# Now look back at the tuning runs. If the rate is too high, every kind stays on the plateau to the end, with one in
+# four right among four pairs. Which rates are too high differs from kind to kind. With a single rate for all, chosen
+# unluckily, this experiment could have "shown" that attention alone can recall, or that the hybrid can't. (The initial
+# weights matter as much. These models initialise the convolution as PyTorch does, and scale the L layers' output
+# projections to a tenth, as for `tiny/`; see "What it took to learn to look back" in its [README](../tiny/README.md).)
 #
 # ## 6. How long a new memory lasts
 #
-# The state fades by a factor $\alpha_t = e^{g_t}$ at every token, with
+# How long does a model keep something before it has learned anything? At every token the state fades by a factor
+# $\alpha_t = e^{g_t}$, with
 #
 # $$g_t = -A\,\mathrm{softplus}(a_t + b)$$
 #
-# where $a_t$ is computed from the token, and $A$ (stored as `A_log`) and $b$ (`dt_bias`) are one learned number a head
-# each. A new model has $a_t \approx 0$, so $A$ and $b$ alone decide how long its memory lasts. $A$ is drawn evenly
-# between 1 and 16. For $b$ there are two ways: the original code of [GDN] draws
-# $\mathrm{softplus}(b)$ between 0.001 and 0.1, evenly in its logarithm; transformers sets $b = 1$. What
-# is left of the state after $n$ tokens is $e^{n g}$.
+# Here $a_t$ is computed from the token. $A$ (stored as `A_log`) and $b$ (`dt_bias`) are learned, one number per head
+# each. In a new model $a_t \approx 0$, so $A$ and $b$ alone decide how long its memory lasts. $A$ is drawn uniformly
+# between 1 and 16. $b$ can start in two ways. The original code of [GDN] draws $\mathrm{softplus}(b)$ between 0.001 and
+# 0.1, uniformly in its logarithm. transformers sets $b = 1$. After $n$ tokens a share of $e^{n g}$ is left of the
+# state.
+#
+# The left picture shows that share. Each line is a head of a new LLLL model, eight heads from each of five seeds. The
+# right picture shows LLLL trained on texts with few pairs from either start, three seeds each, with everything else
+# equal. Compare the two colours in each.
 
 # %%
 left, right = figures.axes(1, 2, width=4.6, height=3.2)
@@ -418,8 +439,8 @@ right.legend(fontsize=9)
 pyplot.show()
 
 # %% [markdown]
-# Left: each line is a head of a new LLLL model, eight heads from each of five seeds. Right: LLLL trained on texts of few
-# pairs from either start, three seeds each, and otherwise alike.
+# The two starts differ in both pictures, in how long a new head remembers and in what training makes of it. Here are
+# the numbers.
 
 # %%
 for start, values in half_lives.items():
@@ -430,8 +451,8 @@ for start in starts:
     print(f"{starts[start][1]:28} after training, 4 pairs: " + ", ".join(f"{x:.0%}" for x in sorted(final)))
 
 # %% [markdown]
-# That $a_t \approx 0$ in a new model was assumed. A trace of one, on the text of section 2, shows how far it holds: $a_t$
-# changes $g$ by a factor near 1, and the two starts are orders of magnitude apart.
+# We assumed that $a_t \approx 0$ in a new model. How close is that? We trace one on the text of section 2. There $a_t$
+# changes $g$ only by a factor near 1, while the two starts are orders of magnitude apart.
 
 # %%
 for start in starts:
@@ -445,23 +466,26 @@ for start in starts:
     print(f"{starts[start][1]:28} layer 0, g of five tokens:", found[:5, 0].numpy().round(3))
 
 # %% [markdown]
-# With $b = 1$ a head keeps next to nothing from one token to the next. What a pair wrote has gone before it is asked for,
-# and what never reaches the loss gets no gradient that would make it last longer. So such a model learns to keep
-# things slowly, if at all in the time given here. The original start gives each layer heads of all patiences, some
-# of which need not learn to wait. A few hundred steps only: longer training may heal the worse start, and whoever loads
-# trained weights is not concerned. Whoever trains a new model is.
+# With $b = 1$ a head keeps next to nothing from one token to the next. What a pair wrote is gone before it is asked
+# for. And what never reaches the loss gets no gradient that would make it last longer. So such a model learns to keep
+# things slowly, if it learns it at all in this time. The original start gives each layer some heads that forget soon
+# and some that remember long. The second kind still holds a pair when its question comes, before any training.
+#
+# These runs have only a few hundred steps, and longer training may repair the worse start. If you load trained weights,
+# none of this concerns you. If you train a new model, it does.
 #
 # ## 7. A trained hybrid with less of either
 #
-# Now `tiny/`, this repository's trained model: eight layers, in an order that the next cell prints. Nothing is
-# retrained; we only take away, while it reads:
+# What does a trained hybrid do when it loses some of its memory? We take `tiny/`, this repository's trained model, with
+# eight layers in an order that the next cell prints. We retrain nothing. We only take something away while it reads:
 #
-# - **attention**: all F layers see the last $W$ tokens only;
-# - **state**: the states of all L layers are set to zero every $W$ tokens. So a token finds between 0 and $W$ tokens in
-#   them.
+# - **attention**: all F layers see only the last $W$ tokens.
+# - **state**: the states of all L layers are set to zero every $W$ tokens, so that a token finds between 0 and $W$
+#   tokens in them.
 #
-# An intervention puts a model where training has never put it. If it still answers, what was taken away was not
-# needed. If it fails, it *depends* on it; that another model could not have learned to do without is not shown.
+# An intervention puts a model where training has never put it. If the model still answers, it did not need what we took
+# away. If it fails, it *depends* on that. But perhaps another model could have learned to do without it. An
+# intervention can't rule that out.
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -476,7 +500,7 @@ def limit_attention(model, W):
     """From now on, attention sees the last W tokens only; returns what takes this back"""
 
     def before(module, inputs):
-        x, step, *rest = inputs  # x (B, T, D) are the last of step.slots tokens
+        x, step, *rest = inputs  # x (B, T, D) holds the last T of step.slots tokens
         key = torch.arange(step.slots)
         query = key[-x.shape[1] :, None]
         step = copy.copy(step)
@@ -501,10 +525,10 @@ def read_with_less(model, ids, attention=None, state=None, **options):
 
 
 # %% [markdown]
-# Two checks in float64 that the cuts are made where they should be. With $W$ as long as the text nothing changes. With
-# a smaller one, attention is compared with the softmax written out under a mask, and the cleared state with another
-# way to get it: *one* pass over the whole text in which the delta rule runs over blocks of $W$ tokens, each from an
-# empty state.
+# Are the cuts made where they should be? We check twice in float64. With $W$ as long as the text, nothing may change.
+# With a smaller $W$, we compare attention with the softmax written out under a mask. And we compare the cleared state
+# with another way to get it: *one* pass over the whole text in which the delta rule runs over blocks of $W$ tokens,
+# each from an empty state.
 
 
 # %%
@@ -543,8 +567,9 @@ for i in F_LAYERS:
 print("the cuts are where they should be")
 
 # %% [markdown]
-# Three tasks, all held out from training: **phone books** of 16 entries, then a dozen numbers asked for one at a time;
-# **accounts** of eight moves of two things, then where they are; **stories**, with four questions. One of each:
+# We use three tasks, all held out from training. **Phone books** have 16 entries, and then a dozen numbers are asked
+# for, one at a time. **Accounts** report eight moves of two things, and then ask where they are. **Stories** come with
+# four questions. Here is one of each:
 
 # %%
 SOURCES = {
@@ -586,9 +611,12 @@ for task, rows in read.items():
     print(tokenizer.decode(ids[: ids.index(END, replies[0][0])]), "\n")
 
 # %% [markdown]
-# A reply counts as right if each word that answers is the likeliest one, given all before it: the digits, the name, the
-# place; the corpus marks these words, and its card counts alike. Documents go through
-# together, filled up on the right to one length; that changes nothing for what stands before.
+# When is a reply right? Each word that answers (the digits, the name, the place) must be the likeliest one, given
+# everything before it. The corpus marks these words, and the model's card counts in the same way. We run documents in
+# batches, padded on the right to one length. The padding changes nothing for the tokens before it.
+#
+# The picture shows what is left of each task as $W$ shrinks. Points are means over documents, bars are standard errors.
+# Read each line from right to left, and compare the two panels.
 
 
 # %%
@@ -645,24 +673,24 @@ left, kept = (less[part, "phone books", 16].mean() for part in titles)
 figures.expect(f"of numbers it leaves less than 10 %, cleared states more: {left:.0%}, {kept:.0%}", left < 0.1 < kept)
 
 # %% [markdown]
-# Points are means over documents, bars standard errors. What one training of `tiny/` showed; yours may differ:
+# What one training of `tiny/` showed; yours may differ:
 #
-# - **Attention fetches.** Phone books followed its window: a number was found if its entry was in sight, and otherwise
-#   hardly ever; the states did not step in. Stories and accounts fell as well. (Accounts are short: the wider windows
-#   cut nothing.)
-# - **States work at short range.** Even emptied every 16 tokens, two entries of a phone book, most replies stayed
-#   right; stories hardly noticed. With 128 tokens at a time next to nothing was lost.
+# - **Attention fetches.** Phone books followed the attention window. A number was found if its entry was in sight, and
+#   otherwise hardly ever. The states did not step in. Stories and accounts fell as well. (Accounts are short, so the
+#   wider windows cut nothing.)
+# - **States work at short range.** Even when the states were emptied every 16 tokens, which is two entries of a phone
+#   book, most replies stayed right, and stories hardly noticed. With 128 tokens at a time, next to nothing was lost.
 #
-# So LLLL has shown that states *can* carry facts far; where attention does it, they are not needed for it. Whether they
-# do so all the same is another question. What a model can do without is one thing, what it relies on when it has both
-# is another, and the next section ends with an experiment on that.
+# LLLL has shown that states *can* carry facts far. When attention carries them, the states are not needed for that. But
+# what a model can do without is one thing, and what it relies on when it has both is another. The next section ends
+# with an experiment on the second.
 #
 # ## 8. One memory without the other
 #
-# A cache is all that the model has of what it has read: keys and values of the F layers, states of the L layers. So we
-# can let it read a text, and then *move* only a part of what it keeps into a fresh cache, and ask there. `mixed` takes
-# the keys and values of one cache and the states of another. (The last three inputs of the convolution move with the
-# state. Position is counted by the keys and values; a state knows no positions.)
+# A cache is all that the model has of what it has read: the keys and values of the F layers, and the states of the L
+# layers. So we can let the model read a text, *move* only a part of its cache into a fresh one, and ask there. `mixed`
+# takes the keys and values of one cache and the states of another. (The last three inputs of the convolution move with
+# the state. The position is counted by the keys and values, because a state knows no positions.)
 
 
 # %%
@@ -683,7 +711,7 @@ def after(model, ids):
 
 @torch.no_grad()
 def ask(model, cache, ids, **options):
-    """Log-probabilities (T, vocabulary) of what follows each of ids, behind a cache, which is kept as it is"""
+    """Log-probabilities (T, vocabulary) of what follows each of ids, after a cache, which is kept as it is"""
     return model(torch.tensor([ids]), past_key_values=cache.clone(), **options).logits[0].log_softmax(-1)
 
 
@@ -694,7 +722,8 @@ def text_and_question(ids, replies):
 
 
 # %% [markdown]
-# Checked in float64: both memories moved must answer as if nothing had happened, neither as if nothing had been read.
+# We check this in float64, too. With both memories moved, the model must answer as if nothing had happened. With
+# neither, it must answer as if it had read nothing.
 
 # %%
 told, question, _ = text_and_question(*read["stories"][0])
@@ -703,12 +732,15 @@ with torch.no_grad():
     whole, alone = (exact(torch.tensor([x])).logits[0].log_softmax(-1) for x in (told + question, question))
 torch.testing.assert_close(ask(exact, mixed(full, full), question), whole[len(told) :], rtol=0, atol=1e-9)
 torch.testing.assert_close(ask(exact, mixed(empty, empty), question), alone, rtol=0, atol=1e-9)
-assert (ask(exact, mixed(empty, full), question) - alone).abs().max() > 1e-4  # states alone do something
+assert (ask(exact, mixed(empty, full), question) - alone).abs().max() > 1e-4  # states alone have an effect
 
 # %% [markdown]
-# Beside the share of right replies we take the bits that the answer costs, $-\log_2 p$ summed over its words: they show
-# what a memory contributes even where it does not suffice. And one control: the right keys and values with the states of
-# *another* document, which tells whether it is the contents of the states that counts.
+# We measure the share of right replies, and also the bits that the answer costs: $-\log_2 p$, summed over its words.
+# The bits show what a memory contributes even when it is not enough for a right reply. We add one control: the right
+# keys and values with the states of *another* document. It shows whether the contents of the states count.
+#
+# In the picture, compare "keys and values" with "both", and "states" with "neither". On the right, shorter bars are
+# better.
 
 # %%
 ARMS = ("both", "keys and values", "states", "neither", "keys and values,\nanother's states")
@@ -754,23 +786,24 @@ for task, x in moved.items():
 # %% [markdown]
 # What one training of `tiny/` showed; yours may differ:
 #
-# - **Keys and values alone** answered phone books and stories as if nothing were missing. Accounts lost by it.
+# - **Keys and values alone** answered phone books and stories as if nothing were missing. Accounts got worse.
 # - **States alone** answered hardly anything beyond what "neither" did. They made the answer a few bits cheaper, most
-#   in accounts, which was not enough.
-# - **Another document's states** were no better than none; for accounts, then, it was the contents that counted.
+#   in accounts, but that was not enough.
+# - **Another document's states** were no better than none. So for accounts, it was the contents that counted.
 #
-# Compare the phone books with section 7. There the states are emptied *while the book is read*; here they are taken
-# away *after* it was read. If that costs many numbers there and hardly any here, the states have done their work on the
-# way in. Keys and values of an F layer are made from what the L layers below it have put together: digits with the name
-# they belong to. That is the division that section 3 counted on: L layers join neighbours, F layers look up. The result
-# of the joining lies in the keys and values.
+# Compare the phone books with section 7. There, we emptied the states *while the model read the book*. Here, we took
+# them away *after* it had read it. If emptying them costs many numbers and removing them hardly any, the states have
+# done their work during reading. The keys and values of an F layer are computed from what the L layers below it have
+# put together: digits with the name they belong to. That is the division of labour that section 3 counted on. L layers
+# join neighbours, F layers look up, and the result of the joining is in the keys and values.
 #
 # ### When they contradict each other
 #
-# Now the sharpest test. Of a document we make a second version in which two answers have changed places: two numbers of
-# a phone book, or, in an account, the name of who has the thing and that of another character, everywhere in the text.
-# The two versions are read; the question is asked with the keys and values of one and the states of the other, both
-# ways. Each memory is complete, and they disagree. Which of the two answers does the model find more likely?
+# Now the sharpest test: let the two memories disagree. From a document we make a second version in which two answers
+# have changed places throughout the text. In a phone book, these are two numbers. In an account, they are the name of
+# the one who has the thing and the name of another character. The model reads both versions. Then we ask the question
+# with the keys and values of one version and the states of the other, both ways. Each memory is complete, and they
+# contradict each other. Which of the two answers does the model find more likely?
 
 
 # %%
@@ -787,7 +820,7 @@ def two_versions(task, ids, replies):
     pattern = r": (\d+)" if task == "phone books" else r"user\n(\w+), (\w+) and (\w+) are friends"
     choices = re.findall(pattern, text)
     choices = choices if task == "phone books" else choices[0]
-    if right.strip() not in choices:  # the thing is not with anybody
+    if right.strip() not in choices:  # nobody has the thing
         return None
     other = next(x for x in choices if x != right.strip())
     second = tokenizer.encode(exchanged(text, right.strip(), other))
@@ -826,33 +859,38 @@ figures.expect("a number is taken from keys and values: in more than 80 %", beli
 figures.expect("who has a thing is taken from the states: in more than 55 %", believed["accounts"].mean() < 0.45)
 
 # %% [markdown]
-# A model that trusted one of its memories would go with that one each time. One training of `tiny/` did not. Asked for
-# a **number**, it went with its keys and values: what stands in one place is looked up there. Asked **who has the thing
-# now**, it went mostly with its states, although states alone answered nothing above, and keys and values alone a good
-# part. Look above what yours does.
+# A model that trusted only one of its memories would side with that one each time. One training of `tiny/` did not.
+# When it was asked for a **number**, it went with its keys and values: a fact that is written in one place is looked up
+# there. When it was asked **who has the thing now**, it mostly went with its states. That is surprising, because in the
+# test above states alone answered nothing, while keys and values alone answered a good part. Check above what your
+# model does.
 #
-# Care with the reading: the two memories are not read beside each other. What attention looks for depends on what the L
-# layers return, and both names stand among its keys. So this shows which memory decides, not where alone a fact is
-# kept. A likely story is that the states choose the person and attention supplies the name. Still, such a result is
-# what the word hybrid promises: two memories, each used for what it is good at. One small model, two tasks.
+# Read this with care, because the model does not read its two memories independently. What attention looks for depends
+# on what the L layers return, and both names are among its keys. So this shows which memory decides, and not that a
+# fact is kept there alone. A likely story is that the states choose the person and attention supplies the name. This is
+# one small model and two tasks. Still, the result is what the word hybrid promises: two memories, each used for what it
+# is good at.
 #
 # ## 9. Further than it was trained
 #
-# `tiny/` was trained on rows of 512 tokens. Its card has phone books with stories between the book and the last
-# question, up to a length in all:
+# What happens to the two memories in a text longer than any in training? `tiny/` was trained on rows of 512 tokens. Its
+# card reports phone books with stories between the book and the last question, up to a given total length:
 
 # %%
 card = (root / "tiny" / "README.md").read_text(encoding="utf-8")
 print(card.split("<!-- far -->")[1].split("<!-- /far -->")[0].strip())
 
 # %% [markdown]
-# The states have to carry a few numbers through thousands of tokens about other things; who would not suspect them? But
-# the two memories can be told apart. For books of eight entries, at three lengths, we ask with
+# The states have to carry a few numbers through thousands of tokens about other things. They are the natural suspects.
+# But we can separate the two memories. We take books of eight entries at three lengths, and ask with
 #
-# - **all**: both memories as they are after book and stories;
-# - **states of the book**: all keys and values, but the states as they were *before* the stories;
-# - **keys of the book**: the states as they are after the stories, but the keys and values of the book alone. The
-#   question keeps its true distance from it, by `position_ids`.
+# - **all**: both memories as they are after the book and the stories.
+# - **states of the book**: all keys and values, but the states as they were *before* the stories.
+# - **keys of the book**: the states as they are after the stories, but only the keys and values of the book. The
+#   question keeps its true distance from the book, by `position_ids`.
+#
+# In the picture, look at the lengths beyond 512. If numbers get lost there, which of the two exchanges brings them
+# back?
 
 # %%
 far = corpus.Corpus("held out", {"book": 1.0}, entries=8, **{"single questions": 1.0})
@@ -877,7 +915,7 @@ print(tokenizer.decode(book[-40:]), "...", tokenizer.decode(question), sep="\n")
 
 # %%
 def is_right(cache, question, reply, gap=0):
-    """Whether the reply is, when the question follows `gap` positions behind the cache"""
+    """Whether the reply is, when the question follows `gap` positions after the cache"""
     position = cache.seq_len[:, None] + gap + torch.arange(len(question))
     log = ask(tiny, cache, question, position_ids=position)
     return all(log[i - 1].argmax() == question[i] for i in reply)
@@ -886,7 +924,7 @@ def is_right(cache, question, reply, gap=0):
 FAR_ARMS = ("all", "states of the book", "keys of the book")
 found = torch.zeros(BOOKS, len(LENGTHS), len(FAR_ARMS))
 gaps = (0, 512, 1024, 2048, 3072)
-by_gap = torch.zeros(BOOKS, len(gaps))  # nothing between, but positions that say so
+by_gap = torch.zeros(BOOKS, len(gaps))  # no text in between, only a gap in the positions
 for number in range(BOOKS):
     book, question, reply, stories = book_and_stories(number)
     near = after(tiny, book)
@@ -922,43 +960,43 @@ figures.expect(f"beyond the training length fewer than 85 % are found with all: 
 figures.expect(f"with the keys of the book alone at least 10 points more: {mean[2]:.0%}", mean[2] > mean[0] + 0.1)
 
 # %% [markdown]
-# In one training of `tiny/` the suspicion was wrong; see whether it is in yours. With the keys of the book alone, at
-# their true distance, and with states that had been through all of the stories, the numbers were found nearly as in a
-# short text. It was **attention** that failed beyond the training length: what lies between drowned the book, thousands
-# of keys that it was never trained to ignore. Fresh states helped somewhat, since what the F layers ask for is computed
-# from what the L layers return.
+# In one training of `tiny/` the states were not to blame. Check whether that holds for yours. With only the keys and
+# values of the book, at their true distance, the model found the numbers nearly as well as in a short text, although
+# its states had been through all of the stories. It was **attention** that failed beyond the training length. The book
+# drowned among thousands of keys that the model was never trained to ignore. Fresh states helped somewhat, because what
+# the F layers ask for is computed from what the L layers return.
 #
-# The distance itself was not to blame, either. In the last two lines of the table nothing lies between book and
-# question; only the positions are farther apart, and the numbers were found. (A quarter of each head is rotated; the
+# The distance itself was not to blame either. In the last two lines of the table nothing lies between book and
+# question. Only the positions are further apart, and the numbers were found. (A quarter of each head is rotated; the
 # rest knows no positions.)
 #
-# So at length such a hybrid fails where its strength is. Nothing in the layer gives a longer reach for free. It takes
-# training on long texts.
+# So in long texts, such a hybrid fails exactly where its strength is. Nothing in the layer gives a longer reach for
+# free. It takes training on long texts.
 #
-# ## What to take along
+# ## The two kinds of layer compared
 #
 # | | Gated DeltaNet | attention |
 # |---|---|---|
 # | keeps of $n$ tokens | states of $H K V$ numbers, whatever $n$ | $2 n H_{kv} d$ numbers |
 # | pairs it can return | at most about as many as its keys have dimensions | all |
-# | used in `tiny/` for | joining neighbours; what changes | looking up what stands in one place |
+# | used in `tiny/` for | joining neighbours; what changes | looking up what is written in one place |
 # | what goes wrong | pairs disturb one another | the cost; too much other text, beyond the lengths of training |
 #
-# One attention layer in four is enough for recall, and the cache is a quarter of that of attention everywhere, plus a
-# constant. That is the argument for the hybrid, as far as models this small can make it. They can't tell what else a
-# hybrid is good at, nor which share of attention is best. At 8 billion parameters, with Mamba-2 in place of Gated
-# DeltaNet, [arXiv 2406.07887](https://arxiv.org/abs/2406.07887) reports the same picture: without attention a model
-# falls behind at looking up phone numbers and at copying, and with a few attention layers it does not.
+# One attention layer in four is enough for recall, and it keeps the cache at a quarter of that of attention everywhere,
+# plus a constant. That is the argument for the hybrid, as far as models this small can make it. They are too small to
+# show what other strengths a hybrid has, or which share of attention is best. At 8 billion parameters, with Mamba-2
+# instead of Gated DeltaNet, [arXiv 2406.07887](https://arxiv.org/abs/2406.07887) reports the same picture: without
+# attention a model falls short at looking up phone numbers and at copying, and with a few attention layers it does not.
 #
 # ## Exercises
 #
-# **1.** In the released 80B, 12 of 48 layers are attention. From how many tokens on do keys and values take more room
-# than the states? What would be kept of 262,144 tokens if all layers were attention, and what if none were? (Keys,
-# values and the convolution's window in bfloat16, states in float32.)
+# **1.** In the released 80B, 12 of 48 layers are attention. At how many tokens do keys and values start to take more
+# room than the states? What would be kept of 262,144 tokens if all layers were attention, and what if none were? (Keys,
+# values and the convolution's window are in bfloat16, states in float32.)
 #
 # <details><summary>Solution</summary>
 #
-# `expected_bytes` needs only the config; without tokens it gives what the L layers keep.
+# `expected_bytes` needs only the config. For zero tokens it gives what the L layers keep.
 #
 # ```python
 # from qwen3_next import Qwen3NextConfig
@@ -980,15 +1018,15 @@ figures.expect(f"with the keys of the book alone at least 10 points more: {mean[
 #
 # </details>
 #
-# **2.** A head may spend 512 numbers on a state of $8 \times 64$, $16 \times 32$, $32 \times 16$ or $64 \times 8$. Which
-# returns most pairs? Guess for 16 and 32 pairs, then measure with `untrained_memory`, two heads. Why is the best one not
-# the one with most rows?
+# **2.** A head may spend 512 numbers on a state of $8 \times 64$, $16 \times 32$, $32 \times 16$ or $64 \times 8$.
+# Which one returns most pairs? Guess for 16 and 32 pairs, then measure with `untrained_memory`, two heads. Why is the
+# best one not the one with the most rows?
 #
 # <details><summary>Solution</summary>
 #
-# More rows mean less disturbance (the error depends on $n / K$ alone, notebook 2, section 7). But the value has to be
-# recognised among 64, and the shorter its vector, the more another value's looks like it by chance, and the more a
-# given error costs.
+# More rows mean less disturbance, because the error depends on $n / K$ alone (notebook 2, section 7). But the value has
+# to be recognised among 64. The shorter its vector, the more another value's vector looks like it by chance, and the
+# more a given error costs.
 #
 # ```python
 # shapes = ((8, 64), (16, 32), (32, 16), (64, 8))
@@ -1000,12 +1038,13 @@ figures.expect(f"with the keys of the book alone at least 10 points more: {mean[
 #
 # </details>
 #
-# **3.** Section 8 shows how often the states decide in accounts. All of them together, or one? Let the states of *one*
-# L layer contradict everything else, and see how often the answer changes. (`versions` holds the accounts, from there.)
+# **3.** Section 8 shows how often the states decide in accounts. Does that take all of them together, or does one
+# suffice? Let the states of *one* L layer contradict everything else, and see how often the answer changes. (`versions`
+# still holds the accounts from section 8.)
 #
 # <details><summary>Solution</summary>
 #
-# A cache is a list of layers; put one of the second version's into a copy of the first's.
+# A cache is a list of layers. We put one layer of the second version's cache into a copy of the first's.
 #
 # ```python
 # changed = {}
@@ -1023,6 +1062,17 @@ figures.expect(f"with the keys of the book alone at least 10 points more: {mean[
 # figures.expect("no layer alone turns as many answers as all of them", max(changed.values()) < together)
 # ```
 #
-# If no single layer turns the answer as all together do, who has what is spread over several.
+# If no single layer turns the answer as often as all together do, the fact of who has what is spread over several
+# layers.
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. A memory of fixed size returns at most about as many pairs as its keys have dimensions, while attention returns
+#    them all and pays for every token.
+# 2. One attention layer in four was enough for recall in these experiments, with a quarter of the cache that grows with
+#    the text.
+# 3. An intervention shows what a trained model depends on, not what another model could have learned to do without.
+#
+# Next: [6_mixture_of_experts.ipynb](6_mixture_of_experts.ipynb) turns to the other half of every layer, the MLP.

@@ -13,14 +13,15 @@
 # %% [markdown]
 # # 6. A mixture of experts
 #
-# The MLP of every layer of Qwen3-Next is cut into many small ones, the *experts*, of which each token uses a few. A
-# *router* chooses them. One more, the *shared expert*, serves every token. This is how a model stores 80 billion
-# weights and uses 3 billion of them for a token.
+# How can a model store 80 billion weights and use only 3 billion of them for a token? Qwen3-Next cuts the MLP of every
+# layer into many small ones, the *experts*. A *router* chooses a few of them for each token, and one more, the *shared
+# expert*, serves every token. That matters because reading weights is most of the cost of writing a token, and a weight
+# that is not used need not be read.
 #
-# Afterwards you can write the layer from its equations, say what the load-balancing loss balances and what it does not,
-# measure what experts specialise in without being fooled by the estimate, and tell when sparsity saves time. You need
-# the MLP of a transformer and PyTorch. We build the layer beside [`qwen3_next.py`](../qwen3_next.py), on a small
-# trained model, and compare after every step.
+# After this notebook you can write the layer from its equations. You can say what the load-balancing loss balances, and
+# what it does not. You can measure what experts specialise in without being fooled by the estimate, and you know when
+# sparsity saves time. You need the MLP of a transformer and PyTorch. We build the layer step by step on a small trained
+# model, and compare every step with [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -66,7 +67,7 @@ normal = torch.Generator().manual_seed(0)  # one source of random numbers for th
 # %% [markdown]
 # ## The layer, and a model to watch
 #
-# Let $x_t$ be the input of the layer at token $t$, a row of width $D$. There are $E$ experts, each a small MLP with
+# Let $x_t$ be the input of the layer at token $t$, a row of width $D$. There are $E$ experts. Each is a small MLP with
 # three matrices of its own and inner width $I$, and a token uses $k$ of them. With $\odot$ for the product entry by
 # entry and $\sigma$ for the sigmoid, the layer computes
 #
@@ -79,9 +80,9 @@ normal = torch.Generator().manual_seed(0)  # one source of random numbers for th
 # \mathrm{MLP}(x) &= W_{down}\big(\mathrm{silu}(W_{gate}\, x) \odot W_{up}\, x\big) && \text{(SwiGLU)}
 # \end{aligned}$$
 #
-# The model is `tiny/`, trained on generated stories, phone books and accounts. We load it in float64: two ways to
-# compute one thing then agree to about 13 digits, and a mistake can't pass for rounding. A held-out story goes through
-# it once, and `trace` records every intermediate value.
+# The model is `tiny/`, trained on generated stories, phone books and accounts of who moved what. We load it in float64.
+# Two ways to compute the same thing then agree to about 13 digits, and no mistake can pass for rounding. We run a
+# held-out story through it once, and `trace` records every intermediate value.
 
 
 # %%
@@ -115,8 +116,8 @@ print(f"\nE = {E} experts of inner width I = {inner}, k = {k} of them a token")
 # %% [markdown]
 # ## 1. The router
 #
-# One token, by hand: logits, a softmax over **all** experts, the $k$ largest, and these divided by their sum
-# (`norm_topk_prob` in the config).
+# How does the router choose? We do one token by hand. We compute the logits, take a softmax over **all** experts, pick
+# the $k$ largest probabilities, and divide these by their sum (`norm_topk_prob` in the config).
 
 # %%
 W = {name: p.detach() for name, p in block.named_parameters()}
@@ -139,8 +140,9 @@ assert torch.equal(chosen, seen["topk_ids"][t])
 same(w, seen["topk_weights"][t])
 
 # %% [markdown]
-# Now all tokens at once. The picture shows the router's probabilities for three kinds of token; the chosen experts are
-# the coloured bars. Look at how much of the probability they have together.
+# Now we do all tokens at once. The picture shows the router's probabilities for three kinds of token, and the chosen
+# experts are the coloured bars. Look at how much of the probability the chosen ones have together; the number is above
+# each panel.
 
 # %%
 z = x @ W["gate.weight"].T  # (T, E)
@@ -161,10 +163,12 @@ axis.figure.axes[0].set(ylabel="probability (dotted: 1/E)")
 pyplot.show()
 
 # %% [markdown]
+# The chosen experts never have all of the probability, so it matters whether we divide by their sum.
+#
 # ### Before or after the choice?
 #
-# Would it be the same to choose first and take the softmax of the chosen logits? Yes, if the weights are divided by
-# their sum: the softmax's denominator $Z_t = \sum_j e^{z_{tj}}$ cancels.
+# Could we choose first, and then take the softmax of the chosen logits only? Yes: if we divide the weights by their
+# sum, it is the same, because the softmax's denominator $Z_t = \sum_j e^{z_{tj}}$ cancels.
 #
 # $$\frac{p_{te}}{\sum_{j \in S_t} p_{tj}} = \frac{e^{z_{te}} / Z_t}{\sum_{j \in S_t} e^{z_{tj}} / Z_t}
 # = \mathrm{softmax}_{j \in S_t}(z_t)_e$$
@@ -173,10 +177,10 @@ pyplot.show()
 same(z.gather(-1, chosen).softmax(-1), w)
 
 # %% [markdown]
-# It is not the same when `norm_topk_prob` is false, as it is by default in transformers' Qwen2-MoE. The weights are
-# then the $p_{te}$ themselves; they sum to what the chosen ones have of the probability, so an undecided router makes
-# the experts' sum small. Softmax after the choice always sums to 1 and can't say that. We set the block's switch to see
-# both.
+# It is not the same when `norm_topk_prob` is false, which is the default in transformers' Qwen2-MoE. The weights are
+# then the $p_{te}$ themselves. They sum to the chosen experts' share of the probability. If the router is undecided,
+# that share is small, and so is the experts' output. A softmax after the choice always sums to 1 and can't express
+# that. We set the block's switch to see both.
 
 
 # %%
@@ -203,9 +207,10 @@ figures.expect(f"that shortens the sum by more than 10 %: {1 - mass.mean():.0%} 
 # %% [markdown]
 # ### Why in float32
 #
-# The choice is a comparison of close numbers. In bfloat16, which keeps 8 bits, neighbours are 0.4 to 0.8 % apart, so
-# many of 512 probabilities become equal, and which of two equal ones is chosen is chance. The logits come from a
-# bfloat16 product and are rounded already; the softmax should not round again. Random logits, 10 of 512:
+# The choice compares numbers that are close. bfloat16 keeps 8 bits, so neighbouring numbers are 0.4 to 0.8 % apart.
+# Many of 512 probabilities then become equal, and chance decides which of two equal ones is chosen. The logits come
+# from a bfloat16 product and are already rounded. The softmax should not round them again. We count how often that
+# would matter, with random logits and a choice of 10 of 512:
 
 # %%
 logits = torch.randn(4096, 512, generator=normal).bfloat16()
@@ -224,7 +229,7 @@ assert other > 0.002
 # ## 2. The experts
 #
 # An expert is three matrices. The most direct way to write the weighted sum is a loop over all tokens and choices. It
-# is also the slowest: each of the $T k$ steps multiplies matrices with a single vector.
+# is also the slowest way, because each of the $T k$ steps multiplies matrices with a single vector.
 
 
 # %%
@@ -242,8 +247,8 @@ same(y, seen["experts.out"])
 same(y, normalised)
 
 # %% [markdown]
-# Better: sort the $T k$ pairs of token and choice by expert. Then each expert has its rows in one piece, multiplies
-# them in one go, and the results are sorted back. This is the *dispatch*.
+# It is better to sort the $T k$ pairs of token and choice by expert. Each expert then has its rows in one piece and
+# multiplies them in one go. Afterwards we sort the results back. This is called the *dispatch*.
 
 # %%
 flat = chosen.flatten()  # (T * k,): pair i belongs to token i // k
@@ -258,8 +263,9 @@ same(y, seen["experts.out"])
 print(f"matrix products: {3 * T * k} in the loop, {3 * sum(c > 0 for c in counts)} after sorting")
 
 # %% [markdown]
-# The picture is the sort, for the first 10 tokens. Above, the pairs as they come, $k$ to a token; below, sorted. The
-# colour is the expert, the number the token.
+# The picture shows this sort for the first 10 tokens. The upper row has the pairs in their original order, $k$ for each
+# token, and the lower row has them sorted. The colour is the expert, and the number is the token. Look at how each
+# colour becomes one piece.
 
 # %%
 n = 10 * k
@@ -279,9 +285,11 @@ axis.figure.colorbar(bar, ax=axis, label="expert", ticks=[0, E - 1], pad=0.01)
 pyplot.show()
 
 # %% [markdown]
-# Another way to see it: all experts side by side are one MLP of inner width $E I$. Its inner values fall into $E$
-# blocks of $I$; the router picks $k$ blocks, weights them, and sets all others to zero. A mixture of experts is a wide
-# MLP of which each token uses a part.
+# After the sort, each expert works on one block of rows.
+#
+# There is another way to see the layer. All experts together are one MLP of inner width $E I$. Its inner values fall
+# into $E$ blocks of $I$. The router picks $k$ blocks, weights them, and sets all others to zero. So a mixture of
+# experts is a wide MLP of which each token uses a part.
 
 # %%
 gate, up = (torch.cat([W[f"experts.{e}.{name}.weight"] for e in range(E)]) for name in ("gate_proj", "up_proj"))
@@ -293,9 +301,9 @@ same((hidden * mask.repeat_interleave(inner, dim=-1)) @ down.T, seen["experts.ou
 # %% [markdown]
 # ## 3. The shared expert
 #
-# What every token needs would have to be learned by every expert. [Shared] (section 3.2) gives it a place of its own:
-# an expert that the router does not choose. Here a sigmoid of one dot product decides how much of it a token gets. With
-# it the layer is complete.
+# Some knowledge is useful for every token, and every expert would have to learn it again. [Shared] (section 3.2) gives
+# such knowledge a place of its own: an expert that the router does not choose. Here, a sigmoid of one dot product
+# decides how much of that expert a token gets. With the shared expert, the layer is complete.
 
 # %%
 shared_gate, shared_up, shared_down = (W[f"shared_expert.{name}_proj.weight"] for name in ("gate", "up", "down"))
@@ -305,10 +313,13 @@ same(y + openness * shared, block(x[None])[0][0].detach())
 print(f"gate: {openness.min():.2f} to {openness.max():.2f}, mean {openness.mean():.2f}")
 
 # %% [markdown]
-# How open is it, and for what? The corpus tells every token's *role*: a word of the template, a name told for the first
-# time or again, a digit of a phone book, part of an answer. We run the model, in float32 now, over held-out documents
-# and keep for every token the router's logits of all layers, the gates, and the input of one layer. The rest of the
-# notebook uses these, too.
+# How open is that gate, and for which tokens? The corpus knows every token's *role*: a word of the template, a name
+# mentioned for the first time or again, a digit of a phone book, part of an answer. We run the model, now in float32,
+# over held-out documents. For every token we keep the router's logits of all layers, the gates, and the input of one
+# layer. The rest of the notebook uses these, too.
+#
+# The picture shows the mean of the gate, with a row for each role and a column for each layer. Look down a column, then
+# along a row.
 
 # %%
 small = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -346,16 +357,17 @@ within = torch.stack([gates[:, mask].std(1) for mask in of_role.values()]).mean(
 print(f"standard deviation of the gate: {within:.2f} within a role, {gates.std(1).mean():.2f} in all")
 
 # %% [markdown]
-# Look along a column: where the gate differs by role, it is a decision about the token and not one constant. Look along
-# a row: layers may differ as much. In one training of this model the gate was nearly closed for most tokens in most
-# layers, and half open and more for some. And two tokens of one role can differ, too: compare the two figures in the
-# last line.
+# If the values change down a column, the gate depends on the token and is not just a constant. If they change along a
+# row, the layers use it differently. In one training of this model the gate was nearly closed for most tokens in most
+# layers, and half open or more for some. Two tokens of one role can differ, too: compare the two figures in the last
+# line.
 #
 # ## 4. Load
 #
-# Do all experts get their part? The *load* of an expert is its share of all choices, times the number of experts: 1 is
-# even. Each layer's experts are sorted, the busiest first. The last row is different: there, experts of all layers that
-# have the same *number* are counted together, as if they were one.
+# Do all experts get their share of the work? The *load* of an expert is its share of all choices, times the number of
+# experts, so that 1 is even. In the next picture each layer is a row, with its experts sorted and the busiest first.
+# The last row is different: it counts experts of all layers with the same *number* together, as if they were one.
+# Compare how far the colours spread in the last row and in the others.
 
 # %%
 load = picked.mean(1) / k * E  # (L, E)
@@ -371,24 +383,24 @@ pyplot.show()
 print(f"within a layer {load.min():.2f} to {load.max():.2f}, over all layers {pooled.min():.2f} to {pooled.max():.2f}")
 
 # %% [markdown]
-# Within a layer the loads may be far from even. But counted over all layers every number has nearly its part: compare
-# the two ranges. That is no accident. It is what the loss asks for, as we will see.
+# Within a layer, the loads may be far from even. Counted over all layers, every number has nearly its even share:
+# compare the two printed ranges. That is no accident. It is what the loss asks for, as we will see.
 #
 # ### The balancing loss
 #
-# Nothing in the language loss asks for even loads. Worse, an expert that is chosen more learns more, which makes it
-# more attractive ([Sparse], section 4). [Switch] (Eq. 4 to 6) adds a loss. Let $f_e$ be the share of tokens that chose
-# expert $e$, and $P_e$ its mean probability over $n$ tokens:
+# Nothing in the language loss asks for even loads. Worse, an expert that is chosen more often learns more, which makes
+# it more attractive ([Sparse], section 4). So [Switch] (Eq. 4 to 6) adds a loss. Let $f_e$ be the share of the $n$
+# tokens that chose expert $e$, and $P_e$ its mean probability over them:
 #
 # $$f_e = \frac1n \sum_t [e \in S_t], \qquad P_e = \frac1n \sum_t p_{te}, \qquad
 # \mathcal{L}_{bal} = E \sum_e f_e\, P_e$$
 #
-# The $f_e$ come from a choice and have no gradient; the $P_e$ have one. With $k$ choices the $f_e$ sum to $k$.
-# Two values to know:
+# The $f_e$ come from a choice and have no gradient. The $P_e$ have one. With $k$ choices the $f_e$ sum to $k$. Two
+# values are worth knowing:
 #
-# - even: $f_e = k/E$ and $P_e = 1/E$, so $\mathcal{L} = E \cdot E \cdot \frac kE \cdot \frac1E = k$;
-# - collapse: all tokens choose the same $k$ experts, with all of the probability. There $f_e = 1$ and the $P_e$ sum to
-#   1, so $\mathcal{L} = E$.
+# - even: $f_e = k/E$ and $P_e = 1/E$, so $\mathcal{L} = E \cdot E \cdot \frac kE \cdot \frac1E = k$.
+# - collapse: all tokens choose the same $k$ experts, with all of the probability. For those, $f_e = 1$, and their $P_e$
+#   sum to one, so $\mathcal{L} = E$.
 
 
 # %%
@@ -400,7 +412,7 @@ def balancing_loss(logits, k):
 
 
 turns = torch.arange(10 * E)[:, None] + torch.arange(k)  # token t takes experts t, t + 1 ... in turn
-even = torch.zeros(10 * E, E, dtype=torch.float64).scatter(1, turns % E, 50.0)  # logits: 50 or 0, e^-50 is nothing
+even = torch.zeros(10 * E, E, dtype=torch.float64).scatter(1, turns % E, 50.0)  # logits: 50 or 0, e^-50 is negligible
 collapsed = even[:1].expand(10 * E, E)
 for name, logits, value in (("even", even, k), ("collapse", collapsed, E)):
     print(f"{name:9} {balancing_loss(logits, k):.6f}")
@@ -410,8 +422,8 @@ for name, logits, value in (("even", even, k), ("collapse", collapsed, E)):
 # %% [markdown]
 # Note that the even router above is quite decided about each token. Balance asks for even means, not for indecision.
 #
-# The function in `qwen3_next.py` takes all layers' logits, and a mask for padding. We check ours on `tiny/`'s logits,
-# with a mask of our own.
+# The function in `qwen3_next.py` takes the logits of all layers, and a mask for padding. We check ours against it on
+# `tiny/`'s logits, with a mask of our own.
 
 # %%
 real = torch.rand(N, generator=normal) < 0.8  # which tokens count
@@ -422,13 +434,14 @@ same(load_balancing_loss([rows[LAYER]], k), balancing_loss(rows[LAYER], k))
 # %% [markdown]
 # ### What its gradient does
 #
-# The derivative of a softmax is $\partial p_{te} / \partial z_{tj} = p_{te}\,([e = j] - p_{tj})$. So
+# How does this loss change the router? The derivative of a softmax is
+# $\partial p_{te} / \partial z_{tj} = p_{te}\,([e = j] - p_{tj})$. So
 #
 # $$\frac{\partial \mathcal{L}_{bal}}{\partial z_{tj}} = \frac En\, p_{tj}\, \Big(f_j - \sum_e f_e\, p_{te}\Big)$$
 #
-# In words: a token's logit for expert $j$ is pushed down if the load of $j$ is above the mean load of the experts this
-# token likes, and up if it is below. Whether
-# this token chose $j$ does not matter, only how many did.
+# In words: compare the load of expert $j$ with the mean load of the experts that this token likes. If $j$ is busier,
+# the token's logit for $j$ is pushed down. If $j$ is less busy, it is pushed up. It does not matter whether this token
+# chose $j$, only how many tokens did.
 
 # %%
 one = rows[LAYER].clone().requires_grad_()
@@ -438,9 +451,10 @@ gradient = E / N * p * (f - (p * f).sum(-1, keepdim=True))
 same(gradient, one.grad, atol=1e-15)  # entries are about E / N * p: 1e-4
 
 # %% [markdown]
-# To watch it work, we take the inputs of this layer and its trained router, and follow only this gradient, down the
-# router's weight $W_r$. No language loss pulls back. Left, the gradient of an expert's logit at the start, summed over
-# the tokens, against the expert's load; right, the loads over the steps.
+# To watch the loss at work, we take the inputs of this layer and its trained router. We follow only this gradient, down
+# the router's weight $W_r$. No language loss pulls back. The left picture shows the starting gradient of each expert's
+# logit, summed over the tokens, against the expert's load. Look at where it changes sign. The right picture shows the
+# loads step by step.
 
 # %%
 some = inputs[:: N // 2000].double()  # about 2,000 tokens
@@ -467,27 +481,27 @@ right.set(xlabel="step", ylabel="load (a line for each expert)", ylim=(0, None))
 pyplot.show()
 
 # %% [markdown]
-# For a busy expert the gradient is positive, so that a step makes its logit smaller; for the others it is negative. The
-# sign does not change at load 1 but above: tokens like busy experts (that is why they are busy), so the mean load of
-# what a token likes is more than 1. With nothing to lose, the router evens out the loads.
+# For a busy expert the gradient is positive, so a step makes its logit smaller. For the others it is negative. The sign
+# changes at a load above 1, not at 1. Experts are busy because tokens like them, so the mean load of the experts that a
+# token likes is more than 1. With no language loss to pull back, the router evens out the loads.
 #
 # ### Balanced over what?
 #
-# Then why can the loads of `tiny/` be so uneven, which was trained with this loss? Because of *which tokens* the mean
-# is over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py`, like the function in transformers whose
-# values it reproduces, puts the tokens of all layers into one pool first. Expert 3 of layer 0 and expert 3 of layer 7
-# are different MLPs, but in the pool they are one. The smallest example: two layers, two experts, $k = 1$. Each layer
-# has collapsed, on another expert.
+# `tiny/` was trained with this loss. Why can its loads still be so uneven? It depends on *which tokens* the mean is
+# taken over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py` puts the tokens of all layers into
+# one pool first, like the function in transformers whose values it reproduces. Expert 3 of layer 0 and expert 3 of
+# layer 7 are different MLPs, but in the pool they are one. Here is the smallest example: two layers, two experts,
+# $k = 1$. Each layer has collapsed, but onto a different expert.
 
 # %%
 first = torch.tensor([[50.0, 0.0]]).double().expand(8, 2)
 second = first.flip(-1)
 print(f"each layer alone: {load_balancing_loss([first], 1):.2f}, {load_balancing_loss([second], 1):.2f}")
 print(f"pooled:           {load_balancing_loss([first, second], 1):.2f}")
-same(load_balancing_loss([first, second], 1), torch.tensor(1.0).double())  # k: as if all were well
+same(load_balancing_loss([first, second], 1), torch.tensor(1.0).double())  # k, as if the loads were even
 
 # %% [markdown]
-# And `tiny/`:
+# Each layer alone has the worst possible loss, and the pooled loss sees nothing wrong. Now `tiny/`:
 
 # %%
 alone = [load_balancing_loss([logits], k).item() for logits in router_logits]
@@ -500,20 +514,20 @@ figures.expect("within a layer loads spread more than three times as far as in t
 figures.expect("pooled, the loss is lower than that of the layers alone", together < statistics.mean(alone))
 
 # %% [markdown]
-# Training has brought the pooled loss near its even value. Where the layers' own lie above, they have divided the
-# numbers among themselves.
+# Training has brought the pooled loss near its even value. If the layers' own losses are higher, each layer prefers
+# some of the expert numbers, and the layers together cover them all.
 #
 # ## 5. An experiment: what balancing costs and gains
 #
-# [`experiments/balance.py`](experiments/balance.py) trains small models (4 layers of width 64, 16 experts, 2 per token)
-# for 240 steps of 1,024 tokens of the same corpus, in three ways:
+# Does the choice of loss matter? [`experiments/balance.py`](experiments/balance.py) trains small models (4 layers of
+# width 64, 16 experts, 2 per token) for 240 steps of 1,024 tokens of the same corpus, in three ways:
 #
-# - **none**: no balancing;
-# - **pooled**: the loss of `qwen3_next.py`, times 0.05;
+# - **none**: no balancing.
+# - **pooled**: the loss of `qwen3_next.py`, times 0.05.
 # - **layer**: the same loss for each layer alone, averaged, times 0.05.
 #
-# Five seeds each. A seed decides the weights at the start and the text, so that the three start alike and read the same
-# text. Loads and the language loss are measured on held-out text, without the balancing term.
+# Each way has five seeds. A seed decides the starting weights and the text, so for one seed all three start alike and
+# read the same text. We measure the loads and the language loss on held-out text, without the balancing term.
 
 
 # %%
@@ -538,10 +552,13 @@ for kind in balance.KINDS:
     assert len(each) == 5 and [entry["step"] for entry in runs[-1]["history"]] == steps
 
 # %% [markdown]
-# *Idle* is an expert with less than a twentieth of its part; there are 64 in all. The *effective number* is the
-# exponential of the entropy of a layer's loads: 16 when they are even, 1 when one expert has all. The first two
-# pictures show means over layers. Lines are means of the seeds, bands reach from the least to the largest. In the last
-# picture experts of all layers with one number count as one, as in the pool.
+# We need two definitions. An *idle* expert has less than a twentieth of its even share; there are 64 experts in all.
+# The *effective number* of experts is the exponential of the entropy of a layer's loads: 16 when they are even, 1 when
+# one expert has everything.
+#
+# The first two pictures show means over layers. The last one counts experts of all layers with the same number as one,
+# as in the pool. Lines are means over the seeds, and bands reach from the lowest to the highest. Look at which of the
+# three ways makes the layers even, and which makes only the pool even.
 
 # %%
 styles = {"none": (figures.RED, "-"), "pooled": (figures.ORANGE, "--"), "layer": (figures.BLUE, "-.")}
@@ -578,17 +595,17 @@ assert final["pooled"]["busiest number, pooled"] < final["none"]["busiest number
 # %% [markdown]
 # What came out:
 #
-# - Without balancing the loads are uneven within 20 steps, before the model has learned much. Later they get *more*
+# - Without balancing, the loads are uneven within 20 steps, before the model has learned much. Later they become *more*
 #   even by themselves, and most idle experts come back. In a run this short nothing collapses.
-# - The pooled loss balances what it measures: the pool. Within a layer it helps much less, and some experts stay idle.
-# - The loss of each layer alone makes every layer even, and leaves none idle.
-# - The language loss is the same within what the seeds differ, whichever is used: at this size and length balance
-#   neither costs nor gains anything that five seeds could show. What even loads are for is another matter, the time of
-#   the busiest: if each expert sits on a machine of its own, all wait for that one.
+# - The pooled loss balances what it measures, the pool. Within a layer it helps much less, and some experts stay idle.
+# - The loss of each layer alone makes every layer even, and leaves no expert idle.
+# - The language loss is the same in all three, within the differences between seeds. At this size and length, balance
+#   neither costs nor gains anything that five seeds could show. Even loads serve another purpose: if each expert is on
+#   a machine of its own, all machines wait for the busiest one.
 #
-# One run again, live: its first 40 steps. The recipe and the text are those of the stored run, but the first weights
-# are others, and with them the experts that tokens choose. So we ask for nearly the same loss, and only print how much
-# of the load goes elsewhere.
+# Let us repeat one run live, for its first 40 steps. The recipe and the text are those of the stored run. The starting
+# weights are different, and so are the experts that tokens choose. So we ask only for nearly the same loss, and print
+# how much of the load goes elsewhere.
 
 # %%
 threads = torch.get_num_threads()
@@ -599,13 +616,14 @@ stored = next(run["history"] for run in runs if (run["kind"], run["seed"]) == ("
 for now, then in zip(history, stored):
     moved = (torch.tensor(now["load"]) - torch.tensor(then["load"])).abs().sum() / 2 / torch.tensor(then["load"]).sum()
     print(f"step {now['step']:3}: loss {now['loss']:.3f}, stored {then['loss']:.3f}; {moved:.1%} of the load elsewhere")
-    assert abs(now["loss"] - then["loss"]) < 0.3  # other first weights: the same recipe, not the same numbers
+    assert abs(now["loss"] - then["loss"]) < 0.3  # other starting weights: the same recipe, not the same numbers
 assert len(history) == 3 and history[-1]["loss"] < history[0]["loss"] - 1
 
 # %% [markdown]
 # ## 6. What do experts specialise in?
 #
-# The layer of section 1 once more: of the tokens of each role, the share that chooses each expert.
+# We return to the layer of section 1. The picture shows, for the tokens of each role, the share that chooses each
+# expert. Look at whether the rows differ.
 
 # %%
 table = torch.stack([picked[LAYER][mask].mean(0) for mask in of_role.values()])  # (roles, E)
@@ -617,16 +635,18 @@ axis.figure.colorbar(image, ax=axis, label="tokens that choose it (%)")
 pyplot.show()
 
 # %% [markdown]
-# Rows differ, and it is tempting to give experts names: one for numbers, say, one for kinds and adjectives. But digits
-# are also just ten tokens. Is it the role that an expert goes by, or simply which token it is? Looking does not tell;
-# let us measure. If $X$ is something we know about a token, its role or which token it is, and $e$ one of its $k$
-# experts taken at random, then the *mutual information*
+# The rows differ, and it is tempting to give experts names: one for numbers, say, or one for kinds and adjectives. But
+# digits are also just ten tokens. Does an expert respond to the role, or simply to which token it is? The picture can't
+# decide that, so let us measure.
+#
+# Let $X$ be something that we know about a token, such as its role or its identity (which token it is). Let $e$ be one
+# of its $k$ experts, taken at random. The *mutual information*
 #
 # $$I(e; X) = \sum_{X, e} p(X, e)\, \log_2 \frac{p(X, e)}{p(X)\, p(e)} = H(e) + H(X) - H(X, e)$$
 #
-# says how many bits $X$ tells about the expert; $H$ is the entropy. It is 0 if both are independent. It can't reach
-# $H(e)$: even who knows the whole set $S_t$ does not know which of the $k$ was taken at random, which leaves
-# $\log_2 k$ bits. So the most that anything can tell is $H(e) - \log_2 k$.
+# is the number of bits that we learn about the expert from knowing $X$. Here $H$ is the entropy. If the two are
+# independent, it is 0. It can't reach $H(e)$: even if we know the whole set $S_t$, we do not know which of the $k$ was
+# taken at random, and that leaves $\log_2 k$ bits. So no $X$ can give more than $H(e) - \log_2 k$.
 
 
 # %%
@@ -637,21 +657,22 @@ def entropy(counts):
 
 
 def information(X, picked):
-    """Bits that X (N,), whole numbers, tells about one of the experts picked (N, E): the plug-in estimate"""
+    """Bits that X (N,), whole numbers, reveals about one of the experts picked (N, E): the plug-in estimate"""
     counts = torch.zeros(int(X.max()) + 1, picked.shape[1]).index_add(0, X, picked)  # of each pair (X, e)
     return entropy(counts.sum(0)) + entropy(counts.sum(1)) - entropy(counts)
 
 
-index = torch.randint(E, (5000,), generator=normal)  # a made-up X that decides all: experts X, X + 1 ...
+index = torch.randint(E, (5000,), generator=normal)  # a made-up X that determines all experts: X, X + 1 ...
 made_up = torch.zeros(5000, E).scatter(1, (index[:, None] + torch.arange(k)) % E, 1.0)
 ceiling = entropy(made_up.sum(0)) - math.log2(k)
 print(f"X decides all: {information(index, made_up):.4f} bits, the most possible {ceiling:.4f}")
 same(information(index, made_up), ceiling, atol=1e-6)
 
 # %% [markdown]
-# The trap: this estimate counts pairs, and where there are many values of $X$ and few tokens of each, chance alone
-# looks like information. A token that occurs once seems to tell everything about its experts. The shuffled baseline
-# says how much: hand the values of $X$ to other tokens at random, so that nothing is left to know, and estimate again.
+# Here is the trap. The estimate counts pairs. If $X$ has many values and each occurs in few tokens, chance alone looks
+# like information. A token that occurs once seems to determine its experts completely. How much of the estimate is
+# chance? We compute a shuffled baseline: we hand the values of $X$ to other tokens at random, so that nothing is left
+# to know, and estimate again.
 
 
 # %%
@@ -682,9 +703,10 @@ raw, noise = information(token, picked[0]), information(shuffled(token), picked[
 print(f"layer 0, token identity: {raw:.3f} bits, of which {noise:.3f} also appear after shuffling")
 
 # %% [markdown]
-# We ask three things in every layer: how much tells the token's **role**; the **next role**, of the token that follows
-# and that the model has to predict; and the token's **identity**, which token of the vocabulary it is. From each we
-# subtract the mean of 10 shuffles; the standard deviation over shuffles says how well that is known.
+# In every layer we ask how much three things say about an expert: the token's **role**, the **next role** (that of the
+# token that follows, which the model has to predict), and the token's **identity** (which token of the vocabulary it
+# is). From each we subtract the mean of 10 shuffles. The standard deviation over the shuffles shows how far chance can
+# move the result.
 
 # %%
 KNOWN = {"identity": token, "role": role, "next role": following}
@@ -702,18 +724,21 @@ for i in range(L):
         row += f"{told[name][i]:12.3f}{f'({mean:.4f} ± {deviation:.4f})':>20}"
     print(row)
 surely = all((told[name] > 5 * noise[name][1]).all() for name in KNOWN)
-figures.expect("all three tell more than chance, in every layer", surely)
+figures.expect("all three reveal more than chance, in every layer", surely)
 ratio = told["identity"].mean() / told["role"].mean()
-figures.expect(f"identity tells more than twice as much as role: {ratio:.1f} times", ratio > 2)
+figures.expect(f"identity reveals more than twice as much as role: {ratio:.1f} times", ratio > 2)
 
 # %% [markdown]
-# If identity tells more than role, remember that identity nearly decides the role: "the" is never a digit. So is there
-# anything in the role *beyond* identity? That is conditional mutual information,
+# Identity may well give more bits than role. But identity nearly decides the role: "the" is never a digit. So does the
+# role add anything *beyond* identity? That is conditional mutual information,
 #
 # $$I(e; Y \mid X) = I(e; (X, Y)) - I(e; X)$$
 #
-# with $X$ the identity and $Y$ the role. The baseline must keep what identity tells, so we shuffle roles only among
+# with $X$ the identity and $Y$ the role. The baseline must keep what identity gives, so we shuffle roles only among
 # equal tokens.
+#
+# In the picture, the left panel shows what each says about an expert, and the right panel what the roles add beyond
+# identity. Note the two scales.
 
 # %%
 beyond, spread = {}, {}
@@ -727,7 +752,7 @@ for name in ("role", "next role"):
     print(f"{name}: {entropy(Y.bincount()):.2f} bits, {left_open:.2f} once the token is known")
     print("  beyond identity: " + " ".join(f"{b:.3f}±{s:.3f}" for b, s in zip(beyond[name], spread[name])))
 left_over = beyond["role"].mean() / told["identity"].mean()
-figures.expect(f"beyond identity the role tells less than a fifth of it: {left_over:.0%}", left_over < 0.2)
+figures.expect(f"beyond identity the role reveals less than a fifth of it: {left_over:.0%}", left_over < 0.2)
 
 # %%
 left, right = figures.axes(1, 2, width=4.2, height=3.0)
@@ -745,22 +770,22 @@ pyplot.show()
 # %% [markdown]
 # In one training of this model (yours may differ):
 #
-# - The token's identity told most by far: in the first layers more than half of all that could be told, later less.
-# - Role alone told little, and most of that was identity in disguise: beyond identity (right; note the scale) a
-#   few hundredths of a bit were left.
-# - The role of what comes *next* told more than the role of the token itself, and more with depth: late routers chose
-#   a little by what is about to be said.
+# - The token's identity gave most by far: more than half of all that is possible in the first layers, and less later.
+# - Role alone gave little, and most of that was identity in disguise. Beyond identity (on the right) only a few
+#   hundredths of a bit were left.
+# - The role of the *next* token gave more than the role of the token itself, and more with depth. To some extent, the
+#   routers of late layers chose by what comes next.
 #
-# Such experts are, above all, groups of tokens, and not experts for names or for answers. The errors are smaller
-# than the marks, but they cover only chance in counting; other documents would move the figures more. And the measure
-# says which tokens an expert gets, not what it does with them.
+# So such experts serve, above all, groups of tokens. They are not experts for names or for answers. The error bars are
+# smaller than the marks, but they cover only chance in counting; other documents would move the figures more. And the
+# measure shows which tokens an expert gets, not what it does with them.
 
 # %% [markdown]
 # ## 7. Why sparsity changes the cost
 #
-# A processor computes far faster than it reads from memory. When one token is made, every weight in use is read once
-# and used for one multiplication and one addition. So reading decides the time, and a weight that is not read costs
-# nothing. The bytes of the 80B, in bfloat16:
+# Why cut the MLP into pieces at all? A processor computes far faster than it reads from memory. When the model writes
+# one token, every weight in use is read once and used for one multiplication and one addition. So reading determines
+# the time, and a weight that is not read costs nothing. These are the bytes of the 80B in bfloat16:
 
 # %%
 E80, k80, layers, width, expert_width = 512, 10, 48, 2048, 512  # the released config.json
@@ -773,13 +798,13 @@ print(f"read of the routed experts: {k80 / E80:.1%}")
 # %% [markdown]
 # ### Several tokens at once
 #
-# A prompt, a batch of users, or drafted tokens that are verified: all these pass several tokens through the layer
-# together. Each expert that *any* of them chose must be read, once. If all choices were equally likely and independent,
-# a token would leave an expert out with probability $1 - k/E$, and $T$ tokens would touch
+# A prompt, a batch of users, or drafted tokens to be verified: each of these passes several tokens through the layer
+# together. Then every expert that *any* of them chose must be read, once. How many is that? Suppose all choices were
+# equally likely and independent. Then a token leaves an expert out with probability $1 - k/E$, and $T$ tokens touch
 #
 # $$\mathbb{E}[\text{experts}] = E\,\big(1 - (1 - k/E)^T\big)$$
 #
-# different experts on average. We check the formula by drawing, and against the bytes that `--stats` counts.
+# different experts on average. We check the formula with random draws, and against the bytes that `--stats` counts.
 
 
 # %%
@@ -800,12 +825,13 @@ with torch.no_grad(), counting(model, Experts, stats):
 assert stats["routed_bytes"] == len(chosen[:3].unique()) * 3 * D * inner * 8  # float64: 8 bytes
 
 # %% [markdown]
-# One token reads 2 % of the experts' bytes, 256 tokens nearly all. Three tokens, one made and two drafted, read almost
-# three times as much as one: in a sparse model, verifying drafts is not nearly free, as it is in a dense one
-# ([notebook 7](7_multi_token_prediction.ipynb), section 8).
+# One token reads 2 % of the experts' bytes, and 256 tokens read nearly all of them. Three tokens, one new and two
+# drafted, read almost three times as much as one. So verifying drafts is nearly free in a dense model, but far from
+# free in a sparse one ([notebook 7](7_multi_token_prediction.ipynb), section 8).
 #
-# Real tokens do not choose at random. We count, in `tiny/`, the experts of $T$ tokens that follow each other in a
-# document, and of $T$ tokens taken anywhere.
+# But real tokens do not choose at random. In `tiny/` we count the experts of $T$ tokens that follow each other in a
+# document, and of $T$ tokens taken from anywhere. The left picture shows the formula for the 80B, and the right one the
+# counts in `tiny/`. Look at how far they stay below the formula.
 
 
 # %%
@@ -840,23 +866,26 @@ right.legend(loc="lower right", fontsize=9)
 pyplot.show()
 
 # %% [markdown]
-# Right, the dotted line is the formula. Tokens from anywhere stay below it where some experts are busier than others.
-# Tokens that follow each other stay lower still where neighbours are alike. Both save reading, and the less even the
-# load, the more. A processor that reads from one memory has no use for even loads. They matter where experts live on
-# different machines, and all wait for the busiest one.
+# On the right, the dotted line is the formula. Tokens from anywhere stay below it if some experts are busier than
+# others. Tokens that follow each other stay lower still if neighbours are alike. Both save reading, and the less even
+# the load, the more they save. A processor that reads from one memory has no use for even loads. Even loads matter when
+# experts are on different machines, and all wait for the busiest one.
 #
 # ### Arithmetic intensity
 #
-# $T$ tokens take $2$ FLOPs for each weight of each expert they use: $2 \cdot Tk$ times the weights of one expert. They
-# read $2$ bytes for each weight of each expert touched. The ratio, FLOPs per byte, is the *arithmetic intensity*, here
-# just the mean number of tokens of an expert that is read:
+# When does reading stop being the limit? $T$ tokens take $2$ FLOPs for each weight of each expert they use:
+# $2 \cdot Tk$ times the weights of one expert. They read $2$ bytes for each weight of each expert touched. The ratio,
+# FLOPs per byte, is the *arithmetic intensity*. Here it is just the mean number of tokens for each expert that is read:
 #
 # $$\text{intensity} = \frac{T k}{E\,(1 - (1 - k/E)^T)} \qquad \text{dense MLP: } T$$
 #
-# A processor that can do $F$ FLOPs and read $B$ bytes in a second waits for memory while the intensity is below $F/B$.
-# `benchmarks/bench.py` measured both limits of one machine, and we take them from its file. The time of a token is then
-# at least the larger one of bytes$/B$ and FLOPs$/F$, divided by $T$. We compare the 80B's routed experts with two dense
-# MLPs: one with as many weights as a token *uses* (10 experts' worth), and one with as many as the layer *stores*.
+# Take a processor that can do $F$ FLOPs and read $B$ bytes in a second. It waits for memory while the intensity is
+# below $F/B$. `benchmarks/bench.py` measured both limits on one machine, and we take them from its file. The time of a
+# token is then at least the larger of bytes$/B$ and FLOPs$/F$, divided by $T$.
+#
+# The picture compares the 80B's routed experts with two dense MLPs. One has as many weights as a token *uses* (10
+# experts' worth), and the other as many as the layer *stores*. Follow the blue line from left to right: which of the
+# dense lines is it near?
 
 # %%
 bench = json.loads((root / "benchmarks" / "results" / "bench_cpu.json").read_text(encoding="utf-8"))
@@ -894,18 +923,19 @@ for T in (1, 256, 2048):
 # %% [markdown]
 # The blue line is what sparsity means for time.
 #
-# - At one token it lies on the line of the small MLP: 50 times cheaper than a dense layer with the same weights.
-# - Then it stays nearly flat, where both dense lines fall: more tokens do not share reading, they bring experts of
-#   their own. Here lie decoding for a few users, and drafts.
-# - It falls once nearly all experts are read anyway, and reaches its floor, the FLOPs, only beyond a thousand tokens.
-#   Here lies a prompt. The intensity is $k/E$ of a dense layer's, so it takes $E/k$ times as many tokens.
+# - At one token it lies on the line of the small MLP, 50 times cheaper than a dense layer with the same number of
+#   weights.
+# - Then it stays nearly flat, while both dense lines fall. More tokens do not share the reading, because they bring
+#   experts of their own. Decoding for a few users falls into this range, and so do drafts.
+# - It falls once nearly all experts are read anyway, and reaches its floor, the FLOPs, only beyond a thousand tokens. A
+#   prompt falls into this range. The intensity is $k/E$ of a dense layer's, so it takes $E/k$ times as many tokens.
 #
-# ### Beside the clock
+# ### Compared with the clock
 #
-# A small mixture of our own, 64 experts with 4 per token, 100 MB in float32, against dense MLPs as large as 4 experts:
-# 16 of them, used in turn, so that their weights too come from memory and not from a small cache. For a token both do
-# the same arithmetic. We take the processor's time of one thread. It varies from machine to machine and run to run;
-# look at how it grows.
+# Does a clock agree? We build a small mixture of our own: 64 experts, 4 per token, 100 MB in float32. We compare it
+# with dense MLPs as large as 4 experts. There are 16 of these, used in turn, so that their weights also come from
+# memory and not from a small cache. For a token, both do the same arithmetic. We take the processor time of one thread.
+# It varies between machines and between runs, so look at how it grows.
 
 # %%
 E64, k4, D64, I64 = 64, 4, 512, 256
@@ -950,14 +980,14 @@ for n, e, ms in list(zip(T_values, counted, sparse_ms))[1::2]:
 pyplot.show()
 
 # %% [markdown]
-# Left, the dense MLP takes more rows at little more time (from 1 to 2 it changes from a product with a vector to one
-# with a matrix), while the mixture takes longer with every token. Right, its time against the number of experts
-# touched: at first in proportion; at the end more, as experts then have several rows each, in products too small to be
-# fast. The price is for experts, not for tokens.
+# On the left, the dense MLP handles more rows in little extra time. (From 1 to 2 rows it changes from a product with a
+# vector to one with a matrix.) The mixture takes longer with every token. On the right is its time against the number
+# of experts touched. At first the two are in proportion. At the end the time rises faster, because each expert then has
+# several rows, in products too small to be fast. You pay for experts, not for tokens.
 #
-# And a whole model? The benchmark's has four layers of the released width, 10 of 128 experts. Decoding is set beside
-# the time of reading the weights in use, a prompt beside its FLOPs at the machine's rate, and beside reading all
-# experts once.
+# What about a whole model? The benchmark's model has four layers of the released width, with 10 of 128 experts. We
+# compare decoding with the time of reading the weights in use. We compare a prompt with its FLOPs at the machine's
+# rate, and with reading all experts once.
 
 # %%
 experts_bytes = 4 * 128 * each
@@ -970,21 +1000,21 @@ for row in bench["slice"]["rows"]:
         print(f"{task:14}{row['tokens_per_s']:9.1f}{n * k80 / touched(n, 128, k80):23.1f}{reading:10.0%}{flops:>8}")
 
 # %% [markdown]
-# The last two columns are shares of the measured time. Decoding is, for a good part, reading. A prompt is not: reading
-# and FLOPs at the full rate together make up the smaller part of its time. The rest is what this simple picture leaves
-# out: products too small for the processor's best rate, everything that is not a product, and moving activations. The
-# limits tell what can't be faster, not what is as fast.
+# The last two columns are shares of the measured time. Decoding is, for a good part, reading. A prompt is not: reading,
+# and FLOPs at the full rate, together make up the smaller part of its time. The rest is what this simple picture leaves
+# out. Some products are too small for the processor's best rate, some work is not a product at all, and activations
+# have to be moved. The limits show what can't be faster, not how fast it is.
 #
 # ## Exercises
 #
-# **1. Below even.** The balancing loss is $k$ when all is even. Is that its smallest value? Find a router for two
-# experts and $k = 1$ with a smaller one, or show that there is none.
+# **1. Below even.** The balancing loss is $k$ when everything is even. Is that its smallest value? Find a router for
+# two experts and $k = 1$ with a smaller loss, or show that there is none.
 #
 # <details><summary>Solution</summary>
 #
-# If $f$ and $P$ are ordered alike, Chebyshev's inequality for sums says $E \sum_e f_e P_e \ge k$. But they need not be
-# ordered alike: $f$ counts choices, $P$ means of probabilities. Let three tokens choose expert 0 by a hair, and one
-# token choose expert 1 with conviction. Then expert 0 has more choices and less probability.
+# If $f$ and $P$ are ordered alike, Chebyshev's inequality for sums gives $E \sum_e f_e P_e \ge k$. But they need not be
+# ordered alike, because $f$ counts choices while $P$ holds means of probabilities. Let three tokens choose expert 0 by
+# a hair, and one token choose expert 1 with conviction. Then expert 0 has more choices and less probability.
 #
 # ```python
 # p = torch.tensor([[0.51, 0.49]] * 3 + [[0.01, 0.99]], dtype=torch.float64)
@@ -994,19 +1024,19 @@ for row in bench["slice"]["rows"]:
 # assert value < 1 and f[0] > f[1] and P[0] < P[1]
 # ```
 #
-# So $k$ is not the minimum, and the loss is no distance from balance. It is a quantity whose *gradient* points the
-# right way: it pushes down what is chosen often.
+# So $k$ is not the minimum, and the loss does not measure a distance from balance. It is a quantity whose *gradient*
+# points the right way: it pushes down what is chosen often.
 # </details>
 #
 # **2. From below.** Does the shuffled baseline take away the right amount? Estimate $I(e; X)$ from below instead, with
-# nothing to correct: learn $q(e \mid X)$ from every other document, and use it to code the experts of the remaining
-# ones. It costs $-\log_2 q(e \mid X)$ bits for each; how much less is that than $H(e)$? Why is this a lower bound?
+# nothing to correct. Learn $q(e \mid X)$ from every other document, and use it to code the experts of the remaining
+# ones. It costs $-\log_2 q(e \mid X)$ bits for each. How much less is that than $H(e)$? Why is this a lower bound?
 #
 # <details><summary>Solution</summary>
 #
-# No code is shorter than the entropy: whatever $q$ is, the mean cost is at least $H(e \mid X)$ of the documents coded.
-# So what is saved, $H(e)$ less the mean cost, is at most their $I(e; X)$. A value of $X$ that was hardly ever seen in
-# the learning half must not surprise, so its counts get 5 more, spread like $q(e)$.
+# No code is shorter than the entropy. Whatever $q$ is, the mean cost is at least $H(e \mid X)$ of the documents coded.
+# So what we save, $H(e)$ minus the mean cost, is at most their $I(e; X)$. A value of $X$ that hardly ever occurs in the
+# learning half must not be a surprise, so we add 5 to its counts, spread like $q(e)$.
 #
 # ```python
 # half = torch.tensor([i % 2 == 0 for i, n in enumerate(lengths) for _ in range(n)])
@@ -1022,20 +1052,20 @@ for row in bench["slice"]["rows"]:
 #         low, high = saved(X, picked[i]), information(X[~half], picked[i][~half])
 #         chance = statistics.mean(information(shuffled(X[~half]), picked[i][~half]) for _ in range(10))
 #         print(f"layer {i}, {name:8}: at least {low:.3f}, shuffled subtracted {high - chance:.3f}, raw {high:.3f}")
-#         assert low < high  # a lower bound, and an estimate that errs upwards
+#         assert low < high  # a lower bound, and an estimate that is biased upwards
 #     more = saved(token, picked[i]) > saved(role, picked[i])
 #     figures.expect(f"layer {i}: identity saves more than role", more)
 # ```
 #
-# For role, with few values, the shuffle takes away little. For identity much: the code is bad at words that it has
-# hardly seen, and the raw estimate believes every one of them. The corrected figure mostly lies between the two. See
-# whether identity tells more than role by all three.
+# For role, which has few values, the shuffle takes away little. For identity it takes away much: the code is bad at
+# words that it has hardly seen, and the raw estimate believes every one of them. The corrected figure mostly lies
+# between the two. See whether identity gives more than role by all three.
 # </details>
 #
-# **3. Balance without a loss.** [V3] (section 2.1.2) adds a number $b_e$ to each expert's score, for the choice only:
-# the weights are still made of the scores without it. After each batch, $b_e$ goes down by a fixed step if the expert
-# had more than its part, and up if it had less. Build it for the layer of section 1, with `some` as the batch and the
-# trained router left as it is. Does it balance? What do tokens give up?
+# **3. Balance without a loss.** [V3] (section 2.1.2) adds a number $b_e$ to each expert's score, but only for the
+# choice: the weights are still computed from the scores without it. After each batch, $b_e$ goes down by a fixed step
+# if the expert had more than its even share, and up if it had less. Build this for the layer of section 1, with `some`
+# as the batch and the trained router left as it is. Does it balance? What do tokens give up?
 #
 # <details><summary>Solution</summary>
 #
@@ -1056,13 +1086,25 @@ for row in bench["slice"]["rows"]:
 # assert (p * mine).sum(-1).mean() <= (p * free).sum(-1).mean()  # the largest are the largest
 # ```
 #
-# It balances, and needs no gradient, so that nothing competes with the language loss. (V3's scores are sigmoids, ours
-# softmax probabilities; the idea is the same.) Tokens pay by getting experts that their router finds less suitable. In
-# training both adapt to that; here, afterwards, the model would lose.
+# It balances, and it needs no gradient, so nothing competes with the language loss. (V3's scores are sigmoids and ours
+# are softmax probabilities, but the idea is the same.) Tokens pay by getting experts that their router finds less
+# suitable. In training, both adapt to that. Here, after training, the model would get worse.
 # </details>
 #
 # ## Sources
 #
-# The papers are in the table at the top. Sizes and `norm_topk_prob`: config.json of Qwen/Qwen3-Next-80B-A3B-Instruct.
-# The pooled loss: `load_balancing_loss_func` in transformers 5.24, models/qwen3_next. The bound by bytes and FLOPs is
-# the roofline model (Williams, Waterman and Patterson, Communications of the ACM 52, 2009).
+# The papers are in the table at the top. Sizes and `norm_topk_prob` come from config.json of
+# Qwen/Qwen3-Next-80B-A3B-Instruct. The pooled loss is `load_balancing_loss_func` in transformers 5.24,
+# models/qwen3_next. The bound by bytes and FLOPs is the roofline model (Williams, Waterman and Patterson,
+# Communications of the ACM 52, 2009).
+#
+# ## Three sentences to remember
+#
+# 1. A mixture of experts is a wide MLP of which the router lets each token use a small part.
+# 2. The balancing loss balances only what its mean is taken over, so a loss that is pooled over layers can leave every
+#    layer uneven.
+# 3. You pay for the experts that are read and not for the tokens, so in the 80B one token reads 2 % of the experts'
+#    weights, and a few hundred tokens together read nearly all of them.
+#
+# Next: [7_multi_token_prediction.ipynb](7_multi_token_prediction.ipynb) drafts several tokens and lets the model verify
+# them in one pass.

@@ -13,14 +13,17 @@
 # %% [markdown]
 # # 7. Multi-token prediction and speculative decoding
 #
-# Qwen3-Next has one layer more than it needs: trained to predict not the next token but the one after it. While the
-# model writes, that layer *drafts*; the model then checks several drafted tokens in one pass, and the text that comes
-# out is distributed exactly as without drafts.
+# Can a model write several tokens per pass without changing what it writes? If it can, generation gets faster and the
+# text loses nothing. This notebook shows how Qwen3-Next does it, why its text is distributed exactly as before, and
+# when it pays.
+#
+# Qwen3-Next has one layer more than it needs. This layer is trained to predict not the next token but the one after it.
+# While the model writes, it *drafts* tokens, and the model then checks several drafts in one pass.
 #
 # Afterwards you can say what the extra layer sees and how it is trained, prove and test the rule by which drafts are
-# accepted, undo tokens in a layer whose memory is a sum, and estimate when all this is worth its cost. You need an
-# autoregressive language model and its key-value cache; of Gated DeltaNet only that it has a state instead of one. All
-# is built beside [`qwen3_next.py`](../qwen3_next.py) and checked against it.
+# accepted, undo tokens in a layer whose memory is a sum, and estimate when all this is worth its cost. You need to know
+# autoregressive language models and the key-value cache. Of Gated DeltaNet you need only that it keeps a state instead
+# of such a cache. We build everything step by step and check it against [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -61,8 +64,8 @@ from qwen3_next import (
     Qwen3NextForCausalLM,
     Qwen3NextTokenizer,
     Sampling,
-    read_options,
     Step,
+    read_options,
     recurrent_gated_delta_rule,
 )
 from verify.trace import recording
@@ -70,8 +73,8 @@ from verify.trace import recording
 figures.setup()
 torch.set_grad_enabled(False)  # nothing is trained here
 tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
-model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)  # where exactness is claimed
-fast = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)  # where much is counted
+model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)  # for checks that must be exact
+fast = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)  # for long counts
 
 # %%
 encode = functools.cache(tokenizer.encode)
@@ -91,16 +94,20 @@ def same(ours, theirs, atol=1e-11):
 # %% [markdown]
 # ## 1. What the extra layer sees
 #
-# Let $t_0 \dots t_{T-1}$ be the tokens, $e_i$ the embedding of $t_i$, and $h_i$ the model's hidden state at position
-# $i$, *after* its final norm. Through `lm_head`, $h_i$ predicts $t_{i+1}$. The MTP layer takes $h_i$, and the token
-# that did come next, and predicts the one behind it ([MTP] Eq. 21 to 23):
+# How can a layer guess two tokens ahead? It sees what the model knows so far, and the token that came next. Let
+# $t_0 \dots t_{T-1}$ be the tokens, $e_i$ the embedding of $t_i$, and $h_i$ the model's hidden state at position $i$,
+# *after* its final norm. Through `lm_head`, $h_i$ predicts $t_{i+1}$. The MTP layer (multi-token prediction) takes
+# $h_i$ and the token that did come next, and it predicts the token after that ([MTP] Eq. 21 to 23):
 #
 # $$x_i = M\,[\,\mathrm{norm}_e(e_{i+1});\; \mathrm{norm}_h(h_i)\,], \qquad
 # m_i = \mathrm{norm}\big(\mathrm{Layer}(x_0 \dots x_i)\big), \qquad
 # P(t_{i+2}) = \mathrm{softmax}(W_{lm}\, m_i)$$
 #
-# $M$ (`fc`) joins the two, embedding first (the paper writes the hidden state first): $2D \to D$. `Layer` is one layer
-# of gated attention and experts with weights of its own. Embedding and $W_{lm}$ are the model's.
+# The matrix $M$ (`fc`) joins the two and maps $2D \to D$. The embedding comes first here; the paper writes the hidden
+# state first. `Layer` is one layer of gated attention and experts with its own weights. The embedding and $W_{lm}$ are
+# the model's.
+#
+# The picture shows what enters each prediction. Pick an orange box and follow its two arrows back.
 
 # %%
 words = ["Once", "upon", "a", "time", "there", "was"]
@@ -128,9 +135,9 @@ axes.set_yticklabels(["tokens", "model", "MTP"])
 pyplot.show()
 
 # %% [markdown]
-# Black: the model reads the tokens. Blue: MTP reads the model's hidden state, and red, the embedding of the token one
-# further. (Each row also sees what stands to the left of it.) A held-out story, computed by hand for all positions at
-# once, against the model's own `mtp_logits`:
+# The model reads the tokens (black). MTP reads the model's hidden state (blue) and the embedding of the token one
+# further (red). (Each row also sees everything to its left.) Now we compute this by hand for a held-out story, all
+# positions at once, and compare it with the model's own `mtp_logits`:
 
 
 # %%
@@ -165,9 +172,9 @@ reference = reference_recurrent.Reference.from_pretrained(root / "tiny")  # NumP
 same(out.mtp_logits[0, :11], torch.from_numpy(reference.mtp_logits(ids[0, :12].numpy())))
 
 # %% [markdown]
-# What keeps all shapes and is wrong? The hidden state *before* the final norm; the two halves in the other order; the
-# embedding of $t_i$ in place of $t_{i+1}$. How much each costs, on this story: the cross-entropy of $t_{i+2}$, and how
-# often the likeliest token is right.
+# Which mistakes keep all shapes? We try three: the hidden state *before* the final norm, the two halves in the other
+# order, and the embedding of $t_i$ in place of $t_{i+1}$. For each we measure, on this story, the cross-entropy of
+# $t_{i+2}$, and how often the likeliest token is right.
 
 # %%
 last = trace[f"model.layers.{model.config.num_hidden_layers - 1}.out"][None]  # (1, T, D), before the final norm
@@ -189,17 +196,19 @@ gap = min(losses["[hidden, embedding]"], losses["embedding of t_i"]) - losses["r
 figures.expect(f"the last two cost more than a nat: {gap:.2f} and more", gap > 1)
 
 # %% [markdown]
-# The first mistake is the quiet one. `pre_fc_norm_hidden` undoes the scale of what it gets, so only the final norm's
-# entries $1 + w$, which differ between dimensions, are missing. Drafts get a little worse, verification hides it, and
-# all that one notices is less speed.
+# The first mistake is the quiet one. `pre_fc_norm_hidden` undoes the scale of its input. So only the final norm's
+# entries $1 + w$ are missing, which differ between dimensions. Drafts get a little worse, verification hides it, and
+# all you notice is less speed.
 #
 # ## 2. The loss: shifted by two
+#
+# How is this layer trained? It has its own loss, and the labels are shifted by two instead of one:
 #
 # $$\mathcal L_{MTP} = -\frac{1}{T - 2} \sum_{i=0}^{T-3} \log P(t_{i+2} \mid h_i, t_{i+1}), \qquad
 # \mathcal L = \mathcal L_{main} + \lambda\,\mathcal L_{MTP}$$
 #
-# ([MTP] Eq. 24 and 25, for one extra token.) Labels of -100 do not count, nor do positions where $t_i$ or $t_{i+2}$ is
-# padding. A batch of two documents of unequal length, with some labels left out:
+# ([MTP] Eq. 24 and 25, for one extra token.) Labels of -100 do not count, and neither do positions where $t_i$ or
+# $t_{i+2}$ is padding. We check this on a batch of two documents of unequal length, with some labels left out:
 
 # %%
 batch = [ids[0, :50], ids[0, 40:73]]
@@ -225,17 +234,18 @@ figures.expect("a label of the wrong token costs more than a nat", by_one > by_h
 # %% [markdown]
 # ## 3. Drafting and checking, token by token
 #
-# Where a pass has to wait for the weights to be read from memory, a pass over several tokens behind a cache costs
-# little more than over one: the weights are read once. So we let MTP guess $n$ tokens, run the model over all of them,
+# Why can drafts save time at all? If a pass mostly waits for weights to be read from memory, further tokens cost little
+# more, because the weights are read once for all of them. We let MTP guess $n$ tokens, run the model over all of them,
 # and keep those that it would have written itself:
 #
-# 1. MTP drafts: from $h$ of the last position the model has seen, and the newest token, one more. For the second draft
-#    the model's hidden state is missing; MTP takes its own, $m$, in its place.
+# 1. MTP drafts one token, from $h$ of the last position that the model has seen, and the newest token. For the second
+#    draft the model has no hidden state yet, so MTP takes its own, $m$, in its place.
 # 2. One pass of the model over the newest token and the $n$ drafts gives $n + 1$ predictions.
-# 3. Drafts stand as far as they agree with them. Behind the last that stands, the model's own prediction is the next
-#    token: even if all fall, the pass was worth one token.
+# 3. From left to right, drafts are accepted as long as they agree with these predictions. After the last accepted
+#    draft, the model's own prediction is the next token. So even if all drafts are rejected, the pass was worth one
+#    token.
 #
-# Here without any cache, so that nothing is hidden. Greedy: the likeliest token each time.
+# We write this without any cache, so that nothing is hidden. It is greedy: it takes the likeliest token each time.
 
 
 # %%
@@ -243,15 +253,15 @@ def draft(known, n):
     """known (1, T) tokens, the last of which the model has not read -> n drafts (1, n)"""
     hidden, drafts = model.model(known[:, :-1]).last_hidden_state, known[:, :0]  # (1, T - 1, D)
     for _ in range(n):
-        following = torch.cat([known[:, 1:], drafts], dim=1)  # the token behind each hidden state
+        following = torch.cat([known[:, 1:], drafts], dim=1)  # the token after each hidden state
         ahead = model.look_ahead(hidden, model.model.embed_tokens(following))[:, -1:]
         drafts = torch.cat([drafts, model.lm_head(ahead).argmax(-1)], dim=1)
-        hidden = torch.cat([hidden, ahead], dim=1)  # MTP's own, for want of the model's
+        hidden = torch.cat([hidden, ahead], dim=1)  # MTP's own, since the model's is not known yet
     return drafts
 
 
 def check(known, drafts):
-    """How many drafts stand, and the token behind those"""
+    """How many drafts are accepted, and the token after those"""
     n = drafts.shape[1]
     best = model(torch.cat([known, drafts], dim=1)).logits[0, -(n + 1) :].argmax(-1)  # (n + 1,)
     stand = int((drafts[0] == best[:n]).long().cumprod(0).sum())
@@ -270,7 +280,11 @@ while left > 0:
     left -= stand + 1
 
 # %% [markdown]
-# It must be the text of plain decoding, and the drafts those of `generate`, which does the same with caches.
+# If we did this right, we get the same text as from plain decoding, and the same drafts as from `generate`, which uses
+# caches.
+#
+# In the picture below the check, each row is a pass. Green boxes are accepted drafts, dashed ones are rejected drafts,
+# and light blue ones are the model's own tokens.
 
 # %%
 options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None}
@@ -279,24 +293,25 @@ assert torch.equal(known, model.generate(prompt, num_draft_tokens=3, stats=(stat
 tried = [sum(len(drafts) > i for drafts, *_ in passes) for i in range(3)]
 stood = [sum(stand > i for _, stand, _ in passes) for i in range(3)]
 assert stats["acceptance_by_position"] == [s / t for s, t in zip(stood, tried)]
-print(f"40 tokens in {len(passes)} passes; stood, by position:", ", ".join(f"{s} of {t}" for s, t in zip(stood, tried)))
+shares = ", ".join(f"{s} of {t}" for s, t in zip(stood, tried))
+print(f"40 tokens in {len(passes)} passes; accepted, by position: {shares}")
 first, second, _ = (s / t for s, t in zip(stood, tried))
 figures.expect("more than half of the first drafts stand, of the second fewer", first > max(second, 0.5))
 
 
 # %%
 LOOKS = {
-    "stood": ({"facecolor": figures.GREEN, "edgecolor": figures.GREEN}, "white"),
-    "fell": ({"facecolor": "white", "edgecolor": figures.RED, "linestyle": "--"}, figures.RED),
+    "accepted": ({"facecolor": figures.GREEN, "edgecolor": figures.GREEN}, "white"),
+    "rejected": ({"facecolor": "white", "edgecolor": figures.RED, "linestyle": "--"}, figures.RED),
     "model's own": ({"facecolor": figures.SKY, "edgecolor": figures.SKY}, "black"),
 }
 
 
 def show(passes):
-    """A row for each pass: drafts that stood, the model's own token, and the drafts that fell"""
+    """A row for each pass: drafts that were accepted, the model's own token, and the drafts that were rejected"""
     axes = figures.axes(1, 1, width=7.5, height=0.28 * len(passes) + 0.6)
     for row, (drafts, stand, token) in enumerate(passes):
-        cells = [(t, "stood" if i < stand else "fell") for i, t in enumerate(drafts)]
+        cells = [(t, "accepted" if i < stand else "rejected") for i, t in enumerate(drafts)]
         cells.insert(stand, (token, "model's own"))
         x = 0
         for token, kind in cells:
@@ -316,27 +331,32 @@ def show(passes):
 show(passes)
 
 # %% [markdown]
-# Read along the coloured boxes, row by row, and leave out the dashed ones: that is the text. Each row took one pass of
-# the model. The model's own token stands where its prediction came: behind the drafts that stood, in place of the first
-# that fell. As a rule first drafts mostly stand, second and third ones much less often: the layer was trained on the
-# model's hidden states, never on its own.
+# Read the filled boxes row by row and leave out the dashed ones: that is the text. Each row took one pass of the model.
+# The model's own token is drawn where its prediction was made: after the accepted drafts, in place of the first
+# rejected one. First drafts are mostly accepted, as a rule. Second and third ones are accepted much less often, because
+# the layer was trained on the model's hidden states and never on its own.
 #
 # ## 4. Sampling: the rule that changes nothing
 #
-# With a temperature there is no one right token. Let $p$ be the model's distribution of the next token and $q$ the one
-# that the draft $x$ was drawn from. [Spec] (Algorithm 1): the draft stands with probability $\min(1, p(x)/q(x))$; if it
-# falls, the token is drawn from what $p$ has more than $q$,
+# With a temperature there is no one right token. When should a draft be accepted? Let $p$ be the model's distribution
+# of the next token, and $q$ the one that the draft $x$ was drawn from. The rule of [Spec] (Algorithm 1) accepts the
+# draft with probability $\min(1, p(x)/q(x))$. If the draft is rejected, the rule draws a new token from the part of $p$
+# that lies above $q$:
 #
 # $$r(x) = \frac{\max(p(x) - q(x),\, 0)}{\sum_y \max(p(y) - q(y),\, 0)}$$
 #
-# Then the token is distributed as $p$, whatever $q$ is. Both ways to get $x$, summed:
+# The token is then distributed as $p$, whatever $q$ is. To see this, add up the two ways in which a token $x$ can come
+# out:
 #
-# $$\underbrace{q(x)\min\Big(1, \frac{p(x)}{q(x)}\Big)}_{\text{drafted, stands}} +
-# \underbrace{\Big(1 - \sum_y \min(p(y), q(y))\Big)\, r(x)}_{\text{fallen, drawn anew}}
+# $$\underbrace{q(x)\min\Big(1, \frac{p(x)}{q(x)}\Big)}_{\text{drafted, accepted}} +
+# \underbrace{\Big(1 - \sum_y \min(p(y), q(y))\Big)\, r(x)}_{\text{rejected, drawn again}}
 # = \min(p(x), q(x)) + \max(p(x) - q(x), 0) = p(x)$$
 #
-# since $1 - \sum_y \min(p, q) = \sum_y \max(p - q, 0)$. And a draft stands with probability $\alpha = \sum_y \min(p,
-# q)$.
+# The first equality holds because $1 - \sum_y \min(p, q) = \sum_y \max(p - q, 0)$. And a draft is accepted with
+# probability $\alpha = \sum_y \min(p, q)$.
+#
+# The picture shows $p$ and $q$ over six tokens. Look at what lies on top of the green part, where they overlap. (In the
+# legend, a draft that *stands* is accepted, and one that *falls* is rejected.)
 
 # %%
 VOCABULARY = 6
@@ -349,7 +369,7 @@ same(rest.sum(), 1 - overlap.sum())
 
 axes = figures.axes(1, 1, width=6.5, height=2.8)
 tokens = range(VOCABULARY)
-axes.bar(tokens, overlap, color=figures.GREEN, label="min(p, q): drafted, stands")
+axes.bar(tokens, overlap, color=figures.GREEN, label="min(p, q): drafted, accepted")
 axes.bar(tokens, rest, bottom=overlap, color=figures.SKY, label="p - q: drawn after a fall")
 outline = {"fill": False, "edgecolor": figures.RED, "linestyle": "--", "label": "q - p: drafted, falls"}
 falls = (q > p).nonzero()[:, 0]
@@ -359,22 +379,24 @@ axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 pyplot.show()
 
 # %% [markdown]
-# Filled: $p$. Green and dashed together: $q$. The rule moves the dashed mass into the blue one.
+# The filled part of each bar is $p$. Green and dashed together are $q$. The rule moves the dashed mass into the blue
+# one.
 #
-# Now 200,000 rounds of `Sampling.verify`, and of two rules that look reasonable: "the draft stands if it is the model's
-# likeliest token, else draw from $p$", and the right acceptance, but with the new token drawn from $p$ and not from
-# $r$.
+# Now we run 200,000 rounds of `Sampling.verify`, and of two rules that look reasonable. The first accepts the draft if
+# it is the model's likeliest token, and otherwise draws from $p$. The second accepts with the right probability, but
+# draws the new token from $p$ and not from $r$. The picture shows how far each token's frequency is from $p$. Look for
+# points outside the grey band.
 
 # %%
 ROUNDS = 200_000
 drafts = torch.multinomial(q, ROUNDS, replacement=True, generator=source)  # (ROUNDS,)
 afresh = torch.multinomial(p, ROUNDS, replacement=True, generator=source)
-model_p = p.expand(ROUNDS, 2, -1)  # of the draft, and of the token behind it
+model_p = p.expand(ROUNDS, 2, -1)  # of the draft, and of the token after it
 stand, token = Sampling(do_sample=True).verify(model_p, q.expand(ROUNDS, 1, -1), drafts[:, None], source)
 luck = torch.rand(ROUNDS, generator=source, dtype=torch.float64)
 rules = {
     "Sampling.verify": torch.where(stand == 1, drafts, token),
-    "stands if likeliest": torch.where(drafts == p.argmax(), drafts, afresh),
+    "accepted if likeliest": torch.where(drafts == p.argmax(), drafts, afresh),
     "drawn from p, not r": torch.where(luck < p[drafts] / q[drafts], drafts, afresh),
 }
 
@@ -385,10 +407,10 @@ for name, frequency in found.items():
     print(f"{name:22} frequency - p:", "  ".join(f"{x:+.4f}" for x in frequency - p))
 print(f"{'one standard error':22}               ", "  ".join(f" {x:.4f}" for x in error))
 assert ((found["Sampling.verify"] - p).abs() <= 5 * error).all()  # 5: a false alarm in a million
-assert ((found["stands if likeliest"] - p).abs() > 20 * error).any()
+assert ((found["accepted if likeliest"] - p).abs() > 20 * error).any()
 assert ((found["drawn from p, not r"] - p).abs() > 20 * error).any()
 rate = (stand == 1).double().mean()
-print(f"drafts that stood: {rate:.4f}, expected {overlap.sum():.4f}")
+print(f"drafts that were accepted: {rate:.4f}, expected {overlap.sum():.4f}")
 assert (rate - overlap.sum()).abs() < 5 * (overlap.sum() * (1 - overlap.sum()) / ROUNDS).sqrt()
 
 # %%
@@ -401,12 +423,13 @@ axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 pyplot.show()
 
 # %% [markdown]
-# The right rule stays within the band, which is hardly wider than its line; the two others are far outside, and no
+# The right rule stays within the band, which is hardly wider than its line. The two others are far outside, and no
 # number of rounds would bring them back.
 #
-# With several drafts the rule is applied from left to right, and everything behind the first fallen draft is dropped:
-# it was drafted behind a token that is not there. So the second token, in those rounds that come to it, must have *its*
-# own $p$. And greedy decoding is the same rule with all of $p$ and $q$ on one token.
+# With several drafts, the rule is applied from left to right. Everything after the first rejected draft is dropped,
+# because it was drafted after a token that is not in the text. So in the rounds that get as far as the second token,
+# that token must follow *its* own $p$. Greedy decoding is the same rule, with all of $p$ and $q$ on one token. We test
+# both.
 
 # %%
 n = 2
@@ -425,25 +448,26 @@ for i in range(n + 1):
 sharp_p = F.one_hot(torch.tensor([[2, 4, 1]]), VOCABULARY).double()
 sharp_q = F.one_hot(torch.tensor([[2, 3]]), VOCABULARY).double()
 stand, token = Sampling(do_sample=False).verify(sharp_p, sharp_q, torch.tensor([[2, 3]]), None)
-assert (stand.item(), token.item()) == (1, 4)  # 2 is the likeliest and stands; 3 is not 4 and falls
+assert (stand.item(), token.item()) == (1, 4)  # 2 is the likeliest: accepted; 3 is not 4: rejected
 
 # %% [markdown]
 # ## 5. Taking tokens back
 #
-# The pass over the drafts has changed the caches. For attention, fallen drafts are no problem: keys and values lie in
-# slots, one for each position; the next tokens overwrite those of the drafts. A Gated DeltaNet layer keeps a state
-# $S$ instead, which every token decays, corrects and adds to ([GDN] Eq. 10; $\alpha_t$ decay, $\beta_t$ write strength,
-# $k_t$ a key of length 1):
+# The pass over the drafts has changed the caches. How do we take the rejected drafts out again? In attention they do no
+# harm: keys and values lie in slots, one for each position, and the next tokens overwrite those of the drafts. A Gated
+# DeltaNet layer keeps a state $S$ instead, and every token decays it, corrects it and adds to it ([GDN] Eq. 10;
+# $\alpha_t$ is the decay, $\beta_t$ the write strength, $k_t$ a key of length 1):
 #
 # $$S_t = \alpha_t (I - \beta_t k_t k_t^\top)\, S_{t-1} + \beta_t k_t v_t^\top$$
 #
-# There is nothing to cut off. One could solve for $S_{t-1}$:
+# Nothing can be cut off from this sum. One could solve for $S_{t-1}$:
 #
 # $$S_{t-1} = \frac{1}{\alpha_t} \Big(I + \frac{\beta_t}{1 - \beta_t} k_t k_t^\top\Big) \big(S_t - \beta_t k_t v_t^\top\big)$$
 #
-# But a token with $\alpha_t$ near 0 has *forgotten* what was there, one with $\beta_t$ near 1 has *overwritten* what
-# stood under its key, and both divisions blow up what rounding left. We take $k, v, \alpha, \beta$ of all Gated
-# DeltaNet layers of `tiny/` on the story, write it in float32, undo its last tokens by the formula, and look at the
+# But a token with $\alpha_t$ near 0 has *forgotten* what was there, and a token with $\beta_t$ near 1 has *overwritten*
+# what was stored under its key. In both cases the division blows up the rounding error. To see how much, we take
+# $k, v, \alpha, \beta$ of all Gated DeltaNet layers of `tiny/` on the story, write the state in float32, and undo its
+# last tokens by the formula. In the picture each line is one head. On the dashed line the error is as large as the
 # state.
 
 
@@ -482,7 +506,7 @@ axes = figures.axes(1, 1, width=5.5, height=2.9)
 axes.semilogy(range(1, 17), curves.clamp(max=1e9).T, color=figures.BLUE, linewidth=0.5, antialiased=False)
 axes.axhline(1, color=figures.RED, linestyle="--")
 axes.set(xlabel="tokens undone", ylabel="relative error of the state")
-axes.set(ylim=(1e-8, 2e9))  # what is larger lies on the upper edge
+axes.set(ylim=(1e-8, 2e9))  # larger errors lie on the upper edge
 pyplot.show()
 lost = (curves[:, 3] > 1).double().mean()
 after_16 = (curves[:, -1] > 1).double().mean()
@@ -490,12 +514,12 @@ print(f"{len(curves)} heads; after 4 tokens {lost:.0%} have lost their state, af
 figures.expect("after 16 tokens some head has lost its state", (curves[:, -1] > 1).any())
 
 # %% [markdown]
-# One line for each head; on the dashed one the error is as large as the state. Where a line crosses it within a few
-# tokens, a head is lost within the length of a draft, and one is enough to spoil the text. So the state has to be
-# *kept*, and there are two ways. Keep one state for each drafted position: $KV$ numbers a head and token. Or keep the
-# state before the pass and what its few tokens wrote, $q, k, v, \alpha, \beta$: $2K + V + 2$ numbers a head and token,
-# and write the tokens that stand again. `DeltaNetCache.without_last` does the second. While all drafts stand, it has
-# nothing to do.
+# Where a line crosses the dashed one within a few tokens, that head is lost within the length of a draft, and one lost
+# head is enough to spoil the text. So the state has to be *kept*, and there are two ways to do it. We can keep one
+# state for each drafted position. That takes $KV$ numbers per head and token. Or we can keep the state before the pass,
+# and what its few tokens wrote: $q, k, v, \alpha, \beta$. That takes $2K + V + 2$ numbers per head and token, and the
+# accepted tokens have to be written again. `DeltaNetCache.without_last` does the second. As long as all drafts are
+# accepted, it has nothing to do.
 
 # %%
 layers, heads, K, V = 36, 32, 128, 128  # Gated DeltaNet in the 80B
@@ -511,16 +535,17 @@ kept, layer = cache.layers[linear[0]], before.layers[linear[0]]
 _, state, _, (q_, k_, v_, g_, beta_) = kept.last  # window, state, the convolution's inputs, what was written
 assert torch.equal(state, layer.state) and v_.shape[1] == 5
 again = recurrent_gated_delta_rule(q_[:, :2], k_[:, :2], v_[:, :2], g=g_[:, :2], beta=beta_[:, :2], state=state)[1]
-cache.rollback(3)  # two of five stand
+cache.rollback(3)  # two of five are accepted
 assert torch.equal(cache.layers[linear[0]].state, again)  # the same numbers by the same operations: bit for bit
 
 # %% [markdown]
-# The convolution in front of the delta rule remembers its last three inputs; they are cut from the inputs of the pass.
+# The convolution before the delta rule remembers its last three inputs. A rollback cuts these out of the inputs of the
+# pass.
 #
-# The test that counts: after a rollback *every* layer's cache is what it would be had the fallen tokens never been
-# read, and so is all that follows. For any number of tokens that stand, in float64, with a state that is not zero. Not
-# bit for bit: the pass over five tokens adds up in another order than passes over one. If none stands, nothing is
-# computed, and it must be exact.
+# One test counts more than the others. After a rollback, *every* layer's cache must be what it would be if the rejected
+# tokens had never been read, and so must every value computed from it. We test this for any number of accepted tokens,
+# in float64, with a state that is not zero. The bits need not be equal, because a pass over five tokens adds up in
+# another order than passes over one. If no token is accepted, nothing is computed, and it must be exact.
 
 
 # %%
@@ -545,7 +570,7 @@ for stand in range(6):
         cache.reversible = True
         model(ids[:, 60:65], past_key_values=cache)
     rolled.rollback(5 - stand)
-    wrong.seq_len, wrong.columns = rolled.seq_len, rolled.columns  # slots taken back, states left as they are
+    wrong.seq_len, wrong.columns = rolled.seq_len, rolled.columns  # slots are taken back, the states are not
     gap = differ(rolled, never)
     assert gap <= (0 if stand == 0 else 1e-11)
     a, b, c = (model(following, past_key_values=cache).logits for cache in (never, rolled, wrong))
@@ -555,16 +580,17 @@ for stand in range(6):
     print(f"without rollback of the states by {(c - a).abs().max():.1f}")
 
 # %% [markdown]
-# The last column is the mistake: keys and values taken back, states left with the drafts in them. The text stays fluent
-# and goes elsewhere. Greedy decoding with drafts then no longer writes what it writes without, and that is the test to
-# run on any implementation.
+# The last column shows a mistake: keys and values are taken back, but the states still have the drafts in them. The
+# text stays fluent and goes elsewhere. Greedy decoding with drafts then no longer writes what it writes without them.
+# That is the test to run on any implementation.
 #
-# ## 6. Which drafts stand
+# ## 6. Which drafts are accepted
 #
-# `tiny/`'s corpus knows each token's role. For held-out documents: how often MTP's likeliest draft is the token that
-# the model itself finds likeliest, and beside it the simplest draft there is: the most frequent successor of the token
-# before, counted on training documents. And the probability that a draft stands when both are sampled at temperature 1,
-# $\sum \min(p, q)$.
+# Which tokens are easy to draft? The corpus of `tiny/` knows each token's role, so we can count by role, on held-out
+# documents. The picture has three bars for each role. Blue shows how often MTP's likeliest draft is the token that the
+# model itself finds likeliest. Orange shows the same for the simplest draft there is: the most frequent successor of
+# the token before, counted on training documents. Green is the probability that a draft is accepted when both are
+# sampled at temperature 1, $\sum \min(p, q)$. Compare blue with orange first.
 
 # %%
 training, successors = corpus.Corpus(), collections.defaultdict(collections.Counter)
@@ -606,25 +632,25 @@ good = everything[0] > max(0.7, everything[1] + 0.2)
 figures.expect("more than 70 % of MTP's drafts stand, and far more than of the bigram's", good)
 
 # %% [markdown]
-# Compare the blue bars with the orange ones. The template follows from the last few words, and so do its drafts. Names
-# and things that were told before are mostly drafted right, which a bigram can't do at all: MTP has the model's hidden
-# state, and attention of its own. But answers, which the model itself finds by looking far back, are hard for one
-# layer.
+# The template follows from the last few words, and so do its drafts. Names and things that were mentioned before are
+# mostly drafted right. A bigram cannot do that at all, but MTP has the model's hidden state, and attention of its own.
+# Answers are hard for one layer, because even the model finds them only by looking far back.
 #
 # New names and new digits show the difference between blue and green. Nobody can guess them, so the likeliest tokens of
-# two nearly even distributions rarely agree; but sampled drafts stand as often as the *distributions* agree.
+# two nearly even distributions rarely agree. But sampled drafts are accepted as often as the *distributions* agree.
 #
 # ## 7. When does it pay?
 #
-# Let a pass over one token cost 1, one over $n + 1$ tokens $c_n$, a draft $d$, and let draft $i$ stand with probability
-# $a$, the same for all, if those before it did. A pass yields the drafts that stand, and one token more:
+# Drafts cost time, and so does the wider pass. When do they pay? Let a pass over one token cost 1, a pass over $n + 1$
+# tokens $c_n$, and a draft $d$. Let draft $i$ be accepted with probability $a$ if those before it were, with the same
+# $a$ for all. A pass then yields the accepted drafts, and one token more:
 #
 # $$E_n = 1 + a + a^2 + \dots + a^n = \frac{1 - a^{n+1}}{1 - a}, \qquad \text{speed-up} = \frac{E_n}{c_n + n d}$$
 #
-# ([Spec] Theorem 3.8 has $c_n = 1$: verification for nothing.) With one draft it pays if $a > c_1 + d - 1$.
+# ([Spec] Theorem 3.8 has $c_n = 1$: verification at no cost.) One draft pays if $a > c_1 + d - 1$.
 #
-# We measure $c_n$ and $d$ on `tiny/` on a CPU: medians of passes that take turns, in processor time of one thread,
-# which other programs disturb less than the clock. **These figures differ between machines and runs.**
+# We measure $c_n$ and $d$ for `tiny/` on a CPU. The passes take turns, and we take medians of processor time of one
+# thread, which other programs disturb less than the clock. **These figures differ between machines and runs.**
 
 # %%
 torch.set_num_threads(1)
@@ -650,9 +676,9 @@ c, d = [medians[n] / medians[0] for n in range(4)], medians["draft"] / medians[0
 print(f"a pass over one token {1000 * medians[0]:.1f} ms; d = {d:.2f};", *(f"c_{n} = {c[n]:.2f}" for n in (1, 2, 3)))
 
 # %% [markdown]
-# And whole generations, with the checkpoint's own sampling settings: four stories, two rounds, and one story before
-# them, not counted, to warm up. 0 to 3 drafts take turns, and each time is compared with that without drafts in the
-# same turn; the median of these ratios counts, and their range tells how far to trust it.
+# Now we time whole generations, with the checkpoint's own sampling settings: four stories, two rounds, and one story
+# before them that only warms up. 0 to 3 drafts take turns, and each time is compared with the time without drafts in
+# the same turn. We report the median of these ratios, and their range shows how far to trust it.
 
 # %%
 asked = ["fox and a lantern", "hen and a kite", "bear and a boat", "owl and a map"]
@@ -678,11 +704,12 @@ ratios = {n: sorted(rate / plain for rate, plain in zip(rates[n], rates[0])) for
 for n, gains in ratios.items():
     shares = ", ".join(f"{a / b:.0%}" for a, b in stood[n][:, :n].T)
     print(f"{n} drafts: {statistics.median(rates[n]):4.0f} tokens/s, ratio {statistics.median(gains):.2f}", end=" ")
-    print(f"({gains[0]:.2f} to {gains[-1]:.2f}); stood, by position: {shares or '-'}")
+    print(f"({gains[0]:.2f} to {gains[-1]:.2f}); accepted, by position: {shares or '-'}")
 
 # %% [markdown]
-# Both on one picture. Lines: the formula with the measured $c_n$ and $d$, against $a$. Points: what was measured, with
-# its range, for each $n$ at that $a$ which gives the same number of tokens per pass.
+# The picture puts both together. The lines are the formula with the measured $c_n$ and $d$, against $a$. The points are
+# the measured speed-ups with their ranges, and we place each at the $a$ for which $E_n$ is the number of tokens per
+# pass that we counted. Look at how far each point is from its line.
 
 
 # %%
@@ -712,28 +739,31 @@ for n, marker, color, style in zip((1, 2, 3), "o^s", (figures.BLUE, figures.ORAN
     spread = [[middle - low], [high - middle]]
     axes.errorbar(common(n), middle, spread, fmt=marker, color=color, markersize=8, label=f"{name(n)}, measured")
 axes.axhline(1, color=figures.BLACK, linewidth=1)
-axes.set(xlabel="a, probability that a draft stands", ylabel="speed-up over no drafts", xlim=(0, 1))
+axes.set(xlabel="a, probability that a draft is accepted", ylabel="speed-up over no drafts", xlim=(0, 1))
 axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 pyplot.show()
 
 # %% [markdown]
-# How close the points are to their lines is how much of the cost the formula explains; sampling, rollback and Python
-# between the passes are not in it. `tiny/` does not wait for memory but for many small operations, and its $c_1$ is far
-# above 1: two tokens go through more experts, and through the chunked form of the delta rule. So the gain is small, and
-# where the ranges overlap, nothing is decided. The points of 2 and 3 drafts lie further left where later drafts stand
-# less often: a third draft costs its $d$ and a wider pass, and seldom gives a token.
+# The closer the points are to their lines, the more of the cost the formula explains. It leaves out sampling, rollback,
+# and Python between the passes. `tiny/` does not wait for memory. It waits for many small operations, and its $c_1$ is
+# far above 1, because two tokens go through more experts, and through two turns of the recurrence. So the gain is
+# small, and where the ranges overlap, nothing is decided. If later drafts are accepted less often, the points of 2
+# and 3 drafts lie further left. A third draft costs $d$ and a wider pass, and it rarely yields a token.
 #
 # ## 8. Why a sparse mixture of experts gains less
 #
-# Where memory is the bottleneck, a pass costs what it reads. In a dense model that is all weights, for one token or for
+# Where memory is the bottleneck, a pass costs what it reads. A dense model reads all its weights, for one token or for
 # four: $c_n = 1$. In a mixture of experts, each token chooses $k$ of $E$ experts, and more tokens need more *different*
 # experts. If the choices were random, $m$ tokens would need
 #
 # $$\mathbb E[\text{distinct}] = E\,\Big(1 - \big(1 - \tfrac kE\big)^m\Big)$$
 #
-# of them: an expert is left out by one token with probability $1 - k/E$. With 10 of 512 that is hardly less than $mk$.
-# We count it, for a random router, and for neighbouring tokens of real text in `tiny/`, where neighbours may agree more
-# than chance, or less.
+# of them, because one token leaves an expert out with probability $1 - k/E$. With 10 of 512 that is hardly less than
+# $mk$.
+#
+# We count it for a random router, and for neighbouring tokens of real text in `tiny/`, which may agree more than
+# chance, or less. In the picture, compare the red line (neighbours) with the pink one (the same tokens shuffled) and
+# the orange one (a random router of the same size).
 
 # %%
 E, k, most = 512, 10, 4
@@ -781,12 +811,15 @@ axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 pyplot.show()
 
 # %% [markdown]
-# If the shuffled tokens of `tiny/` touch fewer experts than a random router would, its experts are not evenly loaded;
-# what neighbours touch fewer still is what they have in common.
+# If the shuffled tokens of `tiny/` touch fewer experts than a random router would, its experts are not evenly loaded.
+# If neighbours touch even fewer, the difference is what neighbouring tokens have in common.
 #
-# What it means for the 80B, by bytes alone, in bfloat16: a token needs 7.1 GB, 3.02 GB of it routed experts
-# (the table of checkpoints in [docs/weights.md](../docs/weights.md), derived from the tensors' shapes). The MTP layer reads its
-# own attention, 11 experts and `lm_head`. Then $c_n = (7.1 - 3.02 + 3.02 \cdot \text{distinct}_{n+1}/k)/7.1$.
+# What does this mean for the 80B? We estimate it by bytes alone, in bfloat16. A token needs 7.1 GB, of which 3.02 GB
+# are routed experts (the table of checkpoints in [docs/weights.md](../docs/weights.md), derived from the tensors'
+# shapes). The MTP layer reads its own attention, 11 experts and `lm_head`. Then $c_n = (7.1 - 3.02 + 3.02 \cdot
+# \text{distinct}_{n+1}/k)/7.1$.
+#
+# The picture compares this model (thick lines) with a dense one that reads as much for one token (thin lines).
 
 # %%
 D, inner, vocabulary = 2048, 512, 151936
@@ -799,18 +832,18 @@ for n, style, color in zip((1, 2, 3), ("-", "--", "-."), (figures.BLUE, figures.
     axes.plot(a, dense, style, color=color, linewidth=1, label=f"{name(n)}, were it dense")
     axes.plot(a, sparse, style, color=color, linewidth=3, label=f"{name(n)}, 10 of 512")
 axes.axhline(1, color=figures.BLACK, linewidth=1)
-axes.set(xlabel="a, probability that a draft stands", ylabel="speed-up over no drafts", xlim=(0, 1))
+axes.set(xlabel="a, probability that a draft is accepted", ylabel="speed-up over no drafts", xlim=(0, 1))
 axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 pyplot.show()
 
 # %% [markdown]
-# The thick lines stay far below the thin ones. This is an estimate by bytes, for one user and a random router: the
-# neighbouring tokens of real text may share more experts, and with many users in one batch most experts are read
-# anyhow, so that drafts cost no more reading, but computing then counts.
+# The thick lines stay far below the thin ones: additional experts eat up much of the gain. This is an estimate by
+# bytes, for one user and a random router. Neighbouring tokens of real text may share more experts. With many users in
+# one batch, most experts are read anyway, and drafts add no reading. But then the arithmetic counts.
 #
 # ## Exercises
 #
-# **1.** From which $a$ on does *one* draft pay on the 80B by the estimate above? And which number of drafts is best at
+# **1.** By the estimate above, at which $a$ does *one* draft begin to pay on the 80B? Which number of drafts is best at
 # $a = 0.6$, $0.8$ and $0.95$?
 #
 # <details><summary>Solution</summary>
@@ -828,13 +861,13 @@ pyplot.show()
 # </details>
 #
 # **2.** A lazy drafter draws every token with the same probability, $q = 1/V$. Is the text still distributed as the
-# model's? How often does a draft stand, for $p$ of section 4? And which single token should a drafter always propose
-# ($q$ all on one token) to have most drafts stand?
+# model's? How often is a draft accepted, for $p$ of section 4? And which single token should a drafter always propose
+# ($q$ all on one token) to have most drafts accepted?
 #
 # <details><summary>Solution</summary>
 #
-# The proof did not use anything about $q$, so yes. Drafts stand with probability $\sum \min(p, 1/V)$. With all of $q$
-# on one token $x$ it is $p(x)$: the likeliest.
+# The proof did not use anything about $q$, so yes. Drafts are accepted with probability $\sum \min(p, 1/V)$. With all
+# of $q$ on one token $x$, this is $p(x)$, so the drafter should propose the likeliest token.
 #
 # ```python
 # p_ = found["Sampling.verify"]  # close to p of section 4
@@ -849,15 +882,15 @@ pyplot.show()
 #
 # </details>
 #
-# **3.** MTP has a key-value cache of its own. Entries made from drafts hold MTP's own hidden states. `Decoder.draft`
-# takes them back even for drafts that stood, and `Decoder.show_mtp` makes them anew from the model's. Why, if the tokens
-# are the same? Measure how far apart the two hidden states are.
+# **3.** MTP has its own key-value cache. Entries that were made while drafting hold MTP's own hidden states.
+# `Decoder.draft` removes them even for drafts that are accepted later, and `Decoder.show_mtp` computes them again from
+# the model's hidden states. Why, if the tokens are the same? Measure how far apart the two hidden states are.
 #
 # <details><summary>Solution</summary>
 #
-# The entry of a position is computed from $[e_{i+1}; h_i]$. In drafting, $h_i$ was not known, and $m_{i-1}$ stood in
-# its place: another vector, on which the layer was not trained. Left in the cache, such entries would be seen by all
-# later drafts; the text would still be right, and the drafts worse.
+# The entry of a position is computed from $[e_{i+1}; h_i]$. While MTP drafts, $h_i$ is not known, so $m_{i-1}$ takes
+# its place. That is another vector, and the layer was not trained on it. If such entries stayed in the cache, all later
+# drafts would see them. The text would still be right, but the drafts would be worse.
 #
 # ```python
 # m_ = model.look_ahead(h[:, :-1], e[:, 1:])  # row i: in place of the model's hidden state i + 1
@@ -867,3 +900,14 @@ pyplot.show()
 # ```
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. MTP predicts the token after the next from the model's hidden state, after its final norm, and the embedding of the
+#    next token.
+# 2. If drafts are accepted with probability $\min(1, p/q)$, rejected ones are replaced by a draw from the part of $p$
+#    above $q$, and every state forgets them, the text is distributed exactly as without drafts.
+# 3. Drafts pay where several tokens cost little more than one, and a sparse mixture of experts gains less because more
+#    tokens need more experts.
+#
+# Next: [8_real_weights.ipynb](8_real_weights.ipynb), on what a checkpoint holds and how fast your machine can run it.

@@ -13,8 +13,10 @@
 # %% [markdown]
 # # 8. Real weights
 #
-# The released model is 163 GB in 41 files. This notebook is about what is in them, how to read them by hand, and what a
-# machine with much less memory can do with them. Afterwards you can
+# The released model is 163 GB in 41 files, and your machine probably has less memory than that. Can it run the model
+# anyway, and how fast? This notebook finds out by looking at what is in the files and what a token reads of them.
+#
+# Afterwards you can
 #
 # - read a safetensors file with ten lines of Python,
 # - say what opening a checkpoint costs, and what a token reads of it,
@@ -23,8 +25,8 @@
 # - quantise a matrix to FP8 in blocks, and say what the error depends on,
 # - translate Qwen3.5's checkpoints into Qwen3-Next's.
 #
-# You need PyTorch, and to know what the parts of the model are. Nothing is downloaded: the large checkpoint here has
-# the released names, shapes and files, but its weights are holes that read as zeros. What can be tested on trained
+# You need PyTorch, and you need to know what the parts of the model are. Nothing is downloaded. The large checkpoint
+# here has the released names, shapes and files, but its weights are holes that read as zeros. Whatever needs trained
 # weights is tested on the small model in `tiny/`.
 
 # %%
@@ -72,10 +74,10 @@ LINUX = sys.platform == "linux"
 # %% [markdown]
 # ## The layout
 #
-# A checkpoint is a folder: `config.json`, the weights in `.safetensors` files (*shards*), an index that says which
-# tensor is in which shard, and the tokenizer. `tests/checkpoints.py` has the released `config.json` and makes every
-# tensor's name, dtype and shape from it. It was written from the published lists and shares no code with
-# `qwen3_next.py`.
+# What is in a checkpoint? It is a folder with `config.json`, the weights in `.safetensors` files (*shards*), an index
+# that says which tensor is in which shard, and the tokenizer. `tests/checkpoints.py` holds the released `config.json`
+# and derives every tensor's name, dtype and shape from it. It was written from the published lists and shares no code
+# with `qwen3_next.py`.
 
 # %%
 layout = checkpoints.entries(checkpoints.INSTRUCT)  # name -> (dtype, shape)
@@ -86,9 +88,9 @@ for name in islice(layout, 6):
 assert len(layout) == 75_944 and sum(count.values()) == 81_324_862_720
 
 # %% [markdown]
-# 75,944 names are few patterns. We put `N` for the layer and `E` for the expert. 36 of the 48 layers have `linear_attn`
-# (Gated DeltaNet), 12 have `self_attn` (gated attention). `mtp` (multi-token prediction) has one layer of its own,
-# which we leave out of the list.
+# The 75,944 names follow few patterns. We write `N` for the layer and `E` for the expert. 36 of the 48 layers have
+# `linear_attn` (Gated DeltaNet), 12 have `self_attn` (gated attention). `mtp` (multi-token prediction) has one layer of
+# its own, which we leave out of the list.
 
 
 # %%
@@ -104,11 +106,12 @@ for name, n in times.items():
 print(f"and {len(layout) - len(names):,} of mtp")
 
 # %% [markdown]
-# The three lines with `experts.E` are 24,576 matrices each, 95 % of the bytes. An expert matrix by itself is small: 2
-# MB. This decides everything below: the file is huge, the pieces are small, and a token needs few of them.
+# Each of the three lines with `experts.E` counts 24,576 matrices, and together they hold 95 % of the bytes. One expert
+# matrix is small: 2 MB. This decides everything below. The file is huge, the pieces are small, and a token needs few of
+# them.
 #
 # Does the model in `qwen3_next.py` have these names and shapes? We build it on PyTorch's meta device, where tensors
-# have no memory, and compare with the list, which was written independently.
+# have no memory, and compare it with the list, which was written independently.
 
 # %%
 with torch.device("meta"):
@@ -118,7 +121,8 @@ assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {n: s f
 # %% [markdown]
 # ## The format, by hand
 #
-# A safetensors file is (format description: huggingface.co/docs/safetensors)
+# How does one read such a file without a library? A safetensors file has three parts (format description:
+# huggingface.co/docs/safetensors):
 #
 # | bytes | content |
 # |---|---|
@@ -126,7 +130,7 @@ assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {n: s f
 # | $n$ | the header, JSON: name → dtype, shape, `data_offsets` [first byte, one past the last] |
 # | the rest | the numbers; offsets count from here |
 #
-# That is all: no code and no compression. So a reader is short. `torch.frombuffer` interprets bytes in
+# That is all. There is no code in it and no compression, so a reader is short. `torch.frombuffer` interprets bytes in
 # place.
 
 
@@ -145,7 +149,8 @@ def read_by_hand(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 # %% [markdown]
-# We check it on `tiny/`, against `read_safetensors`, which maps the file instead of copying it. Equal means bit by bit.
+# We check our reader on `tiny/`, against `read_safetensors`, which maps the file instead of copying it. The two must
+# agree in every bit.
 
 # %%
 header, by_hand = read_by_hand(root / "tiny" / "model.safetensors")
@@ -156,8 +161,8 @@ name = next(name for name in mapped if name.endswith("linear_attn.conv1d.weight"
 print(len(by_hand), "tensors, for example", name, header[name])
 
 # %% [markdown]
-# A small file of our own, to see the places: three tensors, two dtypes. The picture is to scale; with tensors as small
-# as these the header takes nearly half of the file.
+# To see where things lie, we write a small file of our own, with three tensors of two dtypes. The picture shows the
+# file to scale. Look at how much of it is header: with tensors as small as these, nearly half.
 
 # %%
 example = {"a": torch.arange(24.0).view(4, 6), "b": torch.ones(3, 5).bfloat16(), "c": torch.zeros(40).bfloat16()}
@@ -177,8 +182,8 @@ axis.spines.left.set_visible(False)
 pyplot.show()
 
 # %% [markdown]
-# bfloat16 has no type in NumPy or in plain C. By hand it is simple: a bfloat16 is the upper half of a float32. Put 16
-# zero bits behind it.
+# NumPy and plain C have no type for bfloat16. By hand it is simple, because a bfloat16 is the upper half of a float32.
+# We append 16 zero bits.
 
 # %%
 raw = mapped["model.embed_tokens.weight"][:3].contiguous().view(torch.int16)  # the bytes, as whole numbers
@@ -188,13 +193,14 @@ assert torch.equal(upper.view(torch.float32), mapped["model.embed_tokens.weight"
 # %% [markdown]
 # ## Opening without reading
 #
-# `read_by_hand` copies the file into memory. With 163 GB that won't do. `read_safetensors` uses `mmap`: the operating
-# system reserves *addresses* for the file, and reads a *page* (4 KiB on most systems) when the program first touches an
-# address in it. A page that was only read can be dropped again at any time, for it is still on the disk.
+# `read_by_hand` copies the file into memory. With 163 GB that won't do. `read_safetensors` uses `mmap` instead: the
+# operating system reserves *addresses* for the file, and it reads a *page* (4 KiB on most systems) when the program
+# first touches an address in it. A page that was only read can be dropped again at any time, because it is still on the
+# disk.
 #
-# To see this at full size we need the full size. A file system with *sparse files* stores only what was written; the
-# rest of the file is a hole that reads as zeros. So we write all 41 headers and the index, and leave 163 GB of holes.
-# (Where there are no sparse files we take 4 layers and 16 experts.)
+# To see this at full size we need a file of full size. A file system with *sparse files* stores only what was written,
+# and the rest of the file is a hole that reads as zeros. So we write all 41 headers and the index, and leave 163 GB of
+# holes. (Where there are no sparse files, we take 4 layers and 16 experts.)
 
 # %%
 probe = folder / "probe"
@@ -209,9 +215,9 @@ print(f"{len(shards)} shards, {size / 1e9:.1f} GB, of them on the disk less than
 assert not sparse or (len(shards) == 41 and sum(file.stat().st_blocks * 512 for file in shards) < 20e6)
 
 # %% [markdown]
-# Now open it. Linux counts a process's memory in two ways that matter here: `RssAnon` is memory with no file behind it,
-# which has to stay; `RssFile` are pages of mapped files, which can be dropped. `VmSize` are the addresses in use, which
-# cost nothing.
+# Now we open it. What does that cost? Linux counts a process's memory in two ways that matter here. `RssAnon` is memory
+# that no file backs, so it has to stay. `RssFile` counts the pages of mapped files, which can be dropped. `VmSize`
+# counts the addresses in use, which cost nothing.
 
 
 # %%
@@ -230,8 +236,8 @@ for key in after:
 assert all(after[key] - before[key] < 2 for key in after if key != "VmSize")
 
 # %% [markdown]
-# The figures vary from run to run, the kinds do not: the addresses grow by the size of the checkpoint, the memory by
-# almost nothing. What was read is the headers:
+# The figures vary from run to run, but the pattern does not: the addresses grow by the size of the checkpoint, and the
+# memory by almost nothing. Only the headers were read:
 
 
 # %%
@@ -244,8 +250,8 @@ read = sum(map(header_length, shards))
 print(f"{read / 1e6:.1f} MB of {size / 1e9:.1f} GB: one byte in {size / read:,.0f}")
 
 # %% [markdown]
-# Each parameter of the model is a *view* of a mapped file. That can be seen from addresses: two tensors of one shard
-# lie exactly as far from each other in memory as the header places them in the file.
+# Each parameter of the model is a *view* of a mapped file. We can see that from the addresses: two tensors of one shard
+# lie exactly as far apart in memory as the header places them in the file.
 
 # %%
 found = checkpoints.read_header(shards[0])
@@ -253,12 +259,12 @@ parameters = dict(model.named_parameters())
 one, two = "model.embed_tokens.weight", "model.layers.0.mlp.experts.7.up_proj.weight"
 apart = found[two]["data_offsets"][0] - found[one]["data_offsets"][0]
 assert parameters[two].data_ptr() - parameters[one].data_ptr() == apart != 0
-print(f"{two} starts {apart:,} bytes behind {one}, in the file and in memory")
+print(f"{two} starts {apart:,} bytes after {one}, in the file and in memory")
 
 # %% [markdown]
-# The mapping is *private*: who writes to such a tensor gets a copy of the page, and the file stays as it is. We use
-# this to give the router of layer 0 random weights. (With zeros every expert would be as likely as any other.) The
-# file, read again, still has zeros.
+# The mapping is *private*. If a program writes to such a tensor, it gets a copy of the page, and the file stays as it
+# is. We use this to give the router of layer 0 random weights. (With zeros, every expert would be as likely as any
+# other.) Then we read the file again: it still has zeros.
 
 # %%
 torch.manual_seed(0)
@@ -271,9 +277,11 @@ assert router.abs().max() > 1 and again.abs().max() == 0
 # %% [markdown]
 # ## Only the chosen experts are read
 #
-# One token goes through the mixture of experts of layer 0. Its router chooses 10 of 512. Linux tells with `mincore`
-# which pages of a mapped file are in memory. So we can ask of every expert what share of it is there, before and
-# after.
+# Does a token really read only its own experts? We send one token through the mixture of experts of layer 0, whose
+# router chooses 10 of 512. On Linux, `mincore` reports which pages of a mapped file are in memory. So we can ask for
+# every expert what share of it is there, before and after.
+#
+# The picture below shows these shares after the token. Each cell is one expert. Count the bright cells.
 
 
 # %%
@@ -294,7 +302,7 @@ def experts_in_memory(mlp: torch.nn.Module) -> torch.Tensor:
 
 # %%
 mlp, x = model.model.layers[0].mlp, torch.randn(1, 1, fields["hidden_size"], dtype=torch.bfloat16)
-seen = LINUX and experts_in_memory(mlp).mean() < 0.1  # some systems call every page resident
+seen = LINUX and experts_in_memory(mlp).mean() < 0.1  # some systems report every page as resident
 stats = {"prefill_seconds": 0.0}  # as if a prompt had been read
 with torch.no_grad(), counting(mlp, Experts, stats):
     chosen = mlp.gate(x).topk(mlp.k).indices.flatten().sort().values
@@ -319,16 +327,16 @@ if seen:
     last = max((name for name in places if places[name] < places[router_name]), key=places.get)
     print("in the file, right before the router:", last)
 else:
-    print("this system does not tell which pages are in memory")
+    print("this system does not say which pages are in memory")
 
 # %% [markdown]
-# Ten bright cells are the ten that were chosen, whole, and nothing of the others. (One cell may lie in between: the
-# expert whose last matrix stands in the file right before the router. When the router is touched, the system reads
-# what is around it, too.) This takes two requests to the system, both made for experts by `large.py`:
-# `MADV_RANDOM`, do not read around a page that is touched; and `MADV_WILLNEED` for each chosen expert that is not in
-# memory, begin to read all of it now.
+# The ten bright cells are the ten chosen experts. They were read whole, and nothing was read of the others. (One more
+# cell may lie in between: the expert whose last matrix comes right before the router in the file. When the router is
+# touched, the system also reads what is around it.) This takes two requests to the system, which `large.py` makes for
+# experts. `MADV_RANDOM` asks it not to read around a page that is touched. `MADV_WILLNEED` asks it, for each chosen
+# expert that is not in memory, to begin to read all of it now.
 #
-# Over 48 layers a token reads this much of experts, each of three matrices of 2 bytes a number:
+# Each expert has three matrices, with 2 bytes a number. Over 48 layers, the experts that one token reads amount to
 #
 # $$48 \cdot 10 \cdot 3 \cdot 512 \cdot 2048 \cdot 2\ \mathrm{bytes} = 3.02\ \mathrm{GB}.$$
 
@@ -339,19 +347,19 @@ assert round(48 * 10 * 3 * 512 * 2048 * 2 / 1e9, 2) == 3.02
 # %% [markdown]
 # ## Two traps
 #
-# Names and shapes that fit do not mean that the numbers are understood. Two tensors hold several things in an order
-# that is easy to guess wrongly, and a wrong guess fits just as well.
+# If names and shapes fit, do we read the numbers correctly? Not necessarily. Two tensors hold several things in an
+# order that is easy to guess wrongly, and a wrong guess fits just as well.
 #
 # **`in_proj_qkvz`** of Gated DeltaNet makes queries $q$, keys $k$, values $v$ and the gate's input $z$ in one product.
 # There are fewer key heads than value heads: $r$ value heads share a key head. The rows are grouped *by key head*:
 #
 # $$q_0\,|\,k_0\,|\,v_0 \ldots v_{r-1}\,|\,z_0 \ldots z_{r-1}\;\|\;q_1\,|\,k_1\,|\,v_r \ldots v_{2r-1}\,|\,z_r \ldots z_{2r-1}\;\|\;\ldots$$
 #
-# and not all $q$, then all $k$, all $v$, all $z$. ($q_0$ are the $K$ rows of key head 0, $v_0$ the $V$ rows of value
-# head 0.) `in_proj_ba` is grouped in the same way. **`q_proj`** of gated attention makes each head's query and gate;
-# its rows are [query | gate] *within each head*.
+# One might expect all $q$, then all $k$, all $v$, all $z$, but that is wrong. ($q_0$ are the $K$ rows of key head 0,
+# $v_0$ the $V$ rows of value head 0.) `in_proj_ba` is grouped in the same way. **`q_proj`** of gated attention makes
+# each head's query and gate, and its rows are [query | gate] *within each head*.
 #
-# Written as row numbers: which row of the matrix belongs to what?
+# We write this as row numbers: which row of the matrix belongs to what?
 
 
 # %%
@@ -370,9 +378,9 @@ def rows_of_q_proj(heads: int, d: int) -> list[str]:
 
 
 # %% [markdown]
-# First the check, on `tiny/`, which like the released model has two value heads to a key head ($r = 2$): pick the
-# outputs of the projection by our row numbers, and compare with what the model used as its $q$, $k$, $v$, $z$, from a
-# trace. Both pick the same numbers, so that equal means equal.
+# First we check the row numbers on `tiny/`, which like the released model has two value heads to a key head ($r = 2$).
+# We pick the outputs of the projection by our row numbers, and compare them with what the model used as its $q$, $k$,
+# $v$, $z$, which a trace recorded. Both pick the same numbers, so they must be exactly equal.
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -398,9 +406,9 @@ check(f"{linear}.linear_attn", "in_proj_qkvz", rows, {x: x for x in "qkvz"})
 check(f"{full}.self_attn", "q_proj", rows_of_q_proj(c.num_attention_heads, c.head_dim), {"q": "q", "g": "gate"})
 
 # %% [markdown]
-# And a picture, with few and narrow heads: two key heads, four value heads, $K = 2$, $V = 3$; two query heads of four
-# numbers, `g0` being the gate of head 0. One cell is one row of the matrix. Above as it is stored, below as one might
-# think.
+# The picture shows a case with few and narrow heads: two key heads, four value heads, $K = 2$, $V = 3$, and two query
+# heads of four numbers, where `g0` is the gate of head 0. One cell is one row of the matrix. For each matrix, compare
+# the upper strip, the rows as they are stored, with the lower one, the rows as one might think.
 
 # %%
 stored, query = rows_of_qkvz(2, 2, 2, 3), rows_of_q_proj(2, 4)
@@ -422,9 +430,9 @@ axis.spines.left.set_visible(False)
 pyplot.show()
 
 # %% [markdown]
-# What does a wrong guess cost? A port that takes `in_proj_qkvz` for flat computes what this project would compute if
-# the rows were dealt out in another order. So we rearrange the rows of `tiny/`, and measure the loss on held-out text:
-# nats a token, over twelve generated documents.
+# What does a wrong guess cost? Suppose that a port takes `in_proj_qkvz` for flat. Then it computes what this project
+# would compute with the rows in another order. So we rearrange the rows of `tiny/` and measure the loss on held-out
+# text: nats per token, over twelve generated documents.
 
 
 # %%
@@ -486,16 +494,16 @@ mildest = min(list(found.values())[1:]) - found["read as it is meant"]
 figures.expect(f"each wrong reading costs more than 0.02 nats: {mildest:.2f} and more", mildest > 0.02)
 
 # %% [markdown]
-# No shape is wrong, nothing raises an error, and the model is damaged: the three wrong readings differ in how much. The
-# dangerous one is the mildest, since a model that is a little worse still writes text. Comparing a port's values with a
-# reference, one by one, finds all three; `verify/` does this.
+# No shape is wrong and nothing raises an error, but each wrong reading damages the model, some more than others. The
+# mildest one is the most dangerous, because a model that is a little worse still writes text. If you compare a port's
+# values with a reference, one by one, you find all three, and `verify/` does this.
 
 # %% [markdown]
 # ## FP8: 8 bits and a scale per block
 #
-# The same model is also released in FP8: 82 GB. A number then has 8 bits, in the format E4M3: a sign, 4 bits of
-# exponent, 3 bits of mantissa. (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433.) We can list all
-# of them.
+# The same model is also released in FP8, with 82 GB. A number then has 8 bits, in the format E4M3: a sign, 4 bits of
+# exponent, 3 bits of mantissa. (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433.) How good can so
+# few bits be? There are only 256 numbers, so we can list them.
 
 # %%
 numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
@@ -504,9 +512,10 @@ print(len(positive), "numbers from zero up:", *positive[:5].tolist(), "...", *po
 assert positive[-1] == 448 and positive[1] == 2**-9
 
 # %% [markdown]
-# With 3 bits of mantissa, neighbours differ by an eighth at most. So rounding errs by up to a sixteenth, $2^{-4}$, as
-# long as the number is between $2^{-6}$ and 448. Below that the spacing stays $2^{-9}$, and the relative error grows;
-# above it there is nothing.
+# With 3 bits of mantissa, neighbours differ by an eighth at most. So rounding changes a number by up to a sixteenth,
+# $2^{-4}$, as long as the number is between $2^{-6}$ and 448. Below $2^{-6}$ the spacing stays $2^{-9}$, and the
+# relative error grows. Above 448 there are no numbers at all. The picture shows the relative error over the whole
+# range. Look at where it leaves its plateau.
 
 # %%
 x = 2 ** torch.linspace(-13, math.log2(448), 3000)
@@ -522,13 +531,14 @@ pyplot.show()
 assert error[x > 2**-6].max() <= 2**-4 and error[x < 2**-10].min() == 1
 
 # %% [markdown]
-# So a weight matrix has to be brought into the range first, by a scale. The release has one for each block of 128 x
-# 128 numbers (as in DeepSeek-V3, arXiv 2412.19437, section 3.3). With $s$ the largest magnitude of a block over 448,
+# So we first have to bring a weight matrix into this range, and we do it with a scale. The release has one scale for
+# each block of 128 x 128 numbers (as in DeepSeek-V3, arXiv 2412.19437, section 3.3). Let $s$ be the largest magnitude
+# of a block, divided by 448. Then
 #
 # $$q = \mathrm{round}_{\mathrm{E4M3}}(w / s), \qquad w \approx q\, s .$$
 #
 # The scales are stored as `weight_scale_inv`, in float32. Blocks at the edges may be smaller. The release converts the
-# large projections and the experts; embedding, `lm_head`, routers, norms, convolutions and `in_proj_ba` stay in
+# large projections and the experts. The embedding, `lm_head`, routers, norms, convolutions and `in_proj_ba` stay in
 # bfloat16.
 
 
@@ -547,7 +557,7 @@ def quantise(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # %% [markdown]
-# We check the way back against `dequantise` of `formats.py`, exactly, on a matrix with partial blocks; and our
+# We check the way back against `dequantise` of `formats.py`, exactly, on a matrix with partial blocks. We check our
 # scales and numbers against those that the tests make, block by block in a loop.
 
 # %%
@@ -564,10 +574,13 @@ print(f"a scale costs {4 / 128**2:.2%} of the 8-bit numbers' bytes")
 # %% [markdown]
 # ### Why a scale per block?
 #
-# An experiment: a matrix of 8 x 8 blocks of normal numbers, each row of blocks smaller than the one above by a factor
-# of eight. Quantised in E4M3 with a scale per block and with one scale for all; and, to compare, in whole numbers of 8
-# bits (INT8, from -127 to 127) with one scale for all. The error of a block is
-# $|w - \hat w| / |w|$, both as lengths of the block.
+# Would one scale for the whole matrix be enough? We try it on a matrix of 8 x 8 blocks of normal numbers, in which each
+# row of blocks is smaller than the one above by a factor of eight. We quantise it in E4M3 with a scale per block, and
+# with one scale for all. For comparison we also use whole numbers of 8 bits (INT8, from -127 to 127) with one scale for
+# all. The error of a block is $|w - \hat w| / |w|$, both as lengths of the block.
+#
+# The left plot shows this error against the size of a block's numbers. The two maps show it block by block. Look at how
+# far to the right the curves stay together.
 
 
 # %%
@@ -609,13 +622,13 @@ assert by_block.max() < 0.04 and at_once[-1].min() > 0.9 and whole[2].min() > 0.
 assert (at_once[:4] / by_block[:4] - 1).abs().max() < 0.1  # no difference over a factor of 512
 
 # %% [markdown]
-# One scale does better than one might think: down to numbers a few thousand times smaller than the largest there is no
-# difference. E4M3 has an exponent of its own. INT8 has none: it is
-# the best where all numbers are of one size, and loses from the first step on. But what falls below the
-# smallest normal number loses digits, and soon everything. A scale per block makes the error the same everywhere,
-# whatever the rest of the matrix is like: an outlier spoils no more than its own block.
+# One scale does better than one might think: down to numbers a few thousand times smaller than the largest, there is no
+# difference. E4M3 owes this to its own exponent. INT8 has none, so it is the best where all numbers are of one size,
+# and it loses from the first step. But what falls below E4M3's smallest normal number loses digits, and soon
+# everything. A scale per block makes the error the same everywhere, whatever the rest of the matrix is like: an outlier
+# spoils no more than its own block.
 #
-# Do trained matrices need it? In `tiny/` we measure both ways, over every matrix that a release in FP8 would convert.
+# Do trained matrices need it? We measure both ways in `tiny/`, over every matrix that a release in FP8 would convert.
 
 # %%
 matrices = {name: p.detach() for name, p in tiny.named_parameters() if checkpoints.in_fp8(name)}
@@ -628,11 +641,11 @@ for way, found in error.items():
     print(f"{way}: {found.median():.2%} (least {found.min():.2%}, most {found.max():.2%}) over {len(found)} matrices")
 
 # %% [markdown]
-# Where the two lines agree it makes no difference: the parts of these matrices are of one size. What the scales per
-# block buy is that nobody has to check.
+# Where the two lines agree, it makes no difference, because the parts of these matrices are of one size. With a scale
+# per block, nobody has to check.
 #
-# And what does FP8 do to the model? We write `tiny/` as an FP8 checkpoint and load it. The loader keeps the experts in
-# 8 bits, and dequantises one when a token is routed to it; all else it dequantises when it opens the file.
+# What does FP8 do to the model? We write `tiny/` as an FP8 checkpoint and load it. The loader keeps the experts in 8
+# bits and dequantises one when a token is routed to it. Everything else is dequantised when the file is opened.
 
 # %%
 eight = read_safetensors(root / "tiny" / "model.safetensors")
@@ -650,17 +663,18 @@ figures.expect("FP8 costs less than 0.05 nats a token", abs(loss(small) - loss(t
 # %% [markdown]
 # ## How fast on my machine?
 #
-# When one token after another is generated, arithmetic hardly counts: time goes into reading weights. A token reads
+# When a model writes one token after another, arithmetic hardly counts. The time goes into reading weights. A token
+# reads
 #
-# - everything that is not a routed expert, $R$ GB, from memory, at $M$ GB/s;
+# - everything that is not a routed expert, $R$ GB, from memory, at $M$ GB/s,
 # - its experts, $X$ GB: a share $c$ of them from memory, the rest from the disk, at $D$ GB/s.
 #
 # $$t = \frac{R}{M} + X \left( \frac{c}{M} + \frac{1 - c}{D} \right) \text{ seconds}, \qquad
 # c \approx \frac{\text{memory} - \text{all but experts}}{\text{all experts}} \text{ between 0 and 1}.$$
 #
-# The estimate of $c$ takes the experts in memory for a random choice. All sizes follow from the layout. Of the embedding a
-# token reads one row, so that it counts in memory but not in $R$. MTP is left out. An FP8 checkpoint has 8-bit
-# experts, and the rest in bfloat16 once it is opened.
+# The estimate of $c$ assumes that the experts in memory are a random choice. All sizes follow from the layout. A token
+# reads one row of the embedding, so the embedding counts in memory but not in $R$. MTP is left out. An FP8 checkpoint
+# has 8-bit experts, and the rest is in bfloat16 once it is opened.
 
 
 # %%
@@ -688,8 +702,9 @@ def tokens_per_second(kind: str, memory: float, M: float, D: float) -> float:
 
 
 # %% [markdown]
-# Now put your own numbers in. Rough ones do: a laptop's memory reads at 30 to 100 GB/s, an NVMe disk at 2 to 7, a SATA
-# disk at 0.5.
+# Now put in your own numbers. Rough ones will do: a laptop's memory reads at 30 to 100 GB/s, an NVMe disk at 2 to 7, a
+# SATA disk at 0.5. The picture after that shows tokens a second against memory, for three disks. Look at how each curve
+# rises on its way to the dotted line, where everything fits.
 
 # %%
 MEMORY, M, D = 32, 50, 3  # GB, GB/s, GB/s: yours
@@ -714,13 +729,13 @@ axes[0].legend(fontsize=9)
 pyplot.show()
 
 # %% [markdown]
-# The dotted line is where everything fits. The curves rise slowly for most of their length: half of the experts in
-# memory saves only half of the disk's time. The gain comes at the end. Left of the dotted line the disk decides, not
-# the memory's speed. FP8 helps twice: half as much to read, and twice the share in memory.
+# The curves rise slowly for most of their length, because half of the experts in memory saves only half of the disk's
+# time. The gain comes at the end. Left of the dotted line, the disk decides and not the memory's speed. FP8 helps
+# twice: there is half as much to read, and twice the share is in memory.
 #
-# The formula leaves out the arithmetic, which for FP8 experts on a CPU is not small: they are dequantised each time.
-# Is the rest true? `benchmarks/real_width.py` timed four layers of the real width with experts read from a disk, none
-# of them in memory before ($c = 0$), and once all in memory. Its stored figures:
+# The formula leaves out the arithmetic, which is not small for FP8 experts on a CPU, since they are dequantised each
+# time. Is the rest true? `benchmarks/real_width.py` timed four layers of the real width. It read experts from a disk,
+# with none of them in memory before ($c = 0$), and once with all of them in memory. Its stored figures:
 
 # %%
 measured = json.loads((root / "benchmarks" / "results" / "real_width_cpu.json").read_text())
@@ -731,15 +746,15 @@ print(f"measured:                       {cold['seconds_per_token']:.2f} s a toke
 print(f"all in memory:                  {1 / measured['warm']['tokens_per_s']:.2f} s a token")
 
 # %% [markdown]
-# The first line counts bytes: 1 means that nothing but the chosen experts was read. Compare the second line, the
-# disk's part of the formula alone, with the third. Computing an expert goes on while the next ones are being read, and
-# the formula adds the two; so it may be a little too pessimistic.
+# The first line counts bytes: 1 means that nothing but the chosen experts was read. Compare the second line, the disk's
+# part of the formula alone, with the third. An expert is computed while the next ones are being read, but the formula
+# adds the two times. So it may be a little too pessimistic.
 
 # %% [markdown]
 # ## Qwen3.5: other names for the same blocks
 #
-# Qwen3.5's text models are built of the same blocks, and the smallest, Qwen3.5-0.8B, is a file of 1.75 GB. Its
-# checkpoint writes things down differently. `qwen3_5.py` translates, in three functions:
+# Can the same code run Qwen3.5? Its text models are built of the same blocks, and the smallest, Qwen3.5-0.8B, is a file
+# of 1.75 GB. But their checkpoints store them differently. `qwen3_5.py` translates, in three functions:
 #
 # | function | Qwen3.5 | Qwen3-Next |
 # |---|---|---|
@@ -757,7 +772,8 @@ print(f"all in memory:                  {1 / measured['warm']['tokens_per_s']:.2
 #
 # (E experts of inner width I; D is `hidden_size`.) Here the flat reading is the right one.
 #
-# A small random model in Qwen3.5's layout: the dense kind, unequal heads. Its config first.
+# We test this on a small random model in Qwen3.5's layout: the dense kind, with unequal numbers of heads. Its config
+# comes first.
 
 # %%
 rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
@@ -781,14 +797,14 @@ config = Qwen3NextConfig.from_dict(qwen3_5.translate_config(qwen3_5_config))
 print(config.num_experts, config.rope_theta, config.layer_types)
 
 # %% [markdown]
-# Then random tensors, with Qwen3.5's names. We take names and shapes of the Qwen3-Next model, and replace the two
-# packed projections by the four flat ones.
+# Then we make random tensors with Qwen3.5's names. We take the names and shapes of the Qwen3-Next model, and replace
+# the two packed projections by the four flat ones.
 
 # %%
 torch.manual_seed(2)
 G, H, K, V = 2, 6, 12, 20  # key heads, value heads, their widths
 flat_rows = {"in_proj_qkv": 2 * G * K + H * V, "in_proj_z": H * V, "in_proj_b": H, "in_proj_a": H}
-tensors = {"model.visual.patch_embed.proj.weight": torch.randn(16, 12)}  # stands for the vision tower
+tensors = {"model.visual.patch_embed.proj.weight": torch.randn(16, 12)}  # in place of the vision tower
 for name, p in Qwen3NextForCausalLM(config).named_parameters():
     name = name.replace("model.", "model.language_model.", 1)
     if "in_proj_qkvz" in name:
@@ -818,9 +834,10 @@ shared = renamed.keys() & repacked.keys()
 assert all(repacked[name] is renamed[name] for name in shared) and len(shared) > 20  # nothing else is copied
 
 # %% [markdown]
-# The check: multiply a layer's input by the *flat* matrices, cut the results by plain slices, and compare with the
-# $q$, $k$, $v$, $z$, $b$, $a$ that the loaded model has. The inputs and rows are the same, but a matrix product over rows
-# in another order may round differently; hence a tolerance of float32's size.
+# How do we know that the rows came out in the right order? We multiply a layer's input by the *flat* matrices, cut the
+# results by plain slices, and compare them with the $q$, $k$, $v$, $z$, $b$, $a$ of the loaded model. The inputs and
+# rows are the same, but a matrix product over rows in another order may round differently. That is why there is a
+# tolerance, of float32's size.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(folder / "qwen3.5")
@@ -844,8 +861,8 @@ print("q, k, v, z, b and a agree, heads in order")
 # python qwen3_next.py --model Qwen/Qwen3.5-0.8B --prompt "Why is the sky blue?" --stats
 # ```
 #
-# And this one downloads 82 GB, asks whether the disk has room before, and reads the rest as needed. It was not run
-# either.
+# The next command downloads 82 GB. Before that it checks whether the disk has room, and afterwards it reads the weights
+# as needed. It was not run either.
 #
 # ```bash
 # python qwen3_next.py --model Qwen/Qwen3-Next-80B-A3B-Instruct-FP8 --prompt "Why is the sky blue?" --stats
@@ -855,8 +872,8 @@ print("q, k, v, z, b and a agree, heads in order")
 # ## Exercises
 #
 # **1. One tensor only.** Write a function that reads a single tensor of a safetensors file with `seek` and `read`,
-# without a mapping, and returns it and the number of bytes that it read. Try it on expert 7 of the large checkpoint's
-# first layer.
+# without a mapping. It returns the tensor and the number of bytes that it read. Try it on expert 7 of the large
+# checkpoint's first layer.
 #
 # <details><summary>Solution</summary>
 #
@@ -878,11 +895,12 @@ print("q, k, v, z, b and a agree, heads in order")
 # assert torch.equal(read_one(root / "tiny" / "model.safetensors", name)[0], mapped[name])
 # ```
 #
-# Some 2 MB of matrix and less than 1 MB of header, of a file of 4 GB.
+# It reads some 2 MB of matrix and less than 1 MB of header, of a file of 4 GB.
+#
 # </details>
 #
-# **2. What would it take?** You have 64 GB of memory that reads at 50 GB/s, and want 3 tokens a second from the 80B in
-# bfloat16. How fast must the disk be? And how much memory would do with a disk of 7 GB/s?
+# **2. What would it take?** You have 64 GB of memory that reads at 50 GB/s, and you want 3 tokens a second from the 80B
+# in bfloat16. How fast must the disk be? And how much memory would be enough with a disk of 7 GB/s?
 #
 # <details><summary>Solution</summary>
 #
@@ -901,6 +919,7 @@ print("q, k, v, z, b and a agree, heads in order")
 # print(f"memory: {memory_needed:.0f} GB")
 # assert abs(tokens_per_second("bfloat16", memory_needed, M, 7) - 3) < 1e-6
 # ```
+#
 # </details>
 #
 # **3. The way back.** Write the inverse of `repack` for one layer: from `in_proj_qkvz` to `in_proj_qkv` and
@@ -922,10 +941,21 @@ print("q, k, v, z, b and a agree, heads in order")
 # assert torch.equal(qkv, renamed[f"{layer}.in_proj_qkv.weight"])
 # assert torch.equal(z, renamed[f"{layer}.in_proj_z.weight"])
 # ```
+#
 # </details>
 #
 # ## Sources
 #
-# Names, shapes and shards: the published index and config.json of Qwen/Qwen3-Next-80B-A3B-Instruct and of its FP8
-# release. FP8 in blocks: DeepSeek-V3, arXiv 2412.19437, section 3.3; the format: arXiv 2209.05433. Qwen3.5:
-# transformers 5.24, models/qwen3_5 and models/qwen3_5_moe, which `qwen3_5.py` is tested against.
+# Names, shapes and shards come from the published index and config.json of Qwen/Qwen3-Next-80B-A3B-Instruct and of its
+# FP8 release. FP8 in blocks is described in DeepSeek-V3, arXiv 2412.19437, section 3.3, and the format in arXiv
+# 2209.05433. For Qwen3.5 the source is transformers 5.24, models/qwen3_5 and models/qwen3_5_moe, which `qwen3_5.py` is
+# tested against.
+#
+# ## Three sentences to remember
+#
+# 1. A mapped checkpoint costs only its headers to open, and a token then reads the experts that it is routed to and
+#    nothing of the others.
+# 2. Names and shapes can fit while the rows are read in the wrong order, so compare values with a reference.
+# 3. As long as the weights do not fit in memory, the speed of the disk decides how many tokens a second you get.
+#
+# Next: [9_prove_a_port.ipynb](9_prove_a_port.ipynb), on how to find out whether a port is right.

@@ -13,16 +13,18 @@
 # %% [markdown]
 # # 9. Prove a port
 #
-# You have rewritten Qwen3-Next for another framework or another chip, and it writes fluent text. Is it right? One
-# port of this model wrote plausible text with its value heads in the wrong order ([llama.cpp, pull
-# request 21732](https://github.com/ggml-org/llama.cpp/pull/21732)). This notebook shows why text and perplexity cannot
-# answer the question, and what can: the values inside the forward pass, stage by stage, against a slow implementation
-# that is simple enough to trust. Afterwards you can find a wrong line in a port from two files of tensors, tell an
-# error from rounding, and say which checks are worth making, in which order.
+# You have rewritten Qwen3-Next for another framework or another chip, and it writes fluent text. Is it right? The text
+# cannot tell you: one port of this model wrote plausible text with its value heads in the wrong order ([llama.cpp, pull
+# request 21732](https://github.com/ggml-org/llama.cpp/pull/21732)).
+#
+# This notebook shows why text and perplexity cannot answer the question, and what can. We compare the values inside the
+# forward pass, stage by stage, with a slow implementation that is simple enough to trust. Afterwards you can find a
+# wrong line in a port from two files of tensors, tell an error from rounding, and say which checks are worth making, in
+# which order.
 #
 # You need to know attention and PyTorch, and roughly what the parts of Qwen3-Next are called: gated attention, Gated
-# DeltaNet (a memory with a decay `g` and a write strength `beta`), a mixture of experts with a router. No part of
-# their mathematics is needed.
+# DeltaNet (a memory with a decay `g` and a write strength `beta`), a mixture of experts with a router. You do not need
+# their mathematics.
 
 # %%
 # The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
@@ -59,15 +61,16 @@ from verify.reference import run_reference
 from verify.trace import recording
 
 figures.setup()
-warnings.filterwarnings("ignore", "IProgress not found")  # a notebook has no need of progress bars
+warnings.filterwarnings("ignore", "IProgress not found")  # a notebook needs no progress bars
 tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
 
 # %% [markdown]
 # ## 1. Spot the bug
 #
-# `tiny/` is a small trained model that tells stories. We make six broken copies of it: same weights, same code, but
-# one line of [`qwen3_next.py`](../qwen3_next.py) is replaced. All six are mistakes of a kind that porters make; all
-# but one come from the lists that [`verify/mutations.py`](../verify/mutations.py) tests the tools below with.
+# Can you see a bug in the text that a model writes? `tiny/` is a small trained model that tells stories. We make six
+# broken copies of it, with the same weights and the same code, except that one line of
+# [`qwen3_next.py`](../qwen3_next.py) is replaced. Porters make mistakes of all six kinds. All but one are in the lists
+# with which [`verify/mutations.py`](../verify/mutations.py) tests the tools below.
 
 # %%
 source = (root / "qwen3_next.py").read_text(encoding="utf-8")
@@ -89,7 +92,7 @@ BUGS = {  # what is wrong: (a line of qwen3_next.py, what it becomes)
 }
 
 # %% [markdown]
-# Beside the six stand two right ones, one computed in float32 and one in bfloat16.
+# Two right models join the six broken ones. One computes in float32, the other in bfloat16.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -112,12 +115,12 @@ models = {
 }
 
 # %% [markdown]
-# The usual figure of merit is the perplexity of a text $t_1 \dots t_n$ that the model has not seen,
+# A model is usually judged by its perplexity on a text $t_1 \dots t_n$ that it has not seen,
 #
 # $$\mathrm{ppl} = \exp\Big(-\frac{1}{n-1}\sum_{i=2}^{n} \log p(t_i \mid t_1 \dots t_{i-1})\Big),$$
 #
-# the lower the better. `tiny/corpus.py` writes such texts without end; here are 16 documents with pairs of names and
-# things that training never had.
+# and lower is better. `tiny/corpus.py` writes as many such texts as we like. We take 16 documents with pairs of names
+# and things that training never had.
 
 
 # %%
@@ -137,11 +140,11 @@ texts = documents("port")
 perplexities = {name: perplexity(model, texts) for name, model in models.items()}
 
 # %% [markdown]
-# Eight samples, in random order, each with the perplexity of the implementation that wrote it. Each was asked for a
-# story and cut off after 64 tokens; each has another seed, so that equal beginnings give nothing away.
+# Here are eight samples, in random order, each with the perplexity of the implementation that wrote it. Each was asked
+# for a story and cut off after 64 tokens. Each has another seed, so that equal beginnings give nothing away.
 #
-# **Which two are right? Write your guess down before you go on.** (You know which six mistakes there are. Can you
-# tell which is which?)
+# **Which two are right? Write your guess down before you go on.** (You know which six mistakes there are. Can you tell
+# which is which?)
 
 # %%
 order = list(models)
@@ -165,10 +168,13 @@ quiet = all(right * 0.98 < ppl < right * 1.5 for ppl in perplexities.values())
 figures.expect("no perplexity would ring a bell: at most 2 % lower and 50 % higher than the right one", quiet)
 
 # %% [markdown]
-# The texts look alike, and the right ones have slips of their own: `tiny/` is small. The perplexities do differ, but
-# to read anything from them you must already have the right number, for this very text, to three digits. Without it
-# you compare with what you expect, and texts differ among themselves by more than most bugs change. Here are the eight,
-# and the right model on six other sets of 16 documents:
+# The texts look alike, and even the right models make slips, because `tiny/` is small. The perplexities do differ. But
+# to read anything from them, you must already have the right number, for this very text, to three digits. Without it,
+# you can only compare with what you expect, and texts differ among themselves by more than most bugs change.
+#
+# The next picture shows the eight perplexities, and those of the right model on six other sets of 16 documents. Circles
+# are right, crosses are wrong, and the band is the range of the right model over the other texts. Look for crosses
+# inside the band.
 
 # %%
 others = [perplexity(models["right, float32"], documents(f"others {n}")) for n in range(6)]
@@ -195,13 +201,12 @@ gelu_costs = abs(perplexities["GELU instead of SiLU in the shared expert"] - rig
 figures.expect("other texts change it by more than a wrong activation does", max(others) - min(others) > gelu_costs)
 
 # %% [markdown]
-# Circles are right, crosses are wrong; the band is the range of the right model over other texts. What lies within it
-# can't be told from a right model on another text. *At best, perplexity tells that something is wrong. It does not tell
-# what, or where.*
+# A cross inside the band looks just like the right model on another text. *At best, perplexity shows that something is
+# wrong. It does not show what, or where.*
 #
-# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta
-# rule that works token by token, as generation does; perplexity is computed in one pass over the whole text, which
-# uses the other form. No text of any length would show it that way.
+# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta rule
+# that works token by token, as generation does. Perplexity is computed in one pass over the whole text, which uses the
+# other form. So no text of any length would show this mistake.
 
 # %%
 decode_only = perplexities["token by token, the error taken before the decay"]
@@ -211,18 +216,19 @@ assert decode_only == right
 # %% [markdown]
 # ## 2. Traces
 #
-# The alternative: look at all values on the way. `recording` fills a dict with a copy of every named
-# intermediate, under keys that consist of the module's path in the checkpoint and the stage. That is your side: what
-# your port has to write down, float32, under these names (or with an alias file that renames them).
+# If the text is not enough, we look at all values on the way to it. `recording` fills a dict with a copy of every named
+# intermediate. Each key consists of the module's path in the checkpoint and the stage. That is your side of the
+# comparison: your port has to write down these values, in float32, under these names (or with an alias file that
+# renames them).
 #
-# We take one bug, the router's: after the choice of the `num_experts_per_tok` most probable experts their
-# probabilities have to be divided by their sum (`norm_topk_prob` in the config), and this copy forgets to. The text
-# to trace is the beginning of a held-out document, 96 tokens: three chunks of the delta rule's chunked form.
+# We take one bug, the router's. After the router has chosen the `num_experts_per_tok` most probable experts, their
+# probabilities have to be divided by their sum (`norm_topk_prob` in the config), and this copy forgets to. The text to
+# trace is the beginning of a held-out document, 96 tokens, which are three chunks of the delta rule's chunked form.
 
 # %%
 ids = documents("trace", 1)[0][:96]
 config = json.loads((root / "tiny/config.json").read_bytes())
-tokens = {"": {"tokens": ids, "before": []}}  # one step without a name: 96 new tokens behind an empty cache
+tokens = {"": {"tokens": ids, "before": []}}  # one step without a name: 96 new tokens after an empty cache
 
 
 @torch.no_grad()
@@ -240,25 +246,25 @@ for key in sorted((key for key in values if key.startswith("model.layers.1.")), 
     print(f"    {key:50} {values[key].shape!s:14} {stages.STAGES[stages.stage_of(key)][0]}")
 
 # %% [markdown]
-# The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass in
-# NumPy, in float64, one token at a time, from the equations, and shares no code with `qwen3_next.py`. It is slow and
-# that is its virtue: no batch, no chunks, no cache, nothing to be clever about. `trace` returns the same keys.
+# The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass from the
+# equations, in NumPy, in float64, one token at a time, and it shares no code with `qwen3_next.py`. It is slow, and that
+# is its virtue: it has no batch, no chunks, no cache, nothing to be clever about. `trace` returns the same keys.
 
 # %%
 reference = Reference.from_pretrained(root / "tiny")
-found = reference.trace(ids)  # states stacked, one for each place where it was asked for them: here the end alone
+found = reference.trace(ids)  # states are stacked, one for each place asked for: here only the end
 found = {key: x[-1] if key.endswith("state") else x for key, x in found.items()}
 ref = stages.Trace({"": found}, tokens, {"config": config})
 assert ref.steps[""].keys() == values.keys()
 print(f"reference: {len(ref.steps[''])} keys, {ref.steps['']['lm_head.out'].dtype}")
 
 # %% [markdown]
-# How far are two tensors apart? Let $r$ be the reference's values of a key and $m$ mine. The relative error is
+# How far apart are two tensors? Let $r$ be the reference's values of a key and $m$ mine. The relative error is
 #
 # $$e = \sqrt{\frac{\sum_i (m_i - r_i)^2}{\sum_i r_i^2}},$$
 #
-# a number without units: $10^{-7}$ is float32's rounding, $10^{-2}$ bfloat16's after a few layers, 1 means that
-# nothing fits. (A largest absolute error has no such scale, and a cosine hides a wrong factor.)
+# It has no unit. $10^{-7}$ is float32's rounding, $10^{-2}$ is bfloat16's after a few layers, and 1 means that nothing
+# fits. (A largest absolute error has no such scale, and a cosine hides a wrong factor.)
 
 
 # %%
@@ -273,14 +279,15 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
     print(f"{relative_error(r, m):9.2e}   {name}: logits")
 
 # %% [markdown]
-# So the logits alone tell right from wrong: several orders of magnitude lie between these two numbers, where the
-# difference in perplexity says nothing by itself. Now for the place.
+# So even the logits separate right from wrong. Several orders of magnitude lie between these two numbers, where the
+# difference in perplexity says nothing by itself. But where is the mistake?
 #
 # ## 3. The first wrong value
 #
-# [`verify/compare.py`](../verify/compare.py) walks through all keys in the order in which they are computed. It
-# allows each four times the error that rounding alone was measured to cause at this stage (`verify/noise.json`: the
-# right model against the reference, by dtype), times the root of the number of layers before. On the command line:
+# [`verify/compare.py`](../verify/compare.py) walks through all keys in the order in which they are computed. How much
+# error should it allow? Rounding alone was measured at each stage, by dtype, with the right model against the reference
+# (`verify/noise.json`). A key may have four times that error, times the root of the number of layers before it. On the
+# command line:
 #
 # ```bash
 # python verify/trace.py --model tiny --prompt "Hello!" --out mine.safetensors
@@ -288,9 +295,9 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 # python verify/compare.py ref.safetensors mine.safetensors
 # ```
 #
-# Here it is called as a function, and the lines below are those that the command prints: for each key the shape, the
-# ratio of the two sizes (root mean squares), $e^2$ in decibels (-20 dB is $e = 0.1$), the cosine, the largest error
-# of an entry, what was allowed in decibels, the verdict, and what can be seen of the error.
+# Here we call it as a function. The lines below are those that the command prints. Each has a key, its shape, the ratio
+# of the two sizes (root mean squares), $e^2$ in decibels (-20 dB is $e = 0.1$), the cosine, the largest error of an
+# entry, what was allowed in decibels, the verdict, and a note on what the error looks like.
 
 
 # %%
@@ -312,9 +319,9 @@ report(chained := compare.compare(ref, mine, dtype="float32"))
 assert chained.first.key == "model.layers.0.mlp.topk_weights"
 
 # %% [markdown]
-# That is the bug: the key is `topk_weights` of the first layer, and the cause that is named is the one we put in.
-# "This would give just these values" is meant literally. For well-known mistakes the kit computes what they would
-# have made of the reference's own values, and compares mine with that. We can do it by hand:
+# That is the bug. The key is `topk_weights` of the first layer, and the cause that is named is the one we put in. "This
+# would give just these values" is meant literally. For each well-known mistake, the kit computes what it would have
+# made of the reference's own values, and compares my values with that. We can do it by hand:
 
 # %%
 prefix = "model.layers.0.mlp."
@@ -329,14 +336,15 @@ assert relative_error(*same_order) < 1e-5  # float32: 6e-8 for a rounding, and a
 # %% [markdown]
 # ## 4. Chained and isolated
 #
-# Nearly every key behind the bug is wrong as well, because it was computed from wrong values. With $f_s$ for what a
-# stage $s$ does, the reference computes $x_s = f_s(x_{\lt s})$, and the port $\hat x_s = \hat f_s(\hat x_{\lt s})$. There
-# are two comparisons:
+# Nearly every key after the bug is wrong as well, because it was computed from wrong values. How do we find out whether
+# there is a second bug among them? Let $f_s$ be what a stage $s$ does. The reference computes $x_s = f_s(x_{\lt s})$,
+# and the port computes $\hat x_s = \hat f_s(\hat x_{\lt s})$. There are two comparisons:
 #
-# - **chained**: $\hat x_s$ with $x_s$. Each side goes on with its own values. The error is that of this stage *and* of
-#   all stages before it. It shows what the user gets; only the first wrong key can be blamed.
-# - **isolated**: $\hat x_s$ with $f_s(\hat x_{\lt s})$. The reference is run again on the port's values: whatever a stage
-#   reads is replaced by mine. The error is what this stage alone has added, and each wrong stage is named for itself.
+# - **chained** compares $\hat x_s$ with $x_s$. Each side continues with its own values. The error is that of this stage
+#   *and* of all stages before it. It shows what the user gets, but only the first wrong key can be blamed.
+# - **isolated** compares $\hat x_s$ with $f_s(\hat x_{\lt s})$. The reference runs again on the port's values: whatever
+#   a stage reads is replaced by mine. The error is what this stage alone has added, so each wrong stage is named
+#   separately.
 
 # %%
 isolated = compare.compare(ref, mine, dtype="float32", isolated=True, reference=reference)
@@ -345,12 +353,16 @@ wrong = {stages.stage_of(row.key) for row in isolated.rows if row.verdict != "ok
 assert wrong == {"mlp.topk_weights"}  # one stage, in each layer
 
 # %% [markdown]
-# Where chained needs the first wrong key, isolated clears everything else: one stage is wrong, once in each layer,
-# and the rest of the port is right.
+# The chained comparison can blame only the first wrong key. The isolated one clears everything else: one stage is
+# wrong, once in each layer, and the rest of the port is right.
 #
-# In float32 the difference is a comfort. In bfloat16 it decides. A bfloat16 number has 8 significant bits, each
-# operation leaves a relative error of up to $2^{-9}$, and after a few layers the chained errors of a right model are about a
-# hundredth. The same two models in bfloat16, at all keys in forward order:
+# In float32, the isolated comparison is convenient. In bfloat16, you cannot do without it. A bfloat16 number has 8
+# significant bits, each operation leaves a relative error of up to $2^{-8}$, and after a few layers the chained errors
+# of a right model are about a hundredth.
+#
+# The next picture shows the same two models in bfloat16, at all keys in forward order: chained above, isolated below.
+# Blue circles are the right model, red diamonds the broken one, and black dashes what is allowed. In each plot, look
+# for the place where red leaves blue.
 
 # %%
 traces = {name: traced(model_of(modules[name], "bfloat16")) for name in ("right, bfloat16", BUG)}
@@ -388,16 +400,15 @@ above.legend(ncols=3, loc="lower right")
 pyplot.show()
 
 # %% [markdown]
-# Above, chained: the right model's error (blue circles) is that of a bfloat16 rounding after the first norm and then
-# drifts upwards, because each layer adds its own to what it is given. The broken one (red diamonds) lies above it
-# from the bug on, at all keys alike. Is that alarming? What is allowed (black) must be generous here, since rounding
-# in other models and texts has gone that far, and a broken model can stay below it. (Whether this one does is printed
-# below.)
+# Above, chained: after the first norm, the right model's error is that of one bfloat16 rounding. Then it drifts
+# upwards, because each layer adds its own error to what it is given. After the bug, the broken model's error lies
+# higher, at all keys alike. Is that alarming? What is allowed must be generous here, since rounding in other models and
+# texts has gone that far, and a broken model can stay below it. (Whether this one does is printed below.)
 #
-# Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, the last layer is no worse than
-# the first, and the bug stands out by orders of magnitude at one stage of each layer. (What is computed in float32
-# even in a bfloat16 model lies far below the rest; stages that only rearrange their input have no error at all and
-# are not drawn.)
+# Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, so the last layer is no worse than
+# the first, and the bug sticks out by orders of magnitude at one stage of each layer. (What is computed in float32 even
+# in a bfloat16 model lies far below the rest. Stages that only rearrange their input have no error at all and are not
+# drawn.)
 
 # %%
 for (name, mode), one in done.items():
@@ -407,13 +418,14 @@ assert done["right, bfloat16", "chained"].first is None and done["right, bfloat1
 assert done[BUG, "isolated"].first.key == "model.layers.0.mlp.topk_weights"
 
 # %% [markdown]
-# So: *float32 first, chained; what your hardware computes in, isolated*. If the port cannot run in float32, isolated
-# is the only mode that is sharp enough.
+# So the rule is: *float32 first, chained; then, in the dtype your hardware computes in, isolated*. If the port cannot
+# run in float32, only isolated is sharp enough.
 #
 # ## 5. The eight samples again
 #
-# Back to A to H. To see the decode-only bug as well, we trace a prompt and then three more tokens one by one, as
-# generation does. `scenarios.run` feeds the steps and carries the cache; `run_reference` has the arbiter do the same.
+# Can the comparison tell A to H apart? To see the decode-only bug as well, we trace a prompt and then three more tokens
+# one by one, as generation does. `scenarios.run` feeds the steps and carries the cache, and `run_reference` has the
+# arbiter do the same.
 
 # %%
 steps = {"prefill": (0, 64), "decode 1": (64, 65), "decode 2": (65, 66), "decode 3": (66, 67)}
@@ -440,8 +452,11 @@ for letter, (name, one) in zip("ABCDEFGH", verdicts.items()):
     print(*[f"      {cause}\n" for cause in (one.first.causes[:1] if one.first else [])], sep="", end="")
 
 # %% [markdown]
-# Each key is where the line was replaced. The cause is as good as the list of known mistakes: where it "would give
-# just these values" it is certain; otherwise it is a list of what usually goes wrong at this stage, and may be off.
+# Each key names the place where the line was replaced. The cause is as good as the list of known mistakes. If it "would
+# give just these values", it is certain. Otherwise it lists what usually goes wrong at this stage, and it may be off.
+#
+# The picture compares the two methods on the eight samples: perplexity on the left, the largest error in units of what
+# is allowed on the right. Look at whether a gap separates the circles (right) from the crosses (wrong).
 
 # %%
 left, beside = figures.axes(2, width=5.2, height=3.2, sharey=True)
@@ -456,16 +471,16 @@ for name, one in verdicts.items():
     assert (excess(one) <= 1) == ("right" in name) and (one.first is None) == ("right" in name), name
 
 # %% [markdown]
-# Circles are right, crosses are wrong. On the left, one must know the answer to see it. On the right there is a wide
-# gap between the two, the line at 1 needs no knowledge of what the model should say, and each cross comes with the name
-# of a stage. *Compare tensors, not texts.*
+# On the left, you must know the answer to see it. On the right, there is a wide gap between the two. The line at 1
+# needs no knowledge of what the model should say, and each cross comes with the name of a stage. *Compare tensors, not
+# texts.*
 #
 # ## 6. Against transformers
 #
-# The same comparison works for any implementation. In PyTorch a forward hook on every module is nearly all it takes
-# (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). What goes on between
-# modules, such as the delta rule itself, has no hook, so fewer keys are shared; an error in between shows at the next
-# module's output. `verify/aliases/transformers.json` renames what is named otherwise.
+# Does this work for other implementations, too? It works for any. In PyTorch a forward hook on every module is nearly
+# all it takes (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). Whatever
+# happens between modules, such as the delta rule itself, has no hook. So fewer keys are shared, and an error in between
+# shows at the next module's output. `verify/aliases/transformers.json` renames what has another name there.
 
 # %%
 try:
@@ -506,21 +521,24 @@ if transformers:
 
 # %% [markdown]
 # Three implementations that share no code agree to rounding: this project's chunked PyTorch, transformers' chunked
-# PyTorch, and a loop over tokens in NumPy. One caution: agreement of two is worth the more, the less they have in
-# common. A port that is checked against an implementation with the same mistake agrees, too ([MaxText, pull request
-# 2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case).
+# PyTorch, and a loop over tokens in NumPy. One caution: the less two implementations have in common, the more their
+# agreement is worth. A port that is checked against an implementation with the same mistake agrees, too ([MaxText, pull
+# request 2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case).
 #
 # ## 7. Ties
 #
-# There is one place where rounding does not stay small. The router takes the $k$ most probable experts: a
-# discontinuous function. If the last expert chosen and the first one left out have nearly the same probability,
-# rounding may choose the other, and from there on this token is computed by another expert. The quantity to look at
-# is the margin,
+# Does rounding always stay small? There is one place where it does not. The router takes the $k$ most probable experts,
+# and that is a discontinuous function. If the last expert chosen and the first one left out have nearly the same
+# probability, rounding may choose the other, and then another expert computes this token. So we look at the margin,
 #
 # $$\text{margin} = p_{(k)} - p_{(k+1)},$$
 #
-# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. It is a key of the traces. How
-# small does it get, and how much does rounding move a probability?
+# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. It is a key of the traces. How small
+# does it get, and how much does rounding move a probability?
+#
+# For each value on the axis of the picture, the curve gives the share of all choices (tokens times layers) with a
+# smaller margin. Dashed lines show how far rounding moves a probability, and points are choices that came out
+# differently. Look at where the curve crosses the dashed lines.
 
 # %%
 layers = range(config["num_hidden_layers"])
@@ -554,21 +572,21 @@ for name, trace, color in (
     if other.any():
         axes.scatter(margins[other], rank[other], color=color, zorder=3, label=f"{name} chose another expert")
     print(f"{name}: {other.sum()} of {len(other)} choices differ; a probability moves by {np.median(far):.1e} (median)")
-    assert (margins[other] <= 2 * far[other]).all()  # never where the margin was safe: one may fall, the other rise
+    assert (margins[other] <= 2 * far[other]).all()  # never where the margin was safe: one may fall and the other rise
 axes.set(xscale="log", xlabel="probability", ylabel="share of all choices")
 axes.legend(loc="upper left")
 pyplot.show()
 
 # %% [markdown]
-# The curve is the share of all choices (tokens times layers) whose margin is smaller than the value below. Where it
-# crosses a dashed line, margins are as small as what rounding does. In float32 hardly any choice should be in danger;
-# in bfloat16 some percent may be, and a few may fall the other way (points). The assertion says that these are ties: no
-# choice fell the other way whose margin was more than twice what this token's probabilities have moved, since one of
-# the two may have risen and the other fallen by that much. A port that chooses wrongly would break it.
+# Where the curve crosses a dashed line, margins are as small as the changes that rounding makes. In float32 hardly any
+# choice should be in danger. In bfloat16 some percent may be, and a few may come out differently (points). The
+# assertion says that these are ties: no choice came out differently at a margin of more than twice what this token's
+# probabilities have moved. (Twice, because one of the two may have risen and the other fallen by that much.) A port
+# that chooses wrongly would break it.
 #
 # What does a tie do? With another expert, the token's output of the mixture is no longer within rounding, and a
-# comparison that knows nothing of ties would call the port wrong. But a tie is nobody's mistake. The right question
-# is whether the rest follows *from the choice that mine made*. So give the reference that choice, and run it again.
+# comparison that knows nothing of ties would call the port wrong. But a tie is nobody's mistake. The right question is
+# whether the rest follows *from the choice that my port made*. So we give the reference that choice, and run it again.
 
 # %%
 mine16 = traces["right, bfloat16"].steps[""]
@@ -586,10 +604,10 @@ print(f"{len(errors)} tokens got another expert at some layer")
 assert forced.sum() <= own.sum() / 2
 
 # %% [markdown]
-# `compare.py` does this by itself when it is given the reference: it decides from the probabilities whether a
-# different choice is a tie, forces mine on the reference, and goes on. Without the reference it compares a sequence
-# up to the tie only, since attention and the memories carry a token's values to all later ones. A choice that differs
-# at a margin that rounding cannot bridge stays an error.
+# `compare.py` does this by itself if it is given the reference. It decides from the probabilities whether a different
+# choice is a tie, forces my choice on the reference, and goes on. Without the reference it compares a sequence up to
+# the tie only, since attention and the memories carry a token's values to all later ones. If a choice differs at a
+# margin that rounding cannot bridge, it remains an error.
 
 # %%
 ties = [row for row in done["right, bfloat16", "chained"].rows if row.verdict == "tie"]
@@ -600,11 +618,18 @@ assert done["right, bfloat16", "chained"].first is None
 # %% [markdown]
 # ## 8. Which check sees which bug
 #
-# A check proves what it looks at and nothing else. Here are eleven bugs, the six from above and five more, against
-# six checks: perplexity (does it move by more than a percent?), a prompt of 32 tokens, a prompt of 96, a prompt of 64
-# and three tokens one by one, a padded batch and a token after it, and the layer for multi-token prediction (MTP),
-# which drafts the token after the next. All but the first compare tensors in float32. The delta rule's chunks here
-# are of 32 tokens.
+# A check proves what it looks at and nothing else. So which checks do we need? We try eleven bugs, the six from above
+# and five more, against six checks:
+#
+# - perplexity (does it move by more than a percent?),
+# - a prompt of 32 tokens,
+# - a prompt of 96,
+# - a prompt of 64 and three tokens one by one,
+# - a padded batch and a token after it,
+# - the layer for multi-token prediction (MTP), which drafts the token after the next.
+#
+# All but the first compare tensors in float32. The delta rule's chunks have 32 tokens here. The picture is a table of
+# bugs and checks. Read it by columns: what does each check miss?
 
 # %%
 MORE = BUGS | {
@@ -652,16 +677,16 @@ pyplot.show()
 
 # %%
 assert all(any(found[1:]) for found in seen.values())  # each bug is seen by some comparison of tensors
-assert sum(found[0] for found in seen.values()) < len(seen)  # and not each by perplexity
+assert sum(found[0] for found in seen.values()) < len(seen)  # but not each by perplexity
 assert seen["no decay of the state from chunk to chunk"][1:3] == [False, True]  # one chunk has no chunk before it
 assert seen["positions begin at 0 in each call"][:4] == [False, False, False, True]  # generation alone uses a cache
 assert seen["convolution's window one token too early"][:2] == [False, True]  # by the state that a prompt leaves
 
 # %% [markdown]
-# Read it by columns. Perplexity misses all that only a cache or padding brings out, and what is small. A prompt of one
-# chunk never crosses from one to the next. A longer one never reads a cache, though a wrong window that it *leaves
-# behind* is seen, since states are compared as well. Decoding never sees padding. The MTP layer shows what goes wrong
-# before it, and a bug of its own shows nowhere else. No check is enough alone, and each takes seconds.
+# Perplexity misses every bug that only a cache or padding brings out, and every small one. A prompt of one chunk never
+# crosses from one to the next. A longer one never reads a cache, though it shows a wrong window that it *leaves* there,
+# since states are compared as well. Decoding never sees padding. The MTP layer shows what goes wrong before it, and its
+# own bug shows nowhere else. No check is enough alone, and each takes seconds.
 #
 # ## 9. A checklist
 #
@@ -678,24 +703,24 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # | 9. text, perplexity | the right number, on the same text | | that 1 to 8 were complete, perhaps | |
 # | 10. speed | | | | |
 #
-# And three rules. Feed ids, not text. Choose shapes that forgive nothing: other numbers of key and value heads, K
-# unlike V, lengths that are no multiple of the chunk; convenient code is right for equal ones. Keep the traces, and
-# run the comparison again after each optimisation: it is then that bugs come in.
+# Three rules go with it. Feed ids, not text. Choose shapes that forgive nothing: different numbers of key and value
+# heads, K unlike V, lengths that are no multiple of the chunk. With equal ones, careless code happens to be right. Keep
+# the traces, and run the comparison again after each optimisation, because that is when bugs come in.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. A bug that is none.** A port takes the $k$ largest router *logits* and then a softmax over these $k$ alone,
-# instead of a softmax over all experts, the $k$ largest and the division by their sum. Which keys can differ? Prove
-# your answer with an equation, then put the change in and let the kit decide.
+# **1. A bug that is none.** The model takes a softmax over all experts, then the $k$ largest, then divides by their
+# sum. A port takes the $k$ largest router *logits* instead, and then a softmax over these $k$ alone. Which keys can
+# differ? Prove your answer with an equation, then put the change in and let the kit decide.
 #
 # <details><summary>Solution</summary>
 #
-# Softmax keeps the order, so the choice is the same. With $p_e = e^{l_e} / Z$, dividing by the sum over the chosen
-# set $C$ gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C} e^{l_j}}$: $Z$
-# cancels, and this is the softmax over $C$. No weight differs, as long as `norm_topk_prob` is true; `router_probs`
-# would, in a port that writes down the smaller softmax under that name. With `norm_topk_prob` false it would be a
-# bug.
+# Softmax keeps the order, so the choice is the same. With $p_e = e^{l_e} / Z$, dividing by the sum over the chosen set
+# $C$ gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C}
+# e^{l_j}}$. $Z$ cancels, and this is the softmax over $C$. No weight differs, as long as `norm_topk_prob` is true.
+# `router_probs` would differ, in a port that writes down the smaller softmax under that name. With `norm_topk_prob`
+# false it would be a bug.
 #
 # ```python
 # other = {
@@ -711,15 +736,15 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 #
 # </details>
 #
-# **2. How much does a norm forgive?** A port forgets to bring the delta rule's query to length 1. Find the first
-# wrong key, the error at the logits, and the perplexity. Why is this bug so harmless? Is the same true of the keys?
+# **2. How much does a norm forgive?** A port forgets to bring the delta rule's query to length 1. Find the first wrong
+# key, the error at the logits, and the perplexity. Why is this bug so harmless? Is the same true of the keys?
 #
 # <details><summary>Solution</summary>
 #
 # The output $S^\top q$ is linear in $q$. So a wrong length of $q$ is a factor for each token and head, and the norm
-# behind the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, but for its epsilon. The key at which the kit
-# stops has an error of the order of 1, and what is left of it at the logits is small. Keys are another matter: they
-# decide what is written, and $|k| = 1$ is what keeps the memory from growing without bound.
+# after the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, except for its epsilon. The key at which the kit
+# stops has an error of the order of 1, and little of it is left at the logits. Keys are another matter: they decide
+# what is written, and $|k| = 1$ is what keeps the memory from growing without bound.
 #
 # ```python
 # old = "q_l2norm = (q_unit *"
@@ -734,16 +759,17 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 #
 # </details>
 #
-# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps the log of the
-# decay `g` in float32, with a comment. Round it to bfloat16 in an otherwise right bfloat16 model. Do the chained
-# comparison and perplexity notice? Does the isolated one? Then compute how far the product of the decays of 1,000
-# tokens moves when a decay of 0.999 is rounded to bfloat16.
+# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps the log of the decay
+# `g` in float32, with a comment. Round it to bfloat16 in an otherwise right bfloat16 model. Do the chained comparison
+# and perplexity notice? Does the isolated one? Then compute how far the product of the decays of 1,000 tokens moves
+# when a decay of 0.999 is rounded to bfloat16.
 #
 # <details><summary>Solution</summary>
 #
-# Chained, the new error drowns in that of all other roundings; isolated, it stands alone. On `tiny/` it does little
-# harm, because its texts are short. A decay of 0.999 itself (not its log) becomes 1 in bfloat16, whose numbers just
-# below 1 are $2^{-8}$ apart: after 1,000 tokens the state is kept whole where 0.37 of it should be left.
+# In the chained comparison, the new error drowns in that of all other roundings. In the isolated one, it is alone. On
+# `tiny/` it does little harm, because its texts are short. A decay of 0.999 itself (not its log) becomes 1 in bfloat16,
+# whose numbers just below 1 are $2^{-8}$ apart. After 1,000 tokens the state is kept whole, where 0.37 of it should be
+# left.
 #
 # ```python
 # line = "g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))"
@@ -763,3 +789,13 @@ assert seen["convolution's window one token too early"][:2] == [False, True]  # 
 # ```
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. Fluent text and a good perplexity do not prove a port, because many bugs change them less than another text would.
+# 2. Compare the values inside with a simple implementation that shares no code with yours, in forward order, and the
+#    first wrong one names the stage to blame.
+# 3. Compare chained in float32 and isolated in your own dtype, and test prompts, decoding, padding and MTP, because
+#    each check sees only the bugs on its own path.
+#
+# Next: [train_tiny.ipynb](train_tiny.ipynb), on where the small model of these notebooks comes from.

@@ -3,8 +3,8 @@
     python notebooks/build.py [NAME ...]       execute these (default: all), and write NAME.ipynb
     python notebooks/build.py --check          execute, write nothing, and fail if a stored notebook is not its source's
 
-Solutions to exercises, code blocks inside <details>, are executed too, behind the notebook, but not kept in it.
-A notebook may have 500 kB; one that takes more than 180 seconds is told of, and does not fail: machines differ.
+Solutions to exercises, code blocks inside <details>, are executed too, after the notebook, but not kept in it.
+A notebook may have 500 kB; one that takes more than 180 seconds is reported, and does not fail: machines differ.
 """
 
 import argparse

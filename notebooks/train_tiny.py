@@ -13,14 +13,16 @@
 # %% [markdown]
 # # Appendix: how tiny/ was trained, and how far it is from perfect
 #
-# The other notebooks look into a small trained model, `tiny/`. This one is about where it comes from. Its text is
-# written by a grammar that knows the true probability of every word, so there is a number that no natural text has:
-# what the best possible model would lose on each token. Afterwards you can
+# The other notebooks look into `tiny/`, a small trained model. Where does it come from, and how far is it from the best
+# possible model? For natural text nobody could say, but the text of `tiny/` is written by a grammar that knows the true
+# probability of every word, so we know what the best possible model would lose on each token.
+#
+# Afterwards you can
 #
 # 1. say what that floor is and how it is computed,
 # 2. write down the three terms of the loss,
 # 3. train a small model for a minute and read its curve against the floor,
-# 4. say of a language model *where* it is bad, instead of how bad it is on the average.
+# 4. say of a language model *where* it is bad, instead of how bad it is on average.
 #
 # You need to know cross-entropy and PyTorch. The parts of the model are boxes here.
 
@@ -61,12 +63,12 @@ encode = functools.cache(tokenizer.encode)  # a text's token ids
 # %% [markdown]
 # ## 1. The corpus
 #
-# [`tiny/corpus.py`](../tiny/corpus.py) writes documents of six kinds: stories, conversations in which a story is
-# asked for or asked about, accounts of who moves what where, meetings (who is who), phone books, small talk. Each
-# document is a function of a seed. Each of its words has a *role*, which tells what one would have to know to predict
-# it: `template` follows from the words before, `name (new)` is a name that is told for the first time, `answer` is
-# what was asked for. `floor` gives for each token of a document its role, its true probability given all tokens before
-# it, and the entropy of its place.
+# What does `tiny/` read? [`tiny/corpus.py`](../tiny/corpus.py) writes documents of six kinds: stories, conversations in
+# which a story is asked for or asked about, accounts of who moves what where, meetings (who is who), phone books, and
+# small talk. Each document is a function of a seed. Each of its words has a *role*, which says what one would have to
+# know to predict it. `template` follows from the words before, `name (new)` is a name that is mentioned for the first
+# time, `answer` is what was asked for. For each token of a document, `floor` gives its role, its true probability given
+# all tokens before it, and the entropy of its place.
 
 # %%
 whole = corpus.Corpus(None)  # None: all documents; "train" and "held out" are its two splits
@@ -75,23 +77,24 @@ for token, role, surprise, entropy in whole.floor(whole.document("first:7"), enc
     print(f"{shown:10} {role:12} surprise {abs(BITS * surprise):5.2f}   entropy {abs(BITS * entropy):5.2f} bits")
 
 # %% [markdown]
-# With $p(t \mid t_{\lt i})$ for the true distribution of token $i$, given all tokens before, these two are
+# What are the two numbers? With $p(t \mid t_{\lt i})$ for the true distribution of token $i$, given all tokens before,
+# they are
 #
 # $$\text{surprise}_i = -\log_2 p(t_i \mid t_{\lt i}), \qquad
 # \text{entropy}_i = -\sum_t p(t \mid t_{\lt i}) \log_2 p(t \mid t_{\lt i}).$$
 #
-# The surprise is what the token that came costs a model that knows $p$; the entropy is what a token costs it at this
-# place on the average. No model pays less on the average. That is the floor.
+# Take a model that knows $p$. The surprise is what it pays for the token that came. The entropy is what it pays at this
+# place on average. No model pays less on average, and that is the floor.
 #
 # There are eighteen roles. In the pictures they have five colours:
 
 # %%
 GROUPS = {
     "follows from the words before": "0.5",
-    "one of several ways to tell it": figures.BLACK,
+    "one of several ways to say it": figures.BLACK,
     "new: nobody can know it": figures.RED,
-    "told before: which one is open": figures.BLUE,
-    "an answer: follows from what was told": figures.GREEN,
+    "known before: which one is open": figures.BLUE,
+    "an answer: follows from the text before": figures.GREEN,
 }
 
 
@@ -111,7 +114,7 @@ axes.axis("off")
 pyplot.show()
 
 # %% [markdown]
-# Next, a function that writes a document in these colours, with a bar under each token: its entropy.
+# The next function writes a document in these colours, and under each token it draws a bar: its entropy.
 
 
 # %%
@@ -139,23 +142,26 @@ def picture(kind: str, least: int, most: int, width: int = 100):
 
 
 # %% [markdown]
-# A phone book and an account of moves:
+# We look at a phone book and an account of moves. Compare the digits of a number where it comes first with the same
+# digits later.
 
 # %%
 picture("book", 60, 100)
 picture("moves", 70, 110)
 
 # %% [markdown]
-# Look at the digits. When a number is told, each digit has a bar of $\log_2 10 = 3.3$ bits: nobody can know it. When
-# it is asked for, the same digits are green and have no bar at all: they cost nothing, for whoever remembers. Most of
-# natural text needs no such memory, and where it does, nobody can say how much it would save. A meeting and small talk:
+# When a number is given for the first time, each digit has a bar of $\log_2 10 = 3.3$ bits, because nobody can know it.
+# When it is asked for, the same digits are green and have no bar at all: they cost nothing for a reader who remembers
+# them. Most of natural text needs no such memory, and where it does, nobody can say how much memory would save. Next, a
+# meeting and small talk:
 
 # %%
 picture("who", 60, 120)
 picture("small talk", 20, 60)
 
 # %% [markdown]
-# And a story, asked for. Most of it is grey: once it is known what kind of story this is, the sentences follow.
+# Last, a user asks for a story and gets one. Most of it is grey: once we know what kind of story this is, the sentences
+# follow.
 
 # %%
 picture("chat", 150, 230)
@@ -163,22 +169,22 @@ picture("chat", 150, 230)
 # %% [markdown]
 # ## 2. The floor is exact
 #
-# A grammar writes text by a path through choices: which opening, who is the hero, what happens. A reader does not see
-# the path, and several may have led to the same words. So let $b_i(s)$ be the probability that the writer stands at
-# place $s$ of the grammar, given the tokens before token $i$, and $p(t, s' \mid s)$ that it goes on from there with
-# token $t$ to place $s'$. Then
+# Where do the true probabilities come from? A grammar writes text by a path through choices: which opening, who is the
+# hero, what happens. A reader does not see the path, and several paths may have led to the same words. So let $b_i(s)$
+# be the probability that the writer is at place $s$ of the grammar, given the tokens before token $i$. Let
+# $p(t, s' \mid s)$ be the probability that the writer moves on from there with token $t$ to place $s'$. Then
 #
 # $$p(t \mid t_{\lt i}) = \sum_{s, s'} b_i(s)\, p(t, s' \mid s), \qquad
 # b_{i+1}(s') = \frac{\sum_s b_i(s)\, p(t_i, s' \mid s)}{p(t_i \mid t_{\lt i})}.$$
 #
-# This is the forward algorithm of hidden Markov models. The list of all places with $b > 0$ stays short enough to be
-# kept whole, so nothing is cut off, and the floor is no estimate. In code, a place is a place in the grammar and the
-# rest of a word that is begun, since a word may consist of several tokens:
+# This is the forward algorithm of hidden Markov models. The list of all places with $b > 0$ is short enough to be kept
+# whole. So nothing is cut off, and the floor is no estimate. In the code, a place also holds the rest of a word that
+# has begun, since a word may consist of several tokens:
 
 
 # %%
 def ways_on(beliefs: list[tuple]) -> list[tuple]:
-    """From every place one word on: its probability, the tokens that must come now, and the place behind them."""
+    """From every place one word on: its probability, the tokens that must come now, and the place after them."""
     ways = []
     for b, tokens, place in beliefs:
         if tokens or place is None:  # within a word, or at the end of the text
@@ -204,8 +210,8 @@ def read(token: int, ways: list[tuple]) -> list[tuple]:
 
 
 # %% [markdown]
-# Check it against [`tiny/grammar.py`](../tiny/grammar.py), whose `Floor` does the same. Count the places as well: how
-# much does a reader not know about the path?
+# We check this against [`tiny/grammar.py`](../tiny/grammar.py), whose `Floor` does the same. We also count the places,
+# to see how much a reader does not know about the path.
 
 # %%
 START = [(1.0, [], State(whole.env, (whole.nodes, 0, None)))]
@@ -221,8 +227,8 @@ for token, _, surprise, entropy in whole.floor(whole.document("first:7"), encode
 print(f"{len(places)} tokens; the writer may be at 1 to {max(places)} places, {np.mean(places):.1f} on the average")
 
 # %% [markdown]
-# Both might share a mistake. A check that uses no probabilities at all: write thousands of beginnings of documents,
-# take those that begin with the same tokens, and count what comes next.
+# Both might share a mistake. So here is a check that uses no probabilities at all. We write thousands of beginnings of
+# documents, take those that begin with the same tokens, and count what comes next.
 
 # %%
 followers: dict[tuple, Counter] = defaultdict(Counter)  # the tokens so far -> how often which came next
@@ -238,9 +244,13 @@ print(f"{len(often)} beginnings were met 150 times or more and can go on in seve
 print(repr(tokenizer.decode(list(max(often, key=len)))))
 
 # %% [markdown]
-# If a beginning was met $n$ times, a token of probability $p$ should follow $np$ times, with a variance of $np(1 - p)$.
-# We compare the tokens with $np \ge 10$. It must be the expected count that decides which: had we taken the tokens that
-# were *counted* ten times or more, the rare ones among them would be those with luck, and $z$ would be too large.
+# If a beginning occurred $n$ times, a token of probability $p$ should follow $np$ times, with a variance of
+# $np(1 - p)$. We compare the tokens with $np \ge 10$. The expected count must decide which tokens we take. Had we taken
+# those that were *counted* ten times or more, the rare ones among them would be the lucky ones, and $z$ would be too
+# large.
+#
+# The picture shows the counted share against the exact probability, with bars of two standard deviations of a count.
+# Look for points whose bars miss the line.
 
 # %%
 points = []  # exact probability, share counted, how often the beginning was met
@@ -264,13 +274,14 @@ print(f"{len(z)} probabilities, mean square of z = {np.mean(z**2):.2f} (1 if onl
 assert len(z) > 50 and np.mean(z**2) < 1 + 5 * (2 / len(z)) ** 0.5 and np.abs(z).max() < 5
 
 # %% [markdown]
-# The points lie on the line as closely as counting allows: bars are two standard deviations of a count. Nothing was
-# fitted.
+# The points lie on the line as closely as counting allows. Nothing was fitted.
 #
-# Now what tokens cost, by role. We take documents of the split "held out": an eighth of all pairs of a name and a
-# thing, and of a name and the last two digits of its number, never occur in training, and these documents are about
-# such pairs. That keeps a model from knowing the answers by heart. The floor is that of the corpus *as a whole*, which
-# does not know of the splits: it is what a reader pays who has not been told which pairs were held out.
+# Now we can ask what tokens cost, by role. We take documents of the split "held out". An eighth of all pairs of a name
+# and a thing, and of a name and the last two digits of its number, never occur in training, and these documents are
+# about such pairs. So a model cannot know the answers by heart. The floor is that of the corpus *as a whole*, which
+# does not know of the splits. It is what a reader pays who does not know which pairs were held out.
+#
+# The picture shows the mean cost for each role, in the five colours. Look at which colours cost anything.
 
 # %%
 DOCUMENTS = 60
@@ -297,22 +308,22 @@ for role in ("template", "free choice", "number (new)", "answer"):
 assert np.abs(bits["answer"]).max() < 1e-6 and np.allclose(bits["number (new)"], math.log2(10))
 
 # %% [markdown]
-# Grey and green tokens cost nothing, red ones must be paid. A new digit costs $\log_2 10$ bits each time, also in these
-# documents: in the corpus as a whole all numbers are equally likely. (Exercise 2 asks what it costs whoever knows the
-# splits.)
+# Grey and green tokens cost nothing, but every reader has to pay for the red ones. A new digit costs $\log_2 10$ bits
+# each time, in these documents too, because in the corpus as a whole all numbers are equally likely. (Exercise 2 asks
+# what it costs a reader who knows the splits.)
 #
 # So a low average loss is no proof of memory. The answers are a few percent of the tokens, and a model without any
-# memory loses little on the average. This is why `tiny/` is measured by role.
+# memory loses little on average. This is why `tiny/` is measured by role.
 #
 # ## 3. The loss
 #
-# What training minimises has three terms,
+# Training minimises the sum of three terms,
 #
 # $$L = L_{\text{next}} + \lambda_{\text{aux}} L_{\text{aux}} + \lambda_{\text{mtp}} L_{\text{mtp}},$$
 #
 # with two fixed weights from the model's config. We compute each term by hand, on the smaller of the committed models
-# (`tiny/micro`), in float64, and compare with what the model itself returns. The batch is one that training would see:
-# a label is the token itself, or -100 where the token does not count (section 4 says which those are).
+# (`tiny/micro`), in float64, and compare it with what the model itself returns. The batch is one that training would
+# see. A label is the token itself, or -100 where the token does not count (section 4 says which those are).
 
 # %%
 micro = Qwen3NextForCausalLM.from_pretrained(root / "tiny/micro", dtype=torch.float64)
@@ -340,16 +351,16 @@ next_loss = cross_entropy(out.logits[:, :-1], labels[:, 1:])
 print(f"{next_loss:.4f} nats = {BITS * next_loss:.4f} bits per token that counts")
 
 # %% [markdown]
-# **Load balancing.** In each layer a router gives every token a probability for each of $E$ small MLPs, the *experts*,
-# and the token is computed by the $k$ likeliest. Nothing in the first term keeps a router from choosing the same
-# experts for all tokens. With $f_e$ for the share of tokens that have expert $e$ among their $k$, and $p_e$ for its mean
-# probability,
+# **Load balancing.** In each layer, a router gives every token a probability for each of $E$ small MLPs, the *experts*,
+# and the $k$ likeliest compute the token. Nothing in the first term keeps a router from choosing the same experts for
+# all tokens. So there is a second term. With $f_e$ for the share of tokens that have expert $e$ among their $k$, and
+# $p_e$ for its mean probability, it is
 #
 # $$L_{\text{aux}} = E \sum_e f_e\, p_e,$$
 #
 # over the tokens of all layers pooled (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6, for $k = 1$). If all experts
-# are used alike, $f_e = k/E$ and $p_e = 1/E$, and this is $k$. Only $p_e$ has a gradient: it pushes down the probability
-# of experts that are chosen often.
+# are used alike, $f_e = k/E$ and $p_e = 1/E$, and the term is $k$. Only $p_e$ has a gradient: it pushes down the
+# probability of experts that are chosen often.
 
 # %%
 E, k = config.num_experts, config.num_experts_per_tok
@@ -360,8 +371,8 @@ aux_loss = E * (f * p.mean(0)).sum()
 print(f"{aux_loss:.4f}, where {k} is even; shares of the experts: {', '.join(f'{x:.2f}' for x in f.tolist())}")
 
 # %% [markdown]
-# **Multi-token prediction.** One extra layer predicts one token further (DeepSeek-V3, arXiv 2412.19437, Eq. 21 to
-# 25): from the model's last hidden state $h_i$ and the embedding of the *next* token $t_{i+1}$, which training knows,
+# **Multi-token prediction.** One extra layer predicts one token further (DeepSeek-V3, arXiv 2412.19437, Eq. 21 to 25).
+# It gets the model's last hidden state $h_i$ and the embedding of the *next* token $t_{i+1}$, which training knows, and
 # it predicts $t_{i+2}$. With a matrix $W$ that joins the two, and `head` for the model's own output matrix,
 #
 # $$x_i = W\,[\mathrm{norm}(\mathrm{emb}(t_{i+1}));\ \mathrm{norm}(h_i)], \qquad
@@ -377,7 +388,7 @@ mtp_loss = cross_entropy(mtp_logits[:, :-1], labels[:, 2:])
 print(f"{mtp_loss:.4f} nats, {mtp_loss - next_loss:+.4f} beside the next token's")
 
 # %% [markdown]
-# And the sum, against the model's own. In float64 both agree but for the order of additions.
+# Now we add the three terms and compare with the model's own loss. In float64 both agree, up to the order of additions.
 
 # %%
 loss = next_loss + config.router_aux_loss_coef * aux_loss + config.mtp_loss_scaling_factor * mtp_loss
@@ -388,10 +399,11 @@ for name, mine, theirs in (("aux", aux_loss, out.aux_loss), ("mtp", mtp_loss, ou
 # %% [markdown]
 # ## 4. What counts, and when
 #
-# Trained on the corpus as it is, a small model learns to write the grey words and may stop there: looking back further
-# than a few words pays for so few tokens that the gradient hardly shows it. So [`tiny/train.py`](../tiny/train.py)
-# has a *curriculum*. By the share of the training that is done, it says what kinds of documents are shown, how many
-# tokens a row has, and with what probability a token of each colour counts in the loss.
+# Why not simply train on the corpus as it is? A small model then learns to write the grey words, and it may stop there.
+# Looking back further than a few words pays for so few tokens that the gradient hardly shows it. So
+# [`tiny/train.py`](../tiny/train.py) has a *curriculum*. At every point of the training, it decides which kinds of
+# documents are shown, how many tokens a row has, and with what probability a token of each colour counts in the loss.
+# The picture shows the documents above and the probabilities below. Look at how the two begin and how they end.
 
 # %%
 progress = np.linspace(0, 0.999, 400)
@@ -411,7 +423,7 @@ above.set(ylabel="share of documents", xlim=(0, 1), ylim=(0, 1))
 above.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 below.plot(progress, [stage.template for stage in stages], color="0.5", label="grey: from the words before")
 below.plot(progress, [stage.unknowable for stage in stages], color=figures.RED, label="red: new")
-below.plot(progress, [stage.told for stage in stages], color=figures.BLUE, label="blue: told before")
+below.plot(progress, [stage.told for stage in stages], color=figures.BLUE, label="blue: known before")
 below.plot(
     progress, [stage.length / 512 for stage in stages], color=figures.BLACK, ls=":", label="length of a row / 512"
 )
@@ -421,17 +433,18 @@ below.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 pyplot.show()
 
 # %% [markdown]
-# At first almost only answers count, and the documents are such that nothing but looking back predicts them: phone
-# books and accounts, told again and again in short rows. Only in the last fifth is it the corpus of section 1, with
-# all tokens counting. The multi-token term joins when a little more than half is done.
+# At first almost only answers count, and only looking back can predict these documents: phone books and accounts,
+# repeated again and again in short rows. Only in the last fifth is it the corpus of section 1, with all tokens
+# counting. The multi-token term joins when a little more than half is done.
 #
 # ## 5. A training, live
 #
-# The first phase of that, as far as a minute carries: a model with two layers, one of Gated DeltaNet and one of
-# attention, 64 wide and with a dense MLP, on phone books of two entries that are told six times over, in another order
-# each time. Muon for the matrices, AdamW for the rest, as in the real run. **This is far too short to be good at
-# anything else**: the committed model has many times the parameters, and saw many times the tokens (section 6). What to
-# look for is the shape. (With `STEPS` at 2,000 it takes three times as long.)
+# Can we watch a model learn to look back? We run the first phase of this curriculum for as long as a minute allows. The
+# model has two layers, one of Gated DeltaNet and one of attention. It is 64 wide and has a dense MLP. It reads phone
+# books of two entries that are repeated six times, in another order each time. As in the real run, Muon trains the
+# matrices and AdamW the rest. **This is far too short to be good at anything else**: the committed model has many times
+# the parameters, and saw many times the tokens (section 6). What to look for is the shape of the curve. (With `STEPS`
+# at 2,000 it takes three times as long.)
 
 # %%
 torch.manual_seed(0)
@@ -453,10 +466,14 @@ def stage(step: int) -> train.Stage:
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {STEPS * ROWS * LENGTH:,} tokens to come")
 
 # %% [markdown]
-# How good it is at phone books, we ask of held-out ones: of the digits that are told again, how many are predicted
-# right, and what does each cost? Guessing gives 10 % and costs $\ln 10$ nats, remembering 100 % and nothing. There is
-# a stage between: a model that looks back for the digit at the same place of *some* number of the book, but not of
-# the right name, is right in $1/n$ of all cases with $n$ entries, and in one of ten of the others by luck.
+# How good is it at phone books? We take held-out ones, and ask of the digits that are repeated how many are predicted
+# right, and what each costs. Guessing gives 10 % and costs $\ln 10$ nats. Remembering gives 100 % and costs nothing.
+# Between the two there is another stage. A model may look back for the digit at the same place of *some* number of the
+# book, but not of the number that belongs to the name. With $n$ entries, it is right in $1/n$ of all cases, and in one
+# of ten of the others by luck.
+#
+# After the training, a picture shows the loss on the left and the share of right digits on the right. Each dashed line
+# marks this stage. Look at when a curve leaves it.
 
 
 # %%
@@ -478,7 +495,7 @@ def digits(model, entries: int, count: int = 16) -> tuple[float, float]:
 
 
 def sample(model, tokens: int = 40) -> str:
-    """How the model goes on where Rosa's number is to be told again: the likeliest token each time."""
+    """How the model goes on where Rosa's number comes again: the likeliest token each time."""
     start = "<|im_start|>user\nPhone book:\n- Rosa: 4071\n- Finn: 2259\n- Rosa:"
     made = model.generate(tokenizer(start, return_tensors="pt").input_ids, max_new_tokens=tokens, eos_token_id=None)
     return tokenizer.decode(made[0].tolist()).removeprefix(start)
@@ -508,7 +525,7 @@ thousands, right2, nats2, right4, nats4 = np.array(recall).T
 left, beside = figures.axes(2, width=4.8, height=3.2)
 smooth = np.convolve(history, np.ones(16) / 16, "valid")  # a mean over 16 steps
 left.plot((np.arange(len(smooth)) + 16) * ROWS * LENGTH / 1e3, smooth, color=figures.BLUE, label="all that counts")
-left.plot(thousands, nats2, color=figures.GREEN, marker="o", ms=3, label="digits told again, 2 entries")
+left.plot(thousands, nats2, color=figures.GREEN, marker="o", ms=3, label="digits asked for, 2 entries")
 left.axhline(math.log(10), color=figures.BLACK, lw=0.8, ls=":")
 left.text(thousands[-1], math.log(10) * 1.05, "guessing a digit", ha="right")
 left.set(xlabel="tokens trained on (thousands)", ylabel="nats per token", ylim=(0, None))
@@ -517,37 +534,37 @@ for n, right, shade, marker in ((2, right2, figures.GREEN, "o"), (4, right4, fig
     beside.plot(thousands, 100 * right, color=shade, marker=marker, ms=3, label=f"{n} entries")
     beside.axhline(100 / n + 10 * (1 - 1 / n), color=shade, lw=0.8, ls="--")
 beside.axhline(10, color=figures.BLACK, lw=0.8, ls=":")
-beside.set(xlabel="tokens trained on (thousands)", ylabel="digits told again: right (%)", ylim=(0, 103))
+beside.set(xlabel="tokens trained on (thousands)", ylabel="digits asked for: right (%)", ylim=(0, 103))
 beside.legend(loc="upper left")
 pyplot.show()
 print(f"at the end: {right2[-1]:.0%} right with 2 entries, {right4[-1]:.0%} with 4")
 assert smooth[-1] < smooth[0] / 2 and nats2[-1] < math.log(10)
 
 # %% [markdown]
-# On the left, at the dotted line the model has learned *that* a digit comes, but not *which*. That much needs no memory.
-# What follows below the line can only come from looking back.
+# On the left, at the dotted line, the model has learned *that* a digit comes, but not *which*. That much needs no
+# memory. Whatever the curve gains below the line can only come from looking back.
 #
-# On the right, the share of digits predicted right; dashed lines are the stage between, copying from some entry. A
-# curve that stays there has learned to find *a* number, but not *whose*. When it leaves them is a matter of luck: with
-# other initial weights, or another number of threads, which adds in another order, earlier or later. Books of four
-# entries were never shown. How it goes on with a book in which Rosa has 4071 and Finn 2259, after "Rosa:", before and
-# after:
+# On the right is the share of digits predicted right. A curve that stays at its dashed line has learned to find *a*
+# number, but not *whose*. When it leaves the line is a matter of luck: with other initial weights, or with another
+# number of threads, which adds in another order, it leaves earlier or later. Books of four entries were never shown in
+# this training. Now we give the model a book in which Rosa has 4071 and Finn 2259, and let it continue after "Rosa:",
+# before and after training:
 
 # %%
 print(f"before: {before!r}\n\nafter: {sample(model)}")
 
 # %% [markdown]
-# The first number should be Rosa's, 4071. Where it is Finn's, the model has found a number and not whose: what is right
-# in most held-out books is still fragile. The names are missing because a name that comes next counted nowhere in this
-# training: nobody can know it.
+# The first number should be Rosa's, 4071. If it is Finn's, the model has found a number, but not whose: what is right
+# in most held-out books is still fragile. The names are missing because this training never counted a name that comes
+# next, which nobody can know.
 #
-# The same measure for the committed models. Both were trained for longer, on all kinds of documents. For a model as
-# small as `tiny/micro` that may not be enough to learn to look back: 10 % is guessing.
+# Here is the same measure for the committed models. Both were trained for longer, on all kinds of documents. For a
+# model as small as `tiny/micro`, that may not be enough to learn to look back: 10 % is guessing.
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
 ladder = {"just now": model, "tiny/micro": micro.float(), "tiny/": tiny}
-print("digits told again: right, in phone books of           2      8     16 entries")
+print("digits asked for: right, in phone books of           2      8     16 entries")
 results = {}
 for name, one in ladder.items():
     results[name] = [digits(one, entries, 8)[0] for entries in (2, 8, 16)]
@@ -558,14 +575,14 @@ figures.expect("tiny/ finds more than 80 %, whatever the book", min(results["tin
 # %% [markdown]
 # ## 6. The committed run
 #
-# The loss curves of the real run, as `python tiny/train.py` drew them:
+# How did the real run go? Here are its loss curves, as `python tiny/train.py` drew them. Look for the steps.
 #
 # ![Cross-entropy of the tokens that count, against tokens trained on](../tiny/loss.png)
 #
 # The steps up and down are places where the curriculum of section 4 changes what is asked. So a loss curve alone says
-# little here. What was measured beside it (`--curve`) is how many answers in held-out documents are right, that is,
-# each of their words is the likeliest. The figures are in [`tiny/README.md`](../tiny/README.md); we read them from
-# there.
+# little here. Another measure says more (`--curve`): how many answers in held-out documents are right, which means that
+# each of their words is the likeliest. The figures are in [`tiny/README.md`](../tiny/README.md), and we read them from
+# there. The picture has one curve for each kind of question. Look at which ones rise first.
 
 # %%
 readme = (root / "tiny/README.md").read_text(encoding="utf-8")
@@ -596,22 +613,25 @@ print("grey line:", *(f"{x} million, {note}" for x, note in notes.items()))
 assert set(used) == set(columns.values())
 
 # %% [markdown]
-# Phone books are learned first: the same pair in the same words. Who is who and the stories come when there are
-# documents about them. Where things are, after several moves, is the hardest. At a grey line the curriculum shows
-# accounts and meetings only (the picture in section 4): see whether phone books are forgotten there, and come back when
-# they are shown again. One run, so the small ups and downs mean nothing.
+# Phone books are learned first, because they repeat the same pair in the same words. Who is who and the stories come
+# when there are documents about them. Where things are, after several moves, is hard. At a grey line the curriculum
+# shows hardly anything but accounts and meetings (the picture in section 4). Look at whether phone books are forgotten
+# there, and whether they come back when they are shown again. This is one run, so the small ups and downs mean nothing.
 #
 # ## 7. How far from the floor?
 #
-# The measure that only this kind of corpus allows: for each token, what the model pays beyond its surprise under the
-# true distribution. With $q$ for the model's probabilities,
+# Only this kind of corpus allows the next measure: for each token, what does the model pay beyond its surprise under
+# the true distribution? With $q$ for the model's probabilities,
 #
 # $$\text{excess}_i = -\log_2 q(t_i \mid t_{\lt i}) + \log_2 p(t_i \mid t_{\lt i}).$$
 #
-# A single one may be negative, by luck. Its mean over texts drawn from $p$ is a Kullback-Leibler divergence,
+# For a single token it may be negative, by luck. Its mean over texts drawn from $p$ is a Kullback-Leibler divergence,
 # $\sum_t p(t)\,\log_2 (p(t) / q(t))$ at each place, and that is never negative. We average it by role, over the
 # held-out documents of section 2. (These are not drawn from $p$ as a whole. A model that had noticed in training which
 # pairs never come would pay more for them, not less.)
+#
+# The picture shows for each role what the best model pays (grey) and what `tiny/` pays on top (orange). On the right is
+# the orange part alone, with its uncertainty. Roles with few tokens have long error bars. Read nothing from those.
 
 # %%
 costs = defaultdict(list)  # role -> floor and model of each token, in bits
@@ -651,19 +671,18 @@ claim = f"new digits cost hardly more than the floor, {digit:.3f} bits, the name
 figures.expect(claim, digit < 0.1 < name)
 
 # %% [markdown]
-# Grey is what the best model pays, orange what `tiny/` pays on top; on the right the orange part alone, with its
-# uncertainty. Roles with few tokens have long error bars; read nothing from those. What to look for:
+# What to look for:
 #
 # - **`number (new)`** should be at the floor: ten digits, all alike, and nothing to remember.
-# - **`name (asked)`** may be far from it. "What is the number of ..." can only go on with a name of the book, and with
-#   none that was asked for already: a set, less another set. The curriculum teaches it little, since whose number is
-#   asked for counts as a thing that nobody can know, and such tokens are mostly left out of the loss. Exercise 3 looks
-#   closer.
-# - **`thing`, `place`, `name`, `answer`** were told before, perhaps long ago. The floor is low, since a reader who
-#   remembers everything is nearly sure; the excess is what the model has forgotten or mixed up.
+# - **`name (asked)`** may be far from it. "What is the number of ..." can only continue with a name of the book, and
+#   with none that was asked for already. That is one set minus another. The curriculum hardly teaches it, because it
+#   treats the name asked for as something that nobody can know, and mostly leaves such tokens out of the loss. Exercise
+#   3 looks closer.
+# - **`thing`, `place`, `name`, `answer`** were mentioned before, perhaps long ago. The floor is low, since a reader who
+#   remembers everything is nearly sure. The excess is what the model has forgotten or mixed up.
 # - **The other new ones**, and **`free choice`**, have many possibilities that depend on the plot and on what was said.
-#   Next to their floor their excess should be small.
-# - **`template`** should have little excess, too. But there is so much of it:
+#   Compared with their floor, their excess should be small.
+# - **`template`** should have little excess, too. But there is a lot of it, so we add up the excess of each role:
 
 # %%
 sums = {role: (pairs[:, 1] - pairs[:, 0]).sum() for role, pairs in costs.items()}
@@ -674,20 +693,20 @@ recalled = sum(sums.get(role, 0) for role in ("thing", "place", "name", "answer"
 print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.values()):.0%}")
 
 # %% [markdown]
-# Per token, what must be remembered is the weak point. In total, the small errors in the template may weigh as much as
-# any of it: compare the lines above. A single number such as perplexity mixes the two.
+# Per token, the model is weakest where it has to remember. In total, the small errors in the template may weigh as much
+# as any of it: compare the lines above. A single number such as perplexity mixes the two.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. From $k$ to $E$.** What is $L_{\text{aux}}$ when a router has collapsed, that is, when it sends every token to the
-# same $k$ experts with probability $1/k$ each? Compute it by hand, and with `load_balancing_loss` of `qwen3_next.py` for
+# **1. From $k$ to $E$.** A router has collapsed if it sends every token to the same $k$ experts with probability $1/k$
+# each. What is $L_{\text{aux}}$ then? Compute it by hand, and with `load_balancing_loss` of `qwen3_next.py` for
 # $E = 16$, $k = 4$.
 #
 # <details><summary>Solution</summary>
 #
-# Each of the $k$ has $f_e = 1$ and $p_e = 1/k$, the others 0. So $E \sum_e f_e p_e = E \cdot k \cdot 1/k = E$: here 16
-# instead of 4.
+# Each of the $k$ has $f_e = 1$ and $p_e = 1/k$, the others have 0. So $E \sum_e f_e p_e = E \cdot k \cdot 1/k = E$:
+# here it is 16 instead of 4.
 #
 # ```python
 # from qwen3_next import load_balancing_loss
@@ -702,16 +721,16 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # </details>
 #
-# **2. What training never sees.** In the split for training, the last two digits of a number are not free: one pair
-# in eight is left out for each name. What is the entropy of each of the four digits for a reader who knows that? What
+# **2. What training never sees.** In the split for training, the last two digits of a number are not free: one pair in
+# eight is left out for each name. What is the entropy of each of the four digits for a reader who knows that? What
 # would this reader pay for a held-out number?
 #
 # <details><summary>Solution</summary>
 #
-# The first two digits are free: 3.32 bits each. The last two are one of about 7/8 of the hundred pairs, together
-# about $\log_2 87.5 = 6.45$ instead of 6.64 bits. This reader gives a held-out pair probability 0, and pays infinitely
-# much for it. (If `tiny/` pays hardly more than the floor for new digits in section 7, all of them held out, it has not
-# learned the rule.)
+# The first two digits are free: 3.32 bits each. The last two are one of about 7/8 of the hundred pairs, so together
+# they have about $\log_2 87.5 = 6.45$ instead of 6.64 bits. This reader gives a held-out pair probability 0, and pays
+# infinitely much for it. (In section 7 all new digits are held out. If `tiny/` pays hardly more than the floor for
+# them, it has not learned the rule.)
 #
 # ```python
 # source = corpus.Corpus("train", {"book": 1.0}, entries=8)
@@ -723,14 +742,14 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # </details>
 #
-# **3. A set, less another set.** At `name (asked)`, what would a model pay that knows the names of the book but does
-# not remember which were asked for already? Take phone books of six entries with one name per question
-# (`single questions`), and compare `tiny/` with the floor and with that model.
+# **3. One set minus another.** A model knows the names of the book, but does not remember which were asked for already.
+# What would it pay at `name (asked)`? Take phone books of six entries with one name per question (`single questions`),
+# and compare `tiny/` with the floor and with that model.
 #
 # <details><summary>Solution</summary>
 #
 # That model pays $\log_2 6$ bits each time; the floor is $\log_2 6, \log_2 5, \dots, 0$. If `tiny/` lies near the
-# former, elimination is what it has not learned; if above it, it does not even keep to the names of the book.
+# former, elimination is what it has not learned. If it lies above, it does not even keep to the names of the book.
 #
 # ```python
 # source = corpus.Corpus(None, {"book": 1.0}, entries=6, **{"single questions": 0.999})
@@ -753,3 +772,13 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 # ```
 #
 # </details>
+#
+# ## Three sentences to remember
+#
+# 1. If the text is written by a grammar, the true probability of every token can be computed exactly, and with it the
+#    least that any model can lose.
+# 2. Most tokens need no memory, so a low average loss says little about memory, and a model has to be measured by role.
+# 3. What counts in the loss decides what is learned, and that is why the curriculum first lets almost only answers
+#    count.
+#
+# Next: [README.md](../README.md), which says how to use the model and how to check a port of it.
