@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,10 +99,19 @@ def replacing(folder: Path) -> Iterator[Path]:
         if lost:  # it did not come to the swap, or another process was faster
             shutil.rmtree(new, ignore_errors=True)
         for left in (old,) if lost else (new, old):
-            if ours and left.is_dir() and folder.is_dir():
+            if ours and left.is_dir() and is_there(folder):
                 empty(left, folder, set() if lost else written, {} if lost else linked, lost)
         if inside:  # where this process was, there is nothing left
             os.chdir(folder)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether there is such a folder, perhaps in a moment: another save may be between its two renames."""
+    for _ in range(100):
+        if folder.is_dir():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def is_replaced(entry: os.DirEntry, written: set[str]) -> bool:
@@ -171,7 +181,7 @@ def empty(old: Path, folder: Path, written: set[str], linked: dict[str, os.stat_
         known = linked.get(entry.name)
         known = known is not None and os.path.samestat(entry.stat(follow_symlinks=False), known)
         taken = lost and os.path.lexists(folder / entry.name)
-        if not known and not taken and not is_replaced(entry, written):
+        if not known and not taken and not is_replaced(entry, written) and is_there(folder):
             os.replace(entry.path, folder / entry.name)
     for entry in entries:
         Path(entry.path).unlink(missing_ok=True)

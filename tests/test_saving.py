@@ -5,7 +5,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Timer
 
 import pytest
 import torch
@@ -146,6 +146,25 @@ def test_a_saver_that_found_no_folder(models, tmp_path, monkeypatch, system):
     with pytest.raises(OSError, match="nothing was saved"):
         saving.save(models[0], folder, SIZES["one file"])
     assert all((folder / name).read_text() == name for name in kill_saves.OTHERS)
+    assert kill_saves.is_read_as(folder, models[1])
+    assert beside(folder) == []
+
+
+def test_a_folder_that_is_gone_for_a_moment(models, tmp_path, monkeypatch, system):
+    """Catches an old folder that stays, with files that nobody brings: another save was between its two renames."""
+    folder = tmp_path / "model"
+    make_old(folder, "one file", models[0])
+    swap = saving.swap
+
+    def then_gone(new, place, old):
+        swap(new, place, old)
+        (old if old.exists() else new).joinpath("late").write_text("late")  # came while the folder was copied
+        place.rename(tmp_path / "aside")
+        Timer(0.2, (tmp_path / "aside").rename, [place]).start()
+
+    monkeypatch.setattr(saving, "swap", then_gone)
+    saving.save(models[1], folder, SIZES["one file"])
+    assert all((folder / name).read_text() == name for name in (*kill_saves.OTHERS, "late"))
     assert kill_saves.is_read_as(folder, models[1])
     assert beside(folder) == []
 
