@@ -45,16 +45,17 @@ class Penalties:
         expect(real.shape == self.prompt.shape, f"attention_mask has shape {tuple(real.shape)}, unlike input_ids")
         order = real.argsort(dim=1, stable=True)  # padding first: the answer follows the prompt's last token
         self.ids = self.prompt.gather(1, order)  # (B, T or more), all so far
+        self.seen: Tensor | None = None  # (B, vocab) bool, the prompt's tokens, once the vocabulary is known
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """New logits (B, vocab), float32 or float64, of what follows ids (B, T or more), prompt and answer."""
         start = self.prompt.shape[1]
-        real = torch.ones_like(self.prompt) if self.mask is None else self.mask.long()
-        counts = torch.zeros_like(logits, dtype=torch.long)  # counted, since a pad may be a token that also occurs
-        seen = counts.scatter_add(1, self.prompt.long(), real) > 0
-        said = torch.zeros_like(seen).scatter(1, ids[:, start:], True)
+        if self.seen is None:  # counted, since a pad may be a token that also occurs
+            real = torch.ones_like(self.prompt) if self.mask is None else self.mask.long()
+            self.seen = torch.zeros_like(logits, dtype=torch.long).scatter_add(1, self.prompt.long(), real) > 0
+        said = torch.zeros_like(self.seen).scatter(1, ids[:, start:], True)
         penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-        logits = torch.where(seen | said, penalised, logits) - self.presence_penalty * said.to(logits)
+        logits = torch.where(self.seen | said, penalised, logits) - self.presence_penalty * said.to(logits)
         early = self.eos if ids.shape[1] - start < self.min_new_tokens else []
         for *before, last in [[token] for token in (*self.suppress_tokens, *early)] + self.bad_words_ids:
             tail = ids[:, max(ids.shape[1] - len(before), 0) :].tolist()

@@ -167,13 +167,12 @@ def test_sampled_texts_are_distributed_as_the_models(options):
     model = random_model(layer_types=["linear_attention", "full_attention"], **small, **FEW)
     draws, ids = 1200, prompt(3, seed=4)
     rule, _, penalties = read_options({"do_sample": True}, options, 3)
-    penalties = Penalties(ids, None, [], **penalties)
     texts = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4)
     whole, expected = torch.cat([ids.expand(81, -1), texts], dim=1), torch.ones(81, dtype=torch.float64)
     logits = model(whole).logits
+    penalise = Penalties(whole[:, :3], None, [], **penalties)
     for i in range(4):
-        penalties.prompt = whole[:, :3]
-        processed = penalties(whole[:, : 3 + i], logits[:, 2 + i])
+        processed = penalise(whole[:, : 3 + i], logits[:, 2 + i])
         expected *= rule.probabilities(processed).gather(1, texts[:, i : i + 1])[:, 0]
     assert expected.sum().item() == pytest.approx(1)
     torch.manual_seed(0)
