@@ -71,14 +71,19 @@ def check_kind(folder: Path):
     content = content if isinstance(content, dict) else {}
     if isinstance(content.get("quantization"), dict):
         otherwise(folder, "weights quantised by MLX (config.json has quantization)", "mlx-lm runs them")
-    quantised = content.get("quantization_config")
-    method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else "fp8"
+    method = quantisation_of(content)
     if method != "fp8":
         expected = "bfloat16 or FP8 is read; llama.cpp, mlx-lm and vLLM run smaller numbers"
         otherwise(folder / "config.json", f"quantization_config's quant_method is {method!r:.99}", expected)
     kind = content.get("model_type", "qwen3_next")
     known = str(kind).startswith(("qwen3_next", "qwen3_5"))
     expect(known, f"{folder / 'config.json'}: model_type is {kind!r:.99}; qwen3_next and qwen3_5 are read")
+
+
+def quantisation_of(config: dict) -> Any:
+    """The method by which a config says that the weights were quantised; "fp8", which is read, if it does not say."""
+    quantised = config.get("quantization_config") or {}
+    return quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
 
 
 def otherwise(place: Path, found: str, instead: str):
@@ -184,8 +189,7 @@ def check_fields(config: type, fields: dict):
     """Raises ValueError for the first field that has not the type or bounds of `config`'s annotations and defaults, or
     that rope_scaling and rope_parameters, which mean the same, say differently; and for weights quantised but to FP8.
     """
-    quantised = fields.get("quantization_config") or {}
-    method = quantised.get("quant_method", "fp8") if isinstance(quantised, dict) else quantised
+    method = quantisation_of(fields)
     expect(method == "fp8", f"quantization_config's quant_method is {method!r:.99}, expected 'fp8'")
     scaling = fields.get("rope_scaling") or {}
     nested = fields.get("rope_parameters") or {}

@@ -50,11 +50,8 @@ def usual(folder: Path, tensors: dict[str, Tensor], read: Callable[[Path], dict[
 
     Raises ValueError for what MLX has converted: its norms hold 1 + w, its convolutions have other axes.
     """
-    for name, t in tensors.items():
-        turned = name.endswith("conv1d.weight") and t.ndim == 3 and t.shape[1] > 1 == t.shape[2]
-        mlx = ".switch_mlp." in name or turned or name.endswith((".biases", ".scales"))
-        shape = tuple(t.shape)
-        expect(not mlx, f"{folder}: {name} {shape}: converted by MLX, whose norms hold 1 + w; mlx-lm runs it")
+    mlx = [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if is_by_mlx(name, t)]
+    expect(not mlx, f"{folder}: {some(mlx)}: converted by MLX, whose norms hold 1 + w; mlx-lm runs it")
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
@@ -64,6 +61,12 @@ def usual(folder: Path, tensors: dict[str, Tensor], read: Callable[[Path], dict[
     if more.is_file() and not any(name.startswith("mtp.") for name in tensors):
         tensors = {**tensors, **read(more)}
     return tensors
+
+
+def is_by_mlx(name: str, tensor: Tensor) -> bool:
+    """Whether only MLX has a tensor of this name or shape."""
+    turned = name.endswith("conv1d.weight") and tensor.ndim == 3 and tensor.shape[1] > 1 == tensor.shape[2]
+    return turned or ".switch_mlp." in name or name.endswith((".biases", ".scales"))
 
 
 def plain(tensors: dict[str, Tensor], num_experts: int) -> dict[str, Tensor]:
