@@ -1945,7 +1945,7 @@ def run(args: argparse.Namespace):
         out = model.generate(row, tokenizer=tokenizer, streamer=streamer, stats=stats, **generation_options(args))
         text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True) if args.stop_strings else ""
         for stop in args.stop_strings or []:
-            text = text.partition(stop)[0]
+            text = text[: text.find(stop)] if stop in text else text
         print(text, flush=True)
 
 

@@ -194,3 +194,10 @@ def test_terminal_escapes_are_escaped(tmp_path, capsys):
     assert str(error.value) == "\\x1b[2J\\u202e and \u00e9"
     folder = tmp_path / name
     assert "\\x1b[2J" in refused(capsys, main, "--prompt", "a", "--model", folder)
+
+
+def test_a_stop_string_without_letters(tiny, capsys):
+    """Catches an error that names nothing: every text holds this one from the beginning."""
+    options = ["--model", str(tiny), "--device", "cpu", "--prompt", "Hello!", "--max-new-tokens", "3", "--stop", ""]
+    assert main(options) == 0
+    assert capsys.readouterr() == ("\n", "")
