@@ -14,6 +14,7 @@ from conftest import ROOT
 from safetensors.numpy import save_file
 
 import qwen3_next as q
+from reference_recurrent import Config
 
 sys.path.insert(0, str(ROOT))
 from verify import (  # noqa: E402
@@ -30,6 +31,7 @@ from verify import (  # noqa: E402
     scenarios,
     stages,
 )
+from verify.random_models import BASE  # noqa: E402
 from verify.reference import load_reference  # noqa: E402
 
 
@@ -473,3 +475,28 @@ def test_one_value_with_fewer_digits_than_the_others_is_found():
         ref, stages.Trace(mine, ref.tokens, {}), dtype="bfloat16", isolated=True, reference=reference
     )
     assert done.first is not None and done.first.name == f"prefill/{key}"
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+ANGLES = {
+    "plain": {},
+    "YaRN": {"rope_scaling": YARN},
+    "another dialect": {"rope_parameters": {**YARN, "rope_theta": 2e5, "partial_rotary_factor": 0.5}},
+    "not truncated": {"rope_scaling": {**YARN, "truncate": False, "beta_fast": 20, "beta_slow": 2}},
+    "a factor": {"rope_scaling": {**YARN, "attention_factor": 1.7}},
+    "two scales": {"rope_scaling": {**YARN, "mscale": 0.8, "mscale_all_dim": 0.3}},
+    "one scale": {"rope_scaling": {**YARN, "mscale": 0.8}},
+    "low is high": {"rope_scaling": {**YARN, "beta_fast": 1, "beta_slow": 1, "truncate": False}},
+}
+
+
+@pytest.mark.parametrize("name", ANGLES)
+def test_angles_are_the_references(name):
+    """Catches two readings of a config's RoPE, that of causes and vectors and that of what decides."""
+    fields = {**BASE, "head_dim": 64, "partial_rotary_factor": 0.25, "rope_theta": 1e6, **ANGLES[name]}
+    if "rope_parameters" in fields:
+        del fields["rope_theta"], fields["partial_rotary_factor"]
+    config = Config(fields)
+    found, scale = rotary.frequencies(fields)
+    assert np.allclose(found, config.inv_freq, rtol=1e-12, atol=0)
+    assert scale == pytest.approx(config.rope_scale, rel=1e-12)

@@ -40,6 +40,7 @@ sys.path[:0] = [str(HERE.parent)]
 from verify.comparison import Comparison, Row, sort_choices  # noqa: E402, F401, for those who look at rows
 from verify.floors import EPSILON, STATE_DTYPES, Noise  # noqa: E402
 from verify.levels import LEVELS, Level, count_levels, level_of  # noqa: E402
+from verify.noise_sums import rounded  # noqa: E402
 from verify.reference import NOT_PASSES, chains, load_reference, rerun, run_chain  # noqa: E402
 from verify.report import (  # noqa: E402
     CODES,
@@ -49,7 +50,7 @@ from verify.report import (  # noqa: E402
     verdict_of,
     write_json,
 )
-from verify.stages import IDS, Array, CannotCompare, Trace, read_trace, split_batches, stage_of  # noqa: E402
+from verify.stages import IDS, Array, CannotCompare, NothingShared, Trace, read_trace, split_batches, stage_of  # noqa: E402
 
 # ---- Comparing traces -----------------------------------------------------------------------------------------------
 
@@ -70,12 +71,12 @@ def compare(
     state_dtype: what mine keeps the delta rule's state in, if it announces another than float32 (or its own dtype).
     """
     config = ref.manifest.get("config") or mine.manifest.get("config") or {}
-    if dtype == "float64" and (in_single_precision(ref) or in_single_precision(mine)):
+    if dtype == "float64" and (fits(ref, "float32") or fits(mine, "float32")):
         dtype = "float32"  # what is stored in float32 can't agree any better
     noise = Noise(noise_file, dtype, "isolated" if isolated else "chained", config, state_dtype)
-    noise.rounded = fits(mine, dtype)
+    noise.rounded = dtype in ("float32", "float64") or fits(mine, dtype)
     if not any(ref.steps[step].keys() & mine.steps.get(step, {}).keys() for step in ref.steps):
-        raise CannotCompare("the two traces share no key")
+        raise NothingShared("the two traces share no key")
     if isolated and reference is not None:
         return compare_isolated(ref, mine, noise, config, reference)
     done = Comparison(ref, mine, noise, config)
@@ -87,18 +88,9 @@ def compare(
 
 
 def fits(trace: Trace, dtype: str) -> bool:
-    """Whether all values of a trace are numbers of this dtype, as of a port that writes what it computes in."""
+    """Whether all values with a fraction are numbers of this dtype, as of a port that writes what it computes in."""
     arrays = (x for found in trace.steps.values() for x in found.values() if x.dtype.kind == "f")
-    if dtype == "float16":
-        return all((x.astype(np.float16) == x).all() for x in arrays)
-    if dtype in ("bfloat16", "float8"):  # the upper half of a float32
-        return all((x == x.astype(np.float32)).all() and not (bits_of(x) & 0xFFFF).any() for x in arrays)
-    return True
-
-
-def bits_of(x: Array) -> Array:
-    """The bits of numbers in float32."""
-    return np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return all(np.array_equal(x, rounded(x, dtype), equal_nan=True) for x in arrays)
 
 
 def explain_fully(done: Comparison, ref: Trace, reference):
@@ -112,12 +104,6 @@ def explain_fully(done: Comparison, ref: Trace, reference):
         for step, found in run_chain(reference, chain).items():
             whole[step] = found | whole.get(step, {})
     done.explain_row(first, whole)
-
-
-def in_single_precision(trace: Trace) -> bool:
-    """Whether all values with a fraction are float32's numbers."""
-    arrays = (x for found in trace.steps.values() for x in found.values() if x.dtype.kind == "f")
-    return all(np.array_equal(x, x.astype(np.float32), equal_nan=True) for x in arrays)
 
 
 def compare_isolated(ref: Trace, mine: Trace, noise: Noise, config: dict, reference) -> Comparison:

@@ -1,4 +1,7 @@
-"""The angles of RoPE, from config.json: YaRN and its factor on cos and sin included."""
+"""The angles of RoPE, from config.json: YaRN and its factor on cos and sin included.
+
+reference_recurrent.py has its own; this is for where it does not lie next to verify/, and a test holds the two equal.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def frequencies(config: dict, width: int | None = None) -> tuple[Array, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     ramp = np.clip((i - low) / (high - low or 0.001), 0, 1)
-    scale = fields.get("attention_factor") or 1 + 0.1 * math.log(fields["factor"])
+    scales = [fields.get("mscale") or 0, fields.get("mscale_all_dim") or 0]
+    above, below = (1 + 0.1 * math.log(fields["factor"]) * x for x in (scales if all(scales) else (1, 0)))
+    scale = fields.get("attention_factor") or above / below
     return plain * (1 - ramp) + plain / fields["factor"] * ramp, scale
 
 

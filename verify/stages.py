@@ -178,6 +178,10 @@ class CannotCompare(ValueError):
     """Why a file or a pair of files is of no use, in one line."""
 
 
+class NothingShared(CannotCompare):
+    """Two traces without a key that both have."""
+
+
 @dataclass
 class Trace:
     """One file: name of a step -> key -> values; what each step was fed; the manifest, {} without one."""
