@@ -121,7 +121,7 @@ def check(what: str, *found: Any):
 # ==== Config ==========================================================================================================
 
 
-class Qwen3NextConfig:
+class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
     """The fields of config.json; the numbers in the comments are those of the released 80B.
 
     Two dialects are read: the released one, and that of transformers 5, which has `rope_parameters` and `layer_types`.
@@ -207,12 +207,27 @@ class Qwen3NextConfig:
 # ==== Linear layers and norms =========================================================================================
 
 
+SLOW_HALF = []  # the half precisions that this processor has no units for: it multiplies float32 several times faster
+if torch.backends.mkldnn.is_available():
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    SLOW_HALF = [half[n] for n in half if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{n}_supported")()]
+
+
+def widened(x: Tensor, W: Tensor) -> Tensor:
+    """x W^T, x (..., in), with a block of W's rows in float32 at a time: 4 MB stay in the cache until they are used.
+    As (W x^T)^T, because there each core multiplies what it has widened itself, and need not get it from another.
+    """
+    xT = x.flatten(0, -2).float().t()
+    yT = torch.cat([(block.float() @ xT).to(x.dtype) for block in W.split(1 + 2**20 // W.shape[1])])
+    return yT.t().unflatten(0, x.shape[:-1])
+
+
 def single(x: Tensor, W: Tensor) -> Tensor:
-    """`linear` for a single x, without oneDNN: in bfloat16 that is two to four times as fast. It is one switch for all
+    """x W^T for a single x, without oneDNN: in bfloat16 that is two to four times as fast. It is one switch for all
     threads: what another one multiplies meanwhile is rounded otherwise, not worse.
     """
     onednn = torch.backends.mkldnn
-    if not onednn.enabled or torch.backends.flags_frozen() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not onednn.enabled or torch.backends.flags_frozen():
         return F.linear(x, W)
     onednn.enabled = False
     try:
@@ -222,16 +237,15 @@ def single(x: Tensor, W: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + bias, x (..., in), W (out, in) -> (..., out).
-
-    On a CPU, PyTorch leaves half precision to oneDNN, which rearranges W before it multiplies. For few rows that takes
-    longer than the product. So a single x does without, and an x with fewer than half of W's elements is computed as
-    (W x^T)^T, up to twice as fast.
+    """x W^T + bias, x (..., in), W (out, in) -> (..., out), in the way that was fastest for dtype, number of rows and
+    processor (docs/speed.md). Autograd would keep the widened blocks, so they are not for training.
     """
     if x.is_cpu and bias is None and W.dtype.itemsize == 2:
         if x.numel() == W.shape[1]:
             return single(x, W)
-        if x.ndim == 2 and 2 * x.numel() < W.numel():
+        if x.numel() > 4 * W.shape[1] and W.dtype in SLOW_HALF and not torch.is_grad_enabled():
+            return widened(x, W)
+        if x.ndim == 2 and 2 * x.numel() < W.numel() and torch.cpu._is_amx_tile_supported():
             return (W @ x.t()).t()
     if x.ndim == 1 and bias is None:
         return torch.mv(W, x)
@@ -315,7 +329,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @dataclass
-class Cache:
+class Cache(getattr(sibling("caches"), "Cache", object)):
     """What a model remembers of B sequences. A forward pass changes it in place: no backward can span two passes."""
 
     layers: list  # a KVCache or DeltaNetCache each
@@ -365,6 +379,7 @@ def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache
     ValueError for what does not fit the tokens or the cache, and for holes: padding may be only at a sequence's ends.
     """
     expect_tensors(attention_mask=mask, position_ids=positions)
+    check("cache", cache, Cache)
     B, T = x.shape[:2]
     columns = cache.columns if cache else 0
     if cache:
@@ -619,8 +634,9 @@ class CausalConv(nn.Conv1d):
             taps = x.unfold(1, before + 1, 1)  # (B, T, channels, kernel)
             y = (upcast(taps) * upcast(self.weight[:, 0])).sum(-1).to(x.dtype)
         else:  # as one row of an image, because a conv2d takes channels last; conv1d would transpose before and after
-            row = x[:, None].permute(0, 3, 1, 2)  # (B, channels, 1, kernel - 1 + T)
-            y = F.conv2d(row, self.weight[:, :, None], groups=channels)[:, :, 0].transpose(1, 2)
+            dtype = torch.float32 if x.is_cpu and x.dtype in SLOW_HALF else x.dtype
+            row = x[:, None].permute(0, 3, 1, 2).to(dtype)  # (B, channels, 1, kernel - 1 + T)
+            y = F.conv2d(row, self.weight[:, :, None].to(dtype), groups=channels)[:, :, 0].transpose(1, 2).to(x.dtype)
         window = x[:, T:].clone()  # a slice alone would keep all of x in memory
         if lengths is not None:
             # x begins kernel - 1 early, so these are the last real inputs
@@ -742,11 +758,15 @@ class MLP(nn.Module):
 class Experts(nn.ModuleList):
     """E small MLPs, with the checkpoint's names: 17.gate_proj.weight and so on. Each is called only if it is chosen."""
 
+    grouped = None  # on a GPU: all that are chosen, at once, by qwen3_next_checkpoints/grouped.py
+
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
         super().__init__(MLP(hidden_size, intermediate_size) for _ in range(num_experts))
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x (tokens, D), weights and experts (tokens, k) -> (tokens, D): each token's weighted sum of k experts."""
+        if self.grouped and self.grouped.fits(x):
+            return self.grouped(x, weights, experts)
         if len(x) == 1:  # nothing to sort
             row = x[0]
             outputs = [self[e](row) for e in experts[0].tolist()]
@@ -831,7 +851,7 @@ class DecoderLayer(nn.Module):
 
 
 @dataclass
-class ModelOutput:
+class ModelOutput(getattr(sibling("compat"), "Output", object)):
     """What a forward pass returns; None where not asked for."""
 
     loss: Tensor | None = None
@@ -848,7 +868,7 @@ class ModelOutput:
     segments: Tensor | None = None  # (B, T) int64, the sequence of its row that a token belongs to, 0: padding
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(nn.Module, getattr(sibling("compat"), "Model", object)):
     """What all models share. `from_pretrained` and `save_pretrained` join it under "Loading and saving"."""
 
     backbone = "model."  # prefix of Qwen3NextModel's parameter names in this model
@@ -856,7 +876,7 @@ class PreTrainedModel(nn.Module):
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
-        self.config = config
+        self.config = config if isinstance(config, Qwen3NextConfig) else Qwen3NextConfig.from_dict(config.to_dict())
         self.generation_config: dict[str, Any] = {}  # defaults of `generate`, from generation_config.json
 
     @property
@@ -898,10 +918,10 @@ class Qwen3NextModel(PreTrainedModel):
         super().__init__(config)
         embedding = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)  # nn.Embedding would draw
-        layers = (DecoderLayer(config, kind, config.is_moe(i)) for i, kind in enumerate(config.layer_types))
-        self.layers = nn.ModuleList(layers)
+        kinds = enumerate(self.config.layer_types)  # `config` may be transformers', which lacks some of this
+        self.layers = nn.ModuleList(DecoderLayer(self.config, kind, self.config.is_moe(i)) for i, kind in kinds)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rope = rope_frequencies(config)  # no buffer: .to(bfloat16) would round it
+        self.rope = rope_frequencies(self.config)  # no buffer: .to(bfloat16) would round it
         self.init_weights(self)
 
     def forward(
@@ -914,6 +934,8 @@ class Qwen3NextModel(PreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         output_router_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ModelOutput:
         """Prefill, continuation and decoding alike: T new tokens after whatever `past_key_values` holds.
         Args: input_ids (B, T) int64, or inputs_embeds (B, T, D); attention_mask (B, T), or with a column for each token
@@ -921,6 +943,7 @@ class Qwen3NextModel(PreTrainedModel):
         sequences in a row see `check_inputs`. use_cache makes a cache where none is given; by default not in training.
         Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
         """
+        check("outputs", output_attentions, return_dict)
         x = self.embed(input_ids, inputs_embeds)
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -971,6 +994,8 @@ class Qwen3NextModel(PreTrainedModel):
             x = x.take_along_dim(order[..., None], dim=1)
             lengths = segments.sum(1)
             positions = None if positions is None else positions.gather(1, order)
+        if x.is_cuda and not self.rope[0].is_cuda:  # once: the CPU waits for a GPU with each copy
+            self.rope = (self.rope[0].to(x.device), self.rope[1])
         step = Step(x, lengths, positions, cache, self.rope, packed)
         limit = self.config.max_position_embeddings
         if cache.columns <= limit < step.slots:  # once
@@ -1039,9 +1064,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
-        self.model = Qwen3NextModel(config)
+        self.model = Qwen3NextModel(self.config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.mtp = MTP(config) if config.mtp_num_hidden_layers else None
+        self.mtp = MTP(self.config) if self.config.mtp_num_hidden_layers else None
         for part in (self.lm_head, self.mtp) if self.mtp else (self.lm_head,):
             self.init_weights(part)
         if config.tie_word_embeddings:
@@ -1060,6 +1085,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         output_hidden_states: bool = False,
         output_router_logits: bool | None = None,
         output_mtp_logits: bool = False,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ModelOutput:
         """As `Qwen3NextModel.forward`, with logits (B, T, vocab_size), or the last `logits_to_keep` positions' if > 0.
         labels (B, T) int64 adds the mean cross-entropy of predicting labels[:, 1:], -100 left out; output_router_logits
@@ -1069,7 +1096,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         x = self.model.embed(input_ids, inputs_embeds)
         inputs = (None, attention_mask, position_ids, past_key_values, x)  # None: x is embedded already
         use_cache = False if use_cache is None and labels is not None else use_cache
-        out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits)
+        out = self.model(*inputs, use_cache, output_hidden_states, output_router_logits, output_attentions, return_dict)
         segments = out.segments
         out.logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # 0 keeps all
         if labels is not None:
@@ -1116,7 +1143,7 @@ class LinearHead(PreTrainedModel):
         self.num_labels = getattr(config, "num_labels", None) or len(getattr(config, "id2label", None) or range(2))
         check("labels", self.num_labels)
         outputs = 2 if self.head == "qa_outputs" else self.num_labels  # a span's start and end
-        self.add_module(self.backbone[:-1], Qwen3NextModel(config))
+        self.add_module(self.backbone[:-1], Qwen3NextModel(self.config))
         self.add_module(self.head, Linear(config.hidden_size, outputs, bias=self.bias))
         self.init_weights(self.get_submodule(self.head))
         self.dropout = nn.Dropout(0.0)
@@ -1397,6 +1424,7 @@ def from_pretrained(
     device_map: str | torch.device = "cpu",
     delta_rule: str = "chunk",
     in_memory: bool = False,
+    compile: bool = False,
     **fields: Any,
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
@@ -1405,8 +1433,8 @@ def from_pretrained(
     in_memory copies and aligns them, if there is room: loading takes longer, each token about a quarter less time.
     Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
     one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
-    runs over more than two tokens; fields of config.json to replace, such as num_labels; revision, token, cache_dir and
-    local_files_only for the hub. Raises FileNotFoundError, ValueError naming the file, TypeError for other keywords.
+    runs over more than two tokens; compile, the mixers, for decoding; fields of config.json to replace (num_labels);
+    revision, token, cache_dir, local_files_only for the hub. Raises FileNotFoundError or ValueError naming the file.
     """
     dtype = fields.pop("torch_dtype", dtype)  # its old name
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
@@ -1426,12 +1454,17 @@ def from_pretrained(
         where = experts_device if ".experts." in name else device
         if p.is_meta:
             torch.utils.swap_tensors(p, nn.Parameter(tensors[name].to(where, dtype, copy=in_memory)))
+    grouped = sibling("grouped") if experts_device.type == "cuda" else None
+    if grouped:
+        grouped.stack(model, Experts)
     for module in model.modules():
         if isinstance(module, GatedDeltaNet):
             module.delta_rule = delta_rule
     if large:
         large.attach(model, Experts, tensors, folder, device)
     model.generation_config = read_json(folder / "generation_config.json", {})
+    if compile:
+        sibling("compiling", "compile=True").compile_mixers(model, DecoderLayer)
     return model.eval()
 
 
@@ -1448,6 +1481,7 @@ PreTrainedModel.save_pretrained = save_pretrained
 # ==== Tokenizer and chat template =====================================================================================
 
 
+CHAT_OPTIONS = ("return_tensors", "return_dict", "continue_final_message", "padding", "truncation", "max_length")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -1463,11 +1497,12 @@ class Encoding(dict):
         return Encoding({key: value.to(device) for key, value in self.items()})
 
 
-class Qwen3NextTokenizer:
+class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
     """tokenizer.json through the tokenizers library, and the chat template through Jinja's sandbox."""
 
     def __init__(self, backend: Any, config: dict, chat_template: str | None):
         self.backend = backend
+        self.fields = dict(config)
         self.chat_template = chat_template
         with reading("tokenizer_config.json", "can't be used"):
             entries = (config.get("added_tokens_decoder") or {}).items()
@@ -1502,26 +1537,29 @@ class Qwen3NextTokenizer:
         return self.backend.get_vocab_size()
 
     def __call__(
-        self, text: str | list, return_tensors: str | None = None, padding: bool = False, padding_side: str = "left"
+        self, text: Any, return_tensors: Any = None, padding: Any = False, padding_side: Any = None, **options: Any
     ) -> Encoding:
-        """Token ids and attention mask of one text or several: lists, or (B, T) int64 tensors for "pt"."""
+        """Ids and attention mask of one text or several: lists, or (B, T) tensors for "pt". options: `encode_all`'s."""
         expect(return_tensors in (None, "pt"), f"return_tensors is {return_tensors!r}, expected 'pt' or None")
-        check("padding_side", padding_side)
+        side = padding_side or self.fields.get("padding_side") or "right"
+        check("padding", side, padding, options)
+        texts = [text] if isinstance(text, str) else text
+        fields = {"input_ids": "ids", "attention_mask": "attention_mask"}  # and where a row has them
         with reading("tokenizer.json", "can't encode these texts"):
-            rows = self.backend.encode_batch([text] if isinstance(text, str) else text)
+            rows = self.encode_all(texts, fields, **options) if options else self.backend.encode_batch(texts)
         longest = max((len(row.ids) for row in rows), default=0) if padding else 0
+        longest = options["max_length"] if padding == "max_length" else longest
         for row in rows:  # each by itself: the backend's own padding is a setting that all threads share
-            row.pad(longest, direction=padding_side, pad_id=self.pad_token_id)
-        fields = {"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}
+            row.pad(longest, direction=side, pad_id=self.pad_token_id)
+        fields = {name: [getattr(row, source) for row in rows] for name, source in fields.items()}
         if return_tensors == "pt":
             expect(len({len(row.ids) for row in rows}) < 2, "texts of different lengths: a tensor needs padding=True")
             return Encoding({key: torch.tensor(value, dtype=torch.long) for key, value in fields.items()})
         return Encoding({key: value[0] if isinstance(text, str) else value for key, value in fields.items()})
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written out in the text become themselves."""
-        with reading("tokenizer.json", "can't encode this text"):
-            return self.backend.encode(text).ids
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token ids; special tokens written out in the text become themselves. options: as above."""
+        return self(text, **options).input_ids
 
     def decode(self, ids: int | list[int] | Tensor, skip_special_tokens: bool = False) -> str:
         """Text of token ids."""
@@ -1534,33 +1572,32 @@ class Qwen3NextTokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in batch]
 
     def apply_chat_template(
-        self, messages: list, tools: Any = None, tokenize: bool = False, add_generation_prompt: bool = True, **kwargs
-    ) -> str | list[int]:
-        """The conversation as the checkpoint's own template writes it: text, or with `tokenize` token ids. kwargs:
-        transformers' chat_template, return_tensors and return_dict; the template's variables, such as enable_thinking.
-
-        The template is a program from the checkpoint: it runs in Jinja's sandbox and can't change what it is given.
-        Raises ValueError when there is no template, or for what the template itself refuses.
+        self, messages: list, tools: Any = None, tokenize: bool = False, add_generation_prompt: Any = None, **kwargs
+    ) -> Any:
+        """The conversation as the checkpoint's own template writes it: text, or with `tokenize` token ids. By default,
+        the prompt for an answer follows unless the last message is one. kwargs: the template's variables, such as
+        enable_thinking, and what `chat` in compat.py takes. The template is a program from the checkpoint: it runs in
+        Jinja's sandbox and can't change what it is given. Raises ValueError without one, or for what it refuses.
         """
         from jinja2.sandbox import ImmutableSandboxedEnvironment as Sandbox
 
-        check("messages", messages, kwargs)
+        check("messages", messages, tools, kwargs, self.chat_template)
+        if kwargs.keys() & CHAT_OPTIONS or isinstance(messages[0], (list, tuple)):
+            return self.chat(messages, tools, tokenize, add_generation_prompt, **kwargs)
         template = kwargs.pop("chat_template", None) or self.chat_template
-        return_tensors = kwargs.pop("return_tensors", None)
-        return_dict = kwargs.pop("return_dict", False)
-        expect(tokenize or not (return_tensors or return_dict), "return_tensors and return_dict need tokenize=True")
         expect(isinstance(template, str), "the checkpoint has no chat template")
         template = re.sub(r"(\{%[-+]?\s*)(end)?generation\b", r"\1\2with", template)  # what they mark is for training
         env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         env.globals.update(raise_exception=lambda message: expect(False, message), strftime_now=time.strftime)
+        if add_generation_prompt is None:
+            add_generation_prompt = messages[-1].get("role") != "assistant"
         kwargs |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             text = env.from_string(template).render({**self.special_tokens, **kwargs})
         except Exception as error:  # a template can fail like any program
             raise ValueError(f"chat template: {one_line(error)}") from None
-        encoding = self(text, return_tensors) if tokenize else text
-        return encoding.input_ids if tokenize and not return_dict else encoding
+        return self.encode(text) if tokenize else text
 
 
 # ==== Sampling and speculation ========================================================================================
@@ -1571,7 +1608,7 @@ LIMITS |= dict.fromkeys(("top_k", "min_new_tokens", "max_length", "max_new_token
 LIMITS |= {"num_draft_tokens": 2**16, "seed": 2**63 - 1}
 # Those that change the logits first, and the value of each that changes nothing
 PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "min_new_tokens": 0}
-PENALTIES |= {"suppress_tokens": None, "bad_words_ids": None}
+PENALTIES |= {"suppress_tokens": None, "bad_words_ids": None, "logits_processor": None}
 
 
 @dataclass
@@ -1759,14 +1796,14 @@ class Decoder:
         return drafts, torch.cat(q, dim=1)
 
 
-def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any) -> tuple[list[int], int]:
+def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any, pad_token_id: Any = None) -> tuple[list[int], int]:
     """The end tokens (for `...` those of generation_config.json and config.json), and the token to pad with."""
     usual = [model.generation_config.get("eos_token_id"), getattr(model.config, "eos_token_id", None)]
     eos = []
     for found in usual if eos_token_id is ... else [eos_token_id]:
         several = found if isinstance(found, (list, tuple)) else [found]
         eos += [token for token in several if token is not None and token not in eos]
-    pad = next(n for n in (model.generation_config.get("pad_token_id"), *eos, 0) if n is not None)
+    pad = next(n for n in (pad_token_id, model.generation_config.get("pad_token_id"), *eos, 0) if n is not None)
     right = all(isinstance(n, int) and abs(n) < 2**31 for n in (pad, *eos))
     expect(right, f"eos_token_id is {eos!r:.99}, pad_token_id {pad!r:.99}, expected numbers of tokens")
     return eos, pad
@@ -1802,12 +1839,29 @@ def as_callable(streamer: Any, prompt: Tensor) -> Callable[[Tensor], Any] | None
     return streamer and (lambda token: streamer(token.item()))
 
 
-def ends_in(stops: str | list[str], ids: Tensor, tokenizer: Any) -> Tensor:
-    """Which sequences (B, T) hold a stop string in their last tokens, (B,) bool."""
-    stops = [stops] if isinstance(stops, str) else stops
-    longest = max(len(stop.encode()) for stop in stops)  # a string of n bytes lies within n tokens
-    texts = tokenizer.batch_decode(ids[:, -longest:])
-    return torch.tensor([any(stop in text for stop in stops) for text in texts], device=ids.device)
+def stopping_rule(
+    T: int,
+    eos: list[int],
+    stop_strings: str | list[str] | None,
+    tokenizer: Any,
+    stopping_criteria: Iterable[Callable] | None,
+) -> Callable:
+    """Which of ids (B, T + new) end, (B,) bool: by an end token, a stop string or criterion(ids, None)."""
+    stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
+    longest = max((len(stop.encode()) for stop in stops), default=0)  # a string of n bytes lies within n tokens
+    expect(not stops or tokenizer is not None, "stop_strings need the tokenizer")
+
+    def stopped(ids: Tensor) -> Tensor:
+        ended = sum((ids[:, -1] == end for end in eos), torch.zeros_like(ids[:, 0])) > 0  # copies no list to a GPU
+        if stops:
+            texts = tokenizer.batch_decode(ids[:, T:][:, -longest:])
+            found = [any(stop in text for stop in stops) for text in texts]
+            ended |= ended.new_tensor(found)
+        for criterion in stopping_criteria or ():
+            ended |= torch.as_tensor(criterion(ids, None), device=ids.device)
+        return ended
+
+    return stopped
 
 
 @torch.no_grad()
@@ -1819,6 +1873,7 @@ def generate(
     eos_token_id: int | list[int] | None = ...,
     stop_strings: str | list[str] | None = None,
     tokenizer: Any = None,
+    stopping_criteria: Iterable[Callable] | None = None,
     seed: int | None = None,
     num_draft_tokens: int = 0,
     past_key_values: Cache | None = None,
@@ -1827,22 +1882,23 @@ def generate(
     **options: Any,
 ) -> Tensor:
     """Continues input_ids (B, T): returns (B, T + new), with padding after a sequence's end. Raises ValueError.
-    Args: attention_mask (B, T), 0 at padding; eos_token_id, one or several, None for none; stop_strings end a sequence,
-    too, as the tokenizer reads it; seed, for the same samples again; num_draft_tokens, MTP's drafts for each pass;
+    Args: attention_mask (B, T), 0 at padding; eos_token_id, one or several, None for none; stop_strings, which end a
+    sequence, as the tokenizer reads it; seed, for the same samples again; num_draft_tokens, MTP's drafts for each pass;
     past_key_values, a cache that holds the first of input_ids, and in the end all but the last token; streamer, called
-    with each token id; stats, a dict to fill with counts and seconds; options, `Sampling`'s and PENALTIES. Drafts and
-    streamers take one sequence. Defaults: generation_config.json's, or 512 tokens, the likeliest each.
+    with each token id; stats, a dict to fill with counts and seconds; options: pad_token_id, those of `Sampling` and
+    generation.py, PENALTIES. Drafts and streamers take one sequence. Defaults: generation_config.json's, 512 tokens.
     """
+    check("cache", past_key_values, Cache)
     check("ids", input_ids, self.config.vocab_size)
     B, T = input_ids.shape
     started, stats = time.perf_counter(), {} if stats is None else stats
-    eos, pad = end_tokens(self, eos_token_id)
+    eos, pad = end_tokens(self, eos_token_id, options.pop("pad_token_id", None))
+    stopped = stopping_rule(T, eos, stop_strings, tokenizer, stopping_criteria)
     options |= {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens, "seed": seed}
     rule, limit, penalties = read_options(self.generation_config, options, T)
     if penalties:
         penalties = sibling("penalties", ", ".join(penalties)).Penalties(input_ids, attention_mask, eos, **penalties)
     expect(B == 1 or not (streamer or num_draft_tokens), f"a streamer and num_draft_tokens take one sequence, not {B}")
-    expect(not stop_strings or tokenizer is not None, "stop_strings need the tokenizer")
     generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(int(seed))
     show = as_callable(streamer, input_ids)
     decoder = Decoder(self, past_key_values or self.make_cache(B), rule, num_draft_tokens, generator, penalties)
@@ -1860,9 +1916,7 @@ def generate(
                 ids = torch.cat([ids, token.masked_fill(done, pad)[:, None]], dim=1)
                 if show:
                     show(token)
-                done |= torch.isin(token, token.new_tensor(eos))
-                if stop_strings:
-                    done |= ends_in(stop_strings, ids[:, T:], tokenizer)
+                done |= stopped(ids)
                 if done.all():
                     break
         finally:  # also when the streamer raises, or Ctrl-C does
@@ -1873,7 +1927,7 @@ def generate(
     return ids
 
 
-Qwen3NextForCausalLM.generate = generate
+Qwen3NextForCausalLM.generate = getattr(sibling("generation"), "extend", lambda plain, _: plain)(generate, read_options)
 
 
 # ==== Command line ====================================================================================================
@@ -1889,6 +1943,7 @@ def add_options(parser: argparse.ArgumentParser):
     add("--dtype", default="auto", help="bfloat16, float16, float32 or float64 (default: the checkpoint's)")
     add("--delta-rule", choices=["chunk", "recurrent"], default="chunk", help="form used for more than two tokens")
     add("--in-memory", action="store_true", help="copy all weights into memory first, for faster decoding on a CPU")
+    add("--compile", action="store_true", help="compile the layers' mixers first: a slow start, then faster decoding")
     add("--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)")
     add("--stop", dest="stop_strings", action="append", metavar="TEXT", help="end before this text; may be repeated")
     add("--greedy", dest="do_sample", action="store_const", const=False, help="take the likeliest token each time")
@@ -1902,11 +1957,12 @@ def add_options(parser: argparse.ArgumentParser):
     add("--stats", action="store_true", help="print tokens, tokens per second and peak memory")
 
 
-def load(args: argparse.Namespace) -> tuple[Qwen3NextTokenizer, Qwen3NextForCausalLM]:
-    """The tokenizer and the model that the options ask for."""
+def load(args: argparse.Namespace, cls: type = Qwen3NextForCausalLM) -> tuple[Qwen3NextTokenizer, PreTrainedModel]:
+    """The tokenizer and the model, a `cls`, that the options ask for."""
     check("texts", vars(args))
     tokenizer = Qwen3NextTokenizer.from_pretrained(args.model)
-    model = Qwen3NextForCausalLM.from_pretrained(args.model, args.dtype, args.device, args.delta_rule, args.in_memory)
+    options = (args.dtype, args.device, args.delta_rule, args.in_memory, args.compile)
+    model = cls.from_pretrained(args.model, *options)
     check("vocabulary", args.model, len(tokenizer), model.config.vocab_size)
     if tokenizer.eos_token_id is not None:  # some checkpoints name the chat's end only here
         model.generation_config["eos_token_id"] = [*end_tokens(model, ...)[0], tokenizer.eos_token_id]
@@ -1922,11 +1978,11 @@ def generation_options(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace, cls: type = Qwen3NextForCausalLM):
     """Prints what follows the prompt, token by token; with --stop all at once, as its end may be a stop string."""
     file = args.prompt_file or ("-" if args.prompt == "-" else None)
     text = read_text(file) if file else args.prompt
-    tokenizer, model = load(args)
+    tokenizer, model = load(args, cls)
     if not tokenizer.chat_template and not args.raw:
         print("qwen3_next.py: no chat template: the text is continued as with --raw", file=sys.stderr)
     elif not args.raw:
@@ -1966,8 +2022,8 @@ def exit_code(program: str, run: Callable, *arguments: Any) -> int:
         return 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's options."""
     about = "Generate text with Qwen3-Next. The text goes to standard output, all else to standard error."
     parser = argparse.ArgumentParser(prog="qwen3_next.py", description=about)
     task = parser.add_mutually_exclusive_group(required=True)
@@ -1975,7 +2031,12 @@ def main(arguments: list[str] | None = None) -> int:
     task.add_argument("--prompt-file", metavar="FILE", help="the same from a file")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     add_options(parser)
-    return exit_code("qwen3_next.py", run, parser.parse_args(arguments))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    return exit_code("qwen3_next.py", run, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -33,12 +33,13 @@ from verify.trace import recording
 
 HERE = Path(__file__).resolve().parent
 BYTES = 3_900_000  # a page that would be larger gets fewer layers
+RUNS = HERE / "notebooks" / "data" / "rules.json"  # of notebooks/experiments/rules.py
 PLACE = "/* data */"  # in watch.html: the data goes there
 NOTEBOOK = "2_delta_rule.ipynb#"
 TIPS = {  # what a reader can point at: one sentence, and the section of a notebook to read on
     "word": (
-        "Blue: how much of its value v the memory returns if it is asked with the word's own key k, "
-        "max(0, 1 − |Sᵀk − v|² / |v|²). With a tenth or more, a word counts as returned.",
+        "How much of a word's value v the memory returns if it is asked with the word's own key k: "
+        "max(0, 1 − |Sᵀk − v|² / |v|²). From a tenth on, a word counts as returned.",
         NOTEBOOK + "7.-How-many-pairs-fit",
     ),
     "S": (
@@ -74,24 +75,39 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "ring": (
-        "alpha^10: what would be left of the memory after ten words that decay as much as this one.",
+        "Ring: alpha^10, what would be left of the memory after ten words that decay as much as this one. "
+        "Disc: beta, how firmly this word is written.",
         NOTEBOOK + "6.-What-g-and-beta-do",
+    ),
+    "rule": (
+        "Without decay, alpha = 1. Without asking, delta = v: the value is added to what the key holds already.",
+        NOTEBOOK + "3.-The-recurrence,-term-by-term",
+    ),
+    "time": (
+        "S depends on all words up to this one, and on nothing else: S_t = alpha S_(t−1) + k deltaᵀ.",
+        NOTEBOOK + "3.-The-recurrence,-term-by-term",
+    ),
+    "trained": (
+        "Keys, values, alpha and beta are learned by each of the four, on the same texts, for the rule that it has: "
+        "notebooks/experiments/rules.py.",
+        NOTEBOOK + "7.-How-many-pairs-fit",
     ),
     "look": (
         "softmax(q · k) over all words so far, times the mean of the head's output gate, sigmoid(gate).",
-        "4_gated_attention.ipynb#6.-The-gate",
+        "5_gated_attention.ipynb#6.-The-gate",
     ),
     "expert": (
         "A router chooses a few of E small networks for each word; each layer has experts of its own.",
-        "6_mixture_of_experts.ipynb#1.-The-router",
+        "7_mixture_of_experts.ipynb#1.-The-router",
     ),
     "next": (
         "softmax of the logits, before sampling: how likely the model thinks each word is to come next.",
         "train_tiny.ipynb#2.-The-floor-is-exact",
     ),
     "draft": (
-        "A draft is MTP's guess of the word, made before the model has computed it; the model accepts or rejects it.",
-        "7_multi_token_prediction.ipynb#3.-Drafting-and-checking,-token-by-token",
+        "A small extra layer, MTP, guesses the word after next while the model computes the next one. The model checks "
+        "this draft in its next pass: if it accepts it, that pass yields two words instead of one.",
+        "8_multi_token_prediction.ipynb#3.-Drafting-and-checking,-token-by-token",
     ),
 }
 
@@ -101,6 +117,21 @@ VERDICTS = [  # on linear attention, decay only, the delta rule, the gated delta
     "Each word asks first and writes what is lacking, so a new value replaces the old. But nothing is ever cleared.",
     "Qwen3-Next's rule: each word says how much of everything to clear, alpha, and how firmly to write, beta.",
 ]
+SHARED = (
+    "words that resemble each other write what they have in common again and again. (So not all that is blue was kept "
+    "since its word was read: even under the key of another word, the memory returns OTHERS values.)"
+)
+WHY = {  # why so many, or so few, values can be returned; the page puts numbers in the place of the capitals
+    "none": "",
+    "mixed": "Why so few? Asked with a word's own key, the memory gives an answer TIMES as long as the word's value "
+    "(the median): all that was written under keys of similar direction comes along, and the value drowns in it.",
+    "kept": "Why so many? Nothing fades, and " + SHARED,
+    "faded": "Why so many, if everything fades? A faded value is shorter, but keeps its direction: at half its length "
+    "it counts as 75 % returned. And " + SHARED,
+    "cleared": "Why so few? This head clears its memory often: of what it held ten words ago, LEFT remains. Others "
+    "keep more: choose a head below.",
+    "replaced": "Why so few? Nothing fades, but the keys are alike, and new values take the place of old ones.",
+}
 
 # ---- The text -------------------------------------------------------------------------------------------------------
 
@@ -321,7 +352,7 @@ def six_writes(draws: int = 200, width: int = 8) -> list[list[float]]:
     v = torch.randn(draws, 6, 1, width, generator=random)
     one = torch.ones(draws, 6, 1)
     shares = []
-    for alpha, asks in ((1.0, False), (0.9, False), (1.0, True), (0.9, True)):
+    for alpha, asks in ((1.0, False), (0.9, False), (1.0, True), (0.9, True)):  # the four rules
         if asks:
             _, state = qwen3_next.recurrent_gated_delta_rule(k, k, v, g=math.log(alpha) * one, beta=one)
             state = state[:, 0]
@@ -332,6 +363,45 @@ def six_writes(draws: int = 200, width: int = 8) -> list[list[float]]:
         share = 1 - error.square().sum(-1) / v[:, :, 0].square().sum(-1)
         shares.append([round(x, 3) for x in share.clamp(min=0).mean(0).tolist()])
     return shares
+
+
+def trained_rules(names: int = 16) -> list[list[float]]:
+    """The share of right answers of small models that were trained each with its own rule, the mean of their seeds.
+
+    names: how many are in a text. A row for each of the four rules, a column for each kind of text; see
+    notebooks/experiments/rules.py, which has trained them.
+    """
+    runs = json.loads(RUNS.read_text(encoding="utf-8"))
+    runs = [run for run in runs if run["what"] == "recall"]
+    rules = ("linear attention", "decay only", "delta rule", "gated delta rule")
+
+    def mean(rule: str, kind: str) -> float:
+        shares = [run["accuracy"][kind][str(names)] for run in runs if run["rule"] == rule]
+        return round(sum(shares) / len(shares), 3)
+
+    return [[mean(rule, kind) for kind in ("once", "replaced", "new text")] for rule in rules]
+
+
+def comparisons() -> list[dict]:
+    """The two tables that compare the rules where none has the advantage of the model's weights: heads, rows, text."""
+    writes = {
+        "tip": "k",
+        "title": "Six writes",
+        "text": "under random keys of length 1, key a twice; decay 0.9, write strength 1. Shown is how much of each "
+        "value its key returns in the end, the mean of 200 draws. Rules that ask first put a₂ in the place of a₁.",
+        "heads": ["returned, in %", "a₁", "b", "c", "a₂", "d", "e"],
+        "rows": six_writes(),
+    }
+    trained = {
+        "tip": "trained",
+        "title": "Four small models,",
+        "text": "each trained with its own rule. They read 16 names, each with a thing, and then say which thing came "
+        "last with each name, if every name comes once; if it comes four times, with other things; and if two other "
+        "texts came before. What delta replaces and what decay clears can be read off.",
+        "heads": ["right, in %", "once", "replaced", "new text"],
+        "rows": trained_rules(),
+    }
+    return [writes, trained]
 
 
 # ---- The page -------------------------------------------------------------------------------------------------------
@@ -370,7 +440,8 @@ def page(
         "notebooks": notebooks,
         "tips": TIPS,
         "verdicts": VERDICTS,
-        "sixWrites": six_writes(),
+        "why": WHY,
+        "tables": comparisons(),
         "arrays": blob.index,
         "bytes": blob.text(),
     }
@@ -428,7 +499,8 @@ def run(args: argparse.Namespace):
     """Writes the page that the options ask for."""
     if not args.out.resolve().parent.is_dir():
         raise FileNotFoundError(f"{args.out}: no such folder")
-    loading = argparse.Namespace(model=args.model, dtype=args.dtype, device="auto", delta_rule="chunk", in_memory=False)
+    usual = {"device": "auto", "delta_rule": "chunk", "in_memory": False, "compile": False}
+    loading = argparse.Namespace(model=args.model, dtype=args.dtype, **usual)
     tokenizer, model = qwen3_next.load(loading)
     if not tokenizer.chat_template and not args.raw:
         print("watch.py: no chat template: the text is continued as with --raw", file=sys.stderr)

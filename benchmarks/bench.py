@@ -1,32 +1,43 @@
 """Times the whole model, transformers and llama.cpp: the same weights and tokens, taking turns in one run.
 
-    python benchmarks/bench.py --folder DIR [--only small slice mapped tiny ...] [--out FILE.json]
+    python benchmarks/bench.py --folder DIR [--isa native avx2] [--only small slice mapped tiny ...] [--out FILE.json]
+    python benchmarks/bench.py --redraw FILE.json
 
 DIR takes the checkpoints, made from a seed (5 GB; 10 with llama.cpp). Workloads, and what each is about:
     small      8 layers, hidden 256, 4 of 16 experts, 17 M parameters, float32: calling the parts
     slice      the released width, 4 layers (3 Gated DeltaNet, 1 attention), 10 of 128 experts, bfloat16: the arithmetic
     mapped     the slice, its weights left in the mapped files, as by default; compared with the same in memory, and
                llama.cpp, which maps its file, too
+    bits       the slice, in bfloat16 here, in 8 and in 4 bits in llama.cpp: what 16 bits cost
     tiny       tiny/ in bfloat16, and how long the command line takes to its first text (first_token.py)
     contexts   ours alone, the slice: prefill to 32K tokens, its memory, and how long each layer takes to decode there
-    forms      the delta rule one by one and in chunks, over T
+    forms      the delta rule one by one and in chunks of three lengths, over T
     drafts     tiny/ with drafts of its MTP layer (speculation.py)
 
 Prefill takes a prompt in one call and makes logits for its last token; decoding feeds one token a call, after 512. The
 tokens are random, so that routing is spread. A figure is the median of --runs turns; ratios are of the same turn.
 But for "mapped", all weights are in memory (in_memory=True here, use_mmap=False in llama.cpp).
-The machine's own limits are measured between the turns: the rate of large matrix products in the workload's dtype, and
-how fast memory is read. A decoded token reads `bytes` (active weights, state twice, keys and values), a prefilled one
-takes `flops` (two for each active weight of a matrix); "of limit" is that by the limit.
+The machine's own limits are measured between the turns: the rate of large matrix products in the workload's dtype, or
+in float32 if the processor has no units for that dtype, and how fast memory is read. A decoded token reads `bytes`
+(active weights, state twice, keys and values), a prefilled one takes `flops` (two for each active weight of a matrix);
+"of limit" is that by the limit.
+
+Two kinds of processor: "native" is this machine as it is. "avx2" is a child process in which PyTorch, oneDNN and MKL do
+without AVX512, bfloat16 units and AMX, as on most desktops and laptops; its results go to FILE_avx2.json. What takes
+longer than --longest seconds is measured once, and left out of the other turns.
 
 llama.cpp takes part if llama-cpp-python is installed, built for this machine, and its source is at hand to convert the
-checkpoint with:
+checkpoint with. No variable keeps it from using AVX512: for the other kind it needs a build of its own.
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" pip install --no-deps \\
+        --no-binary llama-cpp-python --target AVX2 llama-cpp-python
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
-    python benchmarks/bench.py --folder DIR --llama-cpp-source llama_cpp_python-*/vendor/llama.cpp
+    python benchmarks/bench.py --folder DIR --isa native avx2 --llama-cpp-avx2 AVX2 \\
+        --llama-cpp-source llama_cpp_python-*/vendor/llama.cpp
 """
 
 import argparse
+import functools
 import gc
 import json
 import math
@@ -49,6 +60,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import delta_rule  # noqa: E402
 import first_token  # noqa: E402
+import other_runtimes  # noqa: E402
 import real_width  # noqa: E402
 import speculation  # noqa: E402
 
@@ -73,6 +85,9 @@ SMALL = {
     "max_position_embeddings": 32768,
 }
 DECODE_AT = 512  # tokens before those that are decoded
+# What has a large processor do as a small one does: for PyTorch's own loops, oneDNN and MKL
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+QUANTISED = ("Q8_0", "Q4_0")  # llama.cpp's names for blocks of 32 weights in 8 and 4 bits with a scale
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -114,8 +129,9 @@ def work_of(model: q.Qwen3NextForCausalLM, context: int) -> tuple[int, int]:
 
 
 class Ours:
-    def __init__(self, folder: Path, device: str, in_memory: bool):
-        self.model = q.Qwen3NextForCausalLM.from_pretrained(folder, device_map=device, in_memory=in_memory)
+    def __init__(self, folder: Path, device: str, in_memory: bool, compile: bool = False):
+        options = {"device_map": device, "in_memory": in_memory, "compile": compile}
+        self.model = q.Qwen3NextForCausalLM.from_pretrained(folder, **options)
 
     def start(self):
         self.cache = self.model.make_cache(1)
@@ -156,22 +172,21 @@ class LlamaCpp:
         self.model.eval(ids[0].tolist())
 
 
-def to_gguf(folder: Path, source: Path) -> Path:
-    """The checkpoint as llama.cpp's own script converts it, with the pre-tokenizer that it can't guess named."""
-    gguf = folder / "model.gguf"
-    if gguf.is_file():
-        return gguf
-    command = f"""
-import runpy, sys
-sys.path[:0] = [{str(source)!r}, {str(source / "gguf-py")!r}]
-import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda *_: "qwen2"
-sys.argv = ["", {str(folder)!r}, "--outfile", {f"{gguf}.tmp"!r}, "--outtype", "bf16", "--no-mtp"]
-runpy.run_path({str(source / "convert_hf_to_gguf.py")!r}, run_name="__main__")
+def quantised(gguf: Path, kind: str) -> Path:
+    """The same in fewer bits, made by llama.cpp."""
+    path = gguf.with_name(f"model-{kind}.gguf")
+    if path.is_file():
+        return path
+    code = f"""
+import ctypes, llama_cpp, sys
+options = llama_cpp.llama_model_quantize_default_params()
+options.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_{kind}
+files = {str(gguf)!r}.encode(), {f"{path}.tmp"!r}.encode()
+sys.exit(llama_cpp.llama_model_quantize(*files, ctypes.byref(options)))
 """
-    subprocess.run([sys.executable, "-c", command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    Path(f"{gguf}.tmp").rename(gguf)
-    return gguf
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    Path(f"{path}.tmp").rename(path)
+    return path
 
 
 # ---- Measuring ------------------------------------------------------------------------------------------------------
@@ -193,7 +208,8 @@ class Limits:
     def __init__(self, dtype: torch.dtype, device: str):
         self.device, self.read, self.products = device, 0.0, 0.0
         self.memory = torch.ones(2**28, device=device)  # 1 GiB
-        self.a, self.b = (torch.randn(4096, 4096, device=device).to(dtype) for _ in range(2))
+        self.dtype = torch.float32 if device == "cpu" and dtype in q.SLOW_HALF else dtype
+        self.a, self.b = (torch.randn(4096, 4096, device=device).to(self.dtype) for _ in range(2))
 
     def measure(self):
         self.read = max(self.read, self.memory.nbytes / seconds(self.memory.sum, self.device))
@@ -201,62 +217,81 @@ class Limits:
 
 
 @torch.no_grad()
-def take_turns(systems: dict, prompts: list[int], runs: int, tokens: int, device: str, limits: Limits) -> dict:
-    """Seconds by system and task, one figure a turn; the first turn is not counted."""
-    gen, times = torch.Generator().manual_seed(0), {}
+def measure(system: Ours | Transformers | LlamaCpp, ids: torch.Tensor, T: int, device: str) -> dict[str, float]:
+    """Seconds by task: T tokens of ids in one call, and, if T is DECODE_AT, the median of those after them."""
+    system.start()
+    found = {f"prefill {T}": seconds(lambda: system.feed(ids[:, :T]), device)}
+    if T == DECODE_AT:
+        system.feed(ids[:, T : T + 1])
+        steps = [ids[:, i : i + 1] for i in range(T + 1, ids.shape[1])]
+        found[f"decode at {T}"] = statistics.median(seconds(lambda x=step: system.feed(x), device) for step in steps)
+    return found
+
+
+def take_turns(systems: dict, args: argparse.Namespace, limits: Limits) -> dict:
+    """Seconds by task, system and turn, turn 0 included. Who takes too long for a prompt is left out of later turns."""
+    gen, times, left_out = torch.Generator().manual_seed(0), {}, []
     vocab = systems["ours"].model.config.vocab_size
-    for run in range(runs + 1):
+    for run in range(args.runs + 1):
         limits.measure()
-        for T in prompts:
-            ids = torch.randint(0, vocab, (1, T + tokens + 1), generator=gen).to(device)
+        for T in args.prompts:
+            ids = torch.randint(0, vocab, (1, T + args.tokens + 1), generator=gen).to(args.device)
             for name in list(systems) if run % 2 else reversed(list(systems)):
-                system, found = systems[name], {}
-                system.start()
-                found[f"prefill {T}"] = seconds(lambda s=system, x=ids[:, :T]: s.feed(x), device)
-                if T == DECODE_AT:
-                    system.feed(ids[:, T : T + 1])
-                    steps = [ids[:, i : i + 1] for i in range(T + 1, T + tokens + 1)]
-                    each = [seconds(lambda s=system, x=step: s.feed(x), device) for step in steps]
-                    found[f"decode at {T}"] = statistics.median(each)
+                if (f"prefill {T}", name) in left_out:
+                    continue
+                found = measure(systems[name], ids, T, args.device)
                 for task, x in found.items():
-                    times.setdefault(task, {}).setdefault(name, []).append(x)
-    return {task: {name: x[1:] for name, x in found.items()} for task, found in times.items()}
+                    times.setdefault(task, {}).setdefault(name, {})[run] = x
+                if found[f"prefill {T}"] > args.longest and name != "ours":
+                    left_out.append((f"prefill {T}", name))
+    return times
 
 
 def compare_with_others(name: str, folder: Path, args: argparse.Namespace) -> dict:
     """One workload: loads all systems, takes turns, prints a table."""
     systems, loading, mapped = {}, {}, name == "mapped"
     kinds = {"ours": lambda: Ours(folder, args.device, not mapped)}
+    if name == "small":
+        kinds["compiled"] = lambda: Ours(folder, args.device, True, compile=True)
     if mapped:
         kinds["in memory"] = lambda: Ours(folder, args.device, True)
-    else:
+    elif name != "bits":
         kinds["transformers"] = lambda: Transformers(folder, args.device)
-    if args.llama_cpp_source and name in ("slice", "mapped"):
-        gguf = to_gguf(folder, args.llama_cpp_source)
-        kinds["llama.cpp"] = lambda: LlamaCpp(gguf, args.device, not mapped)
+    if args.llama_cpp_source and name in ("slice", "mapped", "bits"):
+        gguf = other_runtimes.to_gguf(folder, args.llama_cpp_source, folder / "model.gguf", "bf16")
+        if name != "bits":
+            kinds["llama.cpp"] = lambda: LlamaCpp(gguf, args.device, not mapped)
+        for kind in QUANTISED if name == "bits" else ():
+            kinds[f"llama.cpp {kind}"] = lambda k=kind: LlamaCpp(quantised(gguf, k), args.device, True)
     for kind, load in kinds.items():
         loading[kind] = seconds(lambda k=kind, make=load: systems.update({k: make()}))
     model = systems["ours"].model
     limits = Limits(model.dtype, args.device)
     bytes_, flops = work_of(model, DECODE_AT)
-    times = take_turns(systems, args.prompts, args.runs, args.tokens, args.device, limits)
+    times = take_turns(systems, args, limits)
     rows = []
     dtype = str(model.dtype).removeprefix("torch.")
+    multiplied = str(limits.dtype).removeprefix("torch.")
     print(f"\n{name}, {dtype}: {bytes_ / 1e6:,.1f} MB a decoded token, {flops / 1e6:,.1f} MFLOP a prefilled one")
-    print(f"limits: {limits.read / 1e9:.1f} GB/s read, {limits.products / 1e9:,.0f} GFLOP/s of {dtype} products")
-    print(f"{'task':<15} {'system':<13} {'tokens/s':>9}  {'spread':<19} {'of limit':>8}  ours to it (spread)")
+    print(f"limits: {limits.read / 1e9:.1f} GB/s read, {limits.products / 1e9:,.0f} GFLOP/s of {multiplied} products")
+    print(f"{'task':<15} {'system':<14} {'tokens/s':>9}  {'spread':<19} {'of limit':>8}  ours to it (spread)")
     for task, found in times.items():
-        for system, each in found.items():
+        for system, turns in found.items():
+            counted = {turn: x for turn, x in turns.items() if turn}
+            if not counted:
+                once = f"left out: the first turn took {turns[0]:.2f} s, {turns[0] / found['ours'][0]:.2f} times ours"
+                print(f"{task:<15} {system:<14} {once}")
+                continue
             n = int(task.split()[1]) if task.startswith("prefill") else 1
-            rate = [n / x for x in each]
+            rate = [n / x for x in counted.values()]
             share = flops * n / limits.products if n > 1 else bytes_ / limits.read
-            ratios = sorted(theirs / ours for theirs, ours in zip(each, found["ours"]))
+            ratios = sorted(theirs / found["ours"][turn] for turn, theirs in counted.items())
             row = {
                 "task": task,
                 "system": system,
                 "tokens_per_s": statistics.median(rate),
                 "spread": [min(rate), max(rate)],
-                "of_limit": share / statistics.median(each),
+                "of_limit": share * statistics.median(rate) / n,
                 "ours_to_it": statistics.median(ratios),
                 "ours_to_it_spread": [ratios[0], ratios[-1]],
             }
@@ -264,11 +299,12 @@ def compare_with_others(name: str, folder: Path, args: argparse.Namespace) -> di
             spread = f"{min(rate):,.1f} to {max(rate):,.1f}"
             ratio = f"{row['ours_to_it']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if system != "ours" else ""
             print(
-                f"{task:<15} {system:<13} {row['tokens_per_s']:>9,.1f}  {spread:<19} {row['of_limit']:>8.0%}  {ratio}"
+                f"{task:<15} {system:<14} {row['tokens_per_s']:>9,.1f}  {spread:<19} {row['of_limit']:>8.0%}  {ratio}"
             )
     print("loading:", ", ".join(f"{kind} {x:.2f} s" for kind, x in loading.items()), flush=True)
-    limits = {"read_bytes_per_s": limits.read, "flops_per_s": limits.products}
+    limits = {"read_bytes_per_s": limits.read, "flops_per_s": limits.products, "products": multiplied}
     result = {"dtype": dtype, "bytes": bytes_, "flops": flops, "limits": limits, "load_s": loading, "rows": rows}
+    result["first_turn_s"] = {task: {system: x[0] for system, x in found.items()} for task, found in times.items()}
     systems.clear()
     gc.collect()
     return result
@@ -387,11 +423,13 @@ def contexts(folder: Path, args: argparse.Namespace) -> dict:
 
 @torch.no_grad()
 def forms(args: argparse.Namespace) -> dict:
-    """Both forms of the delta rule, float32, released head sizes, taking turns."""
-    rules = {"recurrent": q.recurrent_gated_delta_rule, "chunked": q.chunk_gated_delta_rule}
+    """Both forms of the delta rule, the second by length of its chunks, float32, released head sizes, taking turns."""
+    rules = {"recurrent": q.recurrent_gated_delta_rule}
+    for C in (16, 32, 64):
+        rules[f"chunks of {C}"] = functools.partial(q.chunk_gated_delta_rule, chunk_size=C)
     rows = []
     print(f"\nforms, ms at {delta_rule.VALUE_HEADS} heads of {delta_rule.HEAD_DIM}")
-    print(f"{'T':>6} {'recurrent':>10} {'chunked':>10}")
+    print(f"{'T':>6}", *(f"{name:>12}" for name in rules))
     for T in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048):
         inputs = [x.to(args.device) for x in delta_rule.make_inputs(T, False)]
         turns = [
@@ -403,7 +441,7 @@ def forms(args: argparse.Namespace) -> dict:
         ][1:]
         row = {name: statistics.median(turn[name] for turn in turns) for name in rules}
         rows.append({"T": T} | row)
-        print(f"{T:>6} {row['recurrent'] * 1e3:>10.2f} {row['chunked'] * 1e3:>10.2f}", flush=True)
+        print(f"{T:>6}", *(f"{row[name] * 1e3:>12.2f}" for name in rules), flush=True)
     return {"rows": rows}
 
 
@@ -427,80 +465,109 @@ def drafts(args: argparse.Namespace) -> dict:
 
 
 def plot(report: dict, path: Path):
-    """What was measured, as a PNG."""
+    """What was measured, as PNGs of four panels at most: PATH for the systems compared, and next to it PATH with
+    `_lengths` for what depends on the length of a text."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [name for name in ("small", "slice", "mapped", "tiny") if name in report]
-    panels = len(shown) + 2 * ("contexts" in report) + ("forms" in report)
-    rows = math.ceil(panels / 3)
-    figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[panels:]:
-        axis.remove()
-    axes = list(axes.flat)
+    def panels(count: int):
+        """So many axes, two in a row, for a page 840 pixels wide."""
+        rows = math.ceil(count / 2)
+        figure, axes = pyplot.subplots(rows, 2, figsize=(8.7, 3.2 * rows), squeeze=False, layout="constrained")
+        for axis in axes.flat[count:]:
+            axis.remove()
+        return figure, list(axes.flat)
+
+    pyplot.rcParams.update({"font.size": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9})
     colors = {"ours": "#0072B2", "in memory": "#56B4E9", "transformers": "#E69F00", "llama.cpp": "#009E73"}
-    for name in shown:
-        axis, rows = axes.pop(0), report[name]["rows"]
-        tasks, systems = list(dict.fromkeys(r["task"] for r in rows)), list(dict.fromkeys(r["system"] for r in rows))
-        for n, system in enumerate(systems):
-            mine = [r for r in rows if r["system"] == system]
-            place = [tasks.index(r["task"]) + 0.8 * n / len(systems) for r in mine]
-            axis.bar(
-                place, [100 * r["of_limit"] for r in mine], 0.75 / len(systems), label=system, color=colors[system]
-            )
-        axis.set_xticks(
-            [i + 0.4 * (1 - 1 / len(systems)) for i in range(len(tasks))], [t.replace(" ", "\n", 1) for t in tasks]
-        )
-        axis.set(title=f"{name}, {report[name]['dtype']}", ylabel="per cent of the machine's limit")
-        axis.margins(y=0.35)  # room for the legend
-        axis.legend()
-    if "contexts" in report:
-        axis, found = axes.pop(0), report["contexts"]
-        for kind, color in (("Gated DeltaNet", "#0072B2"), ("attention", "#D55E00")):
-            rows = found["decode_s_by_layer"]
-            axis.plot([r["context"] for r in rows], [1e3 * r[kind] for r in rows], "o-", color=color, label=kind)
-        axis.set(title="decoding, one layer", xlabel="tokens before", ylabel="ms a token", xscale="log", ylim=0)
-        axis.legend()
-        axis, fit = axes.pop(0), found["prefill_fit"]
-        windows = [w for w in found["prefill_windows"] if w[1] - w[0] == q.PREFILL_WINDOW]
-        middle = [(start + stop) / 2 for start, stop, _ in windows]
-        axis.plot(middle, [1e3 * took / (stop - start) for start, stop, took in windows], "o", color="#0072B2")
-        line = [1e3 * (fit["s_per_token"] + fit["s_per_token_and_token_before"] * x) for x in middle]
-        axis.plot(middle, line, color="#0072B2", label="a + b T")
-        axis.set(title="prefill of the slice", xlabel="tokens before", ylabel="ms a token", ylim=0)
-        axis.legend()
-    if "forms" in report:
-        axis, rows = axes.pop(0), report["forms"]["rows"]
-        for name, color in (("recurrent", "#D55E00"), ("chunked", "#0072B2")):
-            axis.plot([r["T"] for r in rows], [1e3 * r[name] for r in rows], "o-", color=color, label=name)
-        axis.set(title="the delta rule", xlabel="T, tokens", ylabel="ms", xscale="log", yscale="log")
-        axis.legend()
-    figure.savefig(path, dpi=110)
+    colors |= {"compiled": "#56B4E9"}
+    shown = [name for name in ("small", "slice", "mapped", "tiny") if name in report]
+    if shown:
+        figure, axes = panels(len(shown))
+        for axis, name in zip(axes, shown):
+            bars_of_limit(axis, name, report[name], colors)
+        figure.savefig(path, dpi=160)
+    lengths = 2 * ("contexts" in report) + ("forms" in report)
+    if lengths:
+        figure, axes = panels(lengths)
+        if "contexts" in report:
+            by_context(axes.pop(0), axes.pop(0), report["contexts"])
+        if "forms" in report:
+            axis, rows = axes.pop(0), report["forms"]["rows"]
+            chunked = "chunked" if "chunked" in rows[0] else "chunks of 32"  # its name in earlier reports
+            for name, color in (("recurrent", "#D55E00"), (chunked, "#0072B2")):
+                axis.plot([r["T"] for r in rows], [1e3 * r[name] for r in rows], "o-", color=color, label=name)
+            axis.set(title="the delta rule", xlabel="T, tokens", ylabel="ms", xscale="log", yscale="log")
+            axis.legend()
+        figure.savefig(path.with_stem(f"{path.stem}_lengths"), dpi=160)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["small", "slice", "mapped", "tiny", "contexts", "forms", "drafts"]
-    parser.add_argument("--folder", type=Path, required=True, help="for the checkpoints")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: all)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=5, help="turns that count, after one that does not")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens decoded a turn")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[DECODE_AT, 2048], help="lengths to prefill")
-    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, help="tokens before decoding")
-    parser.add_argument("--llama-cpp-source", type=Path, metavar="DIR", help="llama.cpp's source, to convert with")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, and a PNG next to it")
-    args = parser.parse_args()
+def bars_of_limit(axis, name: str, found: dict, colors: dict):
+    """A bar for each task and system, in per cent of what the machine allows."""
+    rows = [row for row in found["rows"] if row["system"] in colors]  # fewer bits have another limit
+    tasks, systems = list(dict.fromkeys(r["task"] for r in rows)), list(dict.fromkeys(r["system"] for r in rows))
+    for n, system in enumerate(systems):
+        mine = [r for r in rows if r["system"] == system]
+        place = [tasks.index(r["task"]) + 0.8 * n / len(systems) for r in mine]
+        shares = [100 * r["of_limit"] for r in mine]
+        axis.bar(place, shares, 0.75 / len(systems), label=system, color=colors[system])
+    middle = 0.4 * (1 - 1 / len(systems))
+    axis.set_xticks([i + middle for i in range(len(tasks))], [t.replace(" ", "\n", 1) for t in tasks])
+    axis.set(title=f"{name}, {found['dtype']}", ylabel="per cent of the machine's limit")
+    axis.margins(y=0.35)  # room for the legend
+    axis.legend()
+
+
+def by_context(decode, prefill, found: dict):
+    """Decoding by layer, and prefill, against the tokens before."""
+    for kind, color in (("Gated DeltaNet", "#0072B2"), ("attention", "#D55E00")):
+        rows = found["decode_s_by_layer"]
+        decode.plot([r["context"] for r in rows], [1e3 * r[kind] for r in rows], "o-", color=color, label=kind)
+    decode.set(title="decoding, one layer", xlabel="tokens before", ylabel="ms a token", xscale="log", ylim=0)
+    decode.legend()
+    fit, windows = found["prefill_fit"], [w for w in found["prefill_windows"] if w[1] - w[0] == q.PREFILL_WINDOW]
+    middle = [(start + stop) / 2 for start, stop, _ in windows]
+    measured = [1e3 * took / (stop - start) for start, stop, took in windows]
+    line = [1e3 * (fit["s_per_token"] + fit["s_per_token_and_token_before"] * x) for x in middle]
+    prefill.plot(middle, measured, "o", color="#0072B2", label="measured")
+    prefill.plot(middle, line, color="#0072B2", label="a + b T")
+    prefill.set(title="prefill of the slice", xlabel="tokens before", ylabel="ms a token", ylim=0)
+    prefill.legend()
+
+
+def cpu_name() -> str:
+    """As Linux names it, and what PyTorch uses of it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{(names or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def run_as_avx2(args: argparse.Namespace):
+    """The same command in a child that does without what is wider than AVX2."""
+    command = [sys.executable, *sys.argv, "--isa", "native"]  # of an option given twice, the last counts
+    if args.out:
+        command += ["--out", str(args.out.with_stem(f"{args.out.stem}_avx2"))]
+    if args.llama_cpp_source and not args.llama_cpp_avx2:
+        print("\navx2: llama.cpp is left out, as --llama-cpp-avx2 names no build without AVX512", flush=True)
+        command += ["--llama-cpp-source", ""]
+    path = [str(args.llama_cpp_avx2 or ""), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, **AVX2, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    subprocess.run(command, check=True, env=env)
+
+
+def run(args: argparse.Namespace):
+    """Measures in this process, and writes the figures."""
     torch.set_num_threads(args.threads)
     packages = ["torch", "transformers"] + ["llama-cpp-python"] * bool(args.llama_cpp_source)
     report = {"machine": platform.machine(), "device": args.device, "threads": args.threads, "runs": args.runs}
+    report["cpu"] = cpu_name()
     report["versions"] = {name: version(name) for name in packages}
     if args.device != "cpu":
         report["device_name"] = torch.cuda.get_device_name()
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f} before the start", report["versions"])
+    before = f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f} before the start"
+    print(f"{report['cpu']}, {before}", report["versions"], flush=True)
     args.folder.mkdir(parents=True, exist_ok=True)
     small, slice_ = args.folder / "small", args.folder / "slice"
     tasks = {
@@ -508,16 +575,51 @@ def main():
         "slice": lambda: (make_slice(slice_), compare_with_others("slice", slice_, args))[1],
         "mapped": lambda: (make_slice(slice_), compare_with_others("mapped", slice_, args))[1],
         "tiny": lambda: tiny(args),
+        "bits": lambda: (make_slice(slice_), compare_with_others("bits", slice_, args))[1],
         "contexts": lambda: (make_slice(slice_), contexts(slice_, args))[1],
         "forms": lambda: forms(args),
         "drafts": lambda: drafts(args),
     }
     for name in args.only:
         report[name] = tasks[name]()
+        if args.out:  # after each workload: a run that is broken off keeps what it has
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         plot(report, args.out.with_suffix(".png"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ["small", "slice", "mapped", "bits", "tiny", "contexts", "forms", "drafts"]
+    parser.add_argument("--folder", type=Path, help="for the checkpoints")
+    parser.add_argument("--redraw", type=Path, metavar="FILE.json", help="draw these figures again, measuring nothing")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: all)")
+    parser.add_argument("--isa", nargs="+", choices=["native", "avx2"], default=["native"], help="kinds of processor")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=5, help="turns that count, after one that does not")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens decoded a turn")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[DECODE_AT, 2048], help="lengths to prefill")
+    parser.add_argument("--longest", type=float, default=60, help="seconds that a prompt may take another system")
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, help="tokens before decoding")
+    parser.add_argument("--llama-cpp-source", type=str, metavar="DIR", help="llama.cpp's source, to convert with")
+    parser.add_argument("--llama-cpp-avx2", type=Path, metavar="DIR", help="llama-cpp-python built without AVX512")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, and PNGs next to it")
+    args = parser.parse_args()
+    if args.redraw:
+        plot(json.loads(args.redraw.read_text(encoding="utf-8")), args.redraw.with_suffix(".png"))
+        return
+    if args.folder is None:
+        parser.error("no --folder for the checkpoints, expected one unless --redraw is given")
+    args.llama_cpp_source = Path(args.llama_cpp_source) if args.llama_cpp_source else None  # "": none, see run_as_avx2
+    if "avx2" in args.isa and args.device != "cpu":
+        parser.error(f"--isa avx2 is about a CPU, but --device is {args.device}")
+    if "native" in args.isa:
+        run(args)
+        gc.collect()
+    if "avx2" in args.isa:
+        run_as_avx2(args)
 
 
 if __name__ == "__main__":

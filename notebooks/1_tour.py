@@ -29,25 +29,16 @@
 # download.
 
 # %%
-# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY = os.environ.get("REPOSITORY", "")
-root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
-if not root.is_dir():
-    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
-sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+from start import root
 
 # %%
 import json
 import random
 
+import course
 import figures
 import torch
-from matplotlib import pyplot
+from pictures import tour as pictures
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,11 +60,11 @@ config = Qwen3NextConfig(
     vocab_size=151936,
     hidden_size=2048,
     num_hidden_layers=48,
+    rope_theta=10_000_000,
     full_attention_interval=4,
     num_attention_heads=16,
     num_key_value_heads=2,
     head_dim=256,
-    rope_theta=10_000_000,
     linear_num_key_heads=16,
     linear_num_value_heads=32,
     linear_key_head_dim=128,
@@ -85,7 +76,6 @@ config = Qwen3NextConfig(
     shared_expert_intermediate_size=512,
     mtp_num_hidden_layers=1,
 )
-print(*config.layer_types[:8], "...", sep="\n")
 
 # %% [markdown]
 # `full_attention_interval` means that layer $i$ is attention if $i + 1$ is a multiple of 4. So 12 of the 48 layers are
@@ -101,85 +91,11 @@ print(*config.layer_types[:8], "...", sep="\n")
 # on each token by itself. A *router* chooses 10 of 512 small MLPs, the *experts*. One more, the *shared expert*, sees
 # all tokens.
 #
-# The next cells draw this from the config. The top of the picture is the row of all layers, the middle is the inside of
+# The next cell draws this from the config. The top of the picture is the row of all layers, the middle is the inside of
 # one layer, and the bottom is the legend. Follow the line that runs through it from left to right.
 
 # %%
-COLOR = {"linear_attention": figures.SKY, "full_attention": figures.ORANGE, "MoE": figures.GREEN, "other": "#BBBBBB"}
-LABEL = {"linear_attention": "Gated DeltaNet", "full_attention": "gated attention"}
-
-
-def box(axis, x, y, width, height, kind="other", text="", size=10, **options):
-    """A coloured rectangle with its lower left corner at (x, y), and a text in the middle."""
-    axis.add_patch(pyplot.Rectangle((x, y), width, height, facecolor=COLOR[kind], edgecolor="#444444", lw=0.8))
-    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", size=size, **options)
-
-
-def arrow(axis, *points):
-    """A line through points, below all boxes, with an arrow head at its end."""
-    axis.plot(*zip(*points), color="#444444", lw=1.2, zorder=0)
-    style = {"arrowstyle": "-|>", "color": "#444444", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", points[-1], points[-2], arrowprops=style, zorder=0)
-
-
-# %%
-def draw_stack(axis):
-    """All layers, in a row."""
-    n, step = config.num_hidden_layers, 84 / config.num_hidden_layers
-    axis.text(55, 64, f"{n} layers, {config.vocab_size:,} tokens, {config.hidden_size:,} numbers a token", ha="center")
-    arrow(axis, (2, 58), (108, 58))  # the residual stream
-    box(axis, 4, 53, 5, 10, text="embedding", size=9, rotation=90)
-    box(axis, 97, 53, 3, 10, text="norm", size=9, rotation=90)
-    box(axis, 101.5, 53, 4, 10, text="lm_head", size=9, rotation=90)
-    axis.text(9.5, 52, "layer", ha="center", va="top", size=8)
-    for i, kind in enumerate(config.layer_types):
-        box(axis, 11 + i * step, 54, 0.75 * step, 8, kind)
-        if kind == "full_attention":
-            axis.text(11 + (i + 0.4) * step, 52, str(i), ha="center", va="top", size=8)
-    middle = 11 + (n // 2 - 0.6) * step  # one layer, enlarged below
-    axis.fill([middle - 1, middle + 1, 106, 4], [49, 49, 44, 44], color="#E4E4E4", lw=0, zorder=-2)
-
-
-# %%
-def draw_layer(axis):
-    """The inside of one layer."""
-    axis.add_patch(pyplot.Rectangle((4, 21), 102, 23, facecolor="#F4F4F4", edgecolor="#E4E4E4", zorder=-1))
-    arrow(axis, (2, 30), (108, 30))
-    for x in (12, 62):
-        box(axis, x, 27, 9, 6, text="norm")
-    box(axis, 26, 30, 19, 5.5, "linear_attention", "Gated DeltaNet")
-    box(axis, 26, 24.5, 19, 5.5, "full_attention", "gated attention")
-    axis.text(35.5, 22.7, "one of the two", ha="center", va="center", size=9)
-    box(axis, 76, 26, 16, 8, "MoE", "MoE")
-    for start, end in ((8, 50), (58, 97)):
-        arrow(axis, (start, 30), (start, 39), (end, 39), (end, 32))
-        axis.plot([end], [30], "o", ms=17, mfc="white", mec="#444444")
-        axis.text(end, 30, "+", ha="center", va="center", size=13)
-        axis.text((start + end) / 2, 40, "residual: the stream itself goes round", ha="center", size=9)
-
-
-# %%
-def draw_legend(axis):
-    """What the colours mean."""
-    c = config
-    texts = {
-        "linear_attention": f"Gated DeltaNet\n{c.linear_num_value_heads} states of {c.linear_key_head_dim} x "
-        f"{c.linear_value_head_dim}\nconvolution over {c.linear_conv_kernel_dim} tokens\nconstant memory",
-        "full_attention": f"gated attention\n{c.num_attention_heads} query heads on {c.num_key_value_heads} key heads\n"
-        f"of {c.head_dim} numbers\nmemory grows with each token",
-        "MoE": f"mixture of experts\nrouter: {c.num_experts_per_tok} of {c.num_experts} experts\n"
-        f"and one shared expert,\neach {c.moe_intermediate_size} wide inside",
-    }
-    for i, (kind, text) in enumerate(texts.items()):
-        box(axis, 4 + 35 * i, 2, 32, 14, kind, text)
-
-
-axis = figures.axes(width=11, height=6.6)
-axis.set(xlim=(0, 110), ylim=(0, 66))
-axis.axis("off")
-for draw in (draw_stack, draw_layer, draw_legend):
-    draw(axis)
-pyplot.show()
+pictures.model(config)
 
 # %% [markdown]
 # That line is the residual stream, and every layer adds to it. Nothing else connects the layers. The three coloured
@@ -198,8 +114,8 @@ with torch.device("meta"):
 total = sum(p.numel() for p in big.parameters())
 without_mtp = sum(p.numel() for name, p in big.named_parameters() if not name.startswith("mtp."))
 print(f"{total:>15,} parameters\n{without_mtp:>15,} without the MTP layer")
-assert total == 81_324_862_720  # the count of the released checkpoint's 75,944 tensors
-assert len(dict(big.named_parameters())) == 75_944
+released = (total, len(dict(big.named_parameters()))) == (81_324_862_720, 75_944)
+course.finding("as many as the released checkpoint has in its 75,944 tensors: 81,324,862,720", released)
 
 # %% [markdown]
 # So the "80B" of the name is 79.7 billion, without MTP. Next, we assign each parameter to a part by its name. The order
@@ -242,16 +158,7 @@ for part in sorted(stored, key=stored.get, reverse=True):
 print(f"{'all':16}{total:16,}{sum(used.values()):18,}")
 
 # %%
-order = sorted(stored, key=stored.get)
-left, right = figures.axes(2, width=5.2, height=3.6, sharey=True)
-for axis, numbers, color in ((left, stored, figures.BLUE), (right, used, figures.ORANGE)):
-    bars = axis.barh(order, [numbers[part] / 1e9 for part in order], color=color)
-    small = {part: "0" if numbers[part] == 0 else "< 0.001" for part in order if numbers[part] < 1e6}
-    axis.bar_label(bars, [small.get(part, f"{numbers[part] / 1e9:.3f}") for part in order], padding=3, size=9)
-    axis.margins(x=0.15)
-left.set(xlabel="parameters stored, billions", title="in the checkpoint")
-right.set(xlabel="parameters used by a token, billions", title="used by a token")
-pyplot.show()
+pictures.parameters(stored, used)
 
 # %% [markdown]
 # On the left, nearly everything is routed experts. The scale on the right is fifty times finer. There, the routed
@@ -265,8 +172,11 @@ active = sum(used.values())
 active_without_head = active - used["lm_head"]
 print(f"with lm_head    {active:,}\nwithout lm_head {active_without_head:,}")
 print(f"of the stored parameters, MTP left out: {active / without_mtp:.1%}")
-assert 3.5e9 < active < 3.6e9 and 3.2e9 < active_without_head < 3.3e9
-assert stored["routed experts"] / total > 0.9 and used["routed experts"] / active < 0.5
+course.finding(
+    "3.5 billion with lm_head and 3.2 without", 3.5e9 < active < 3.6e9 and 3.2e9 < active_without_head < 3.3e9
+)
+most = stored["routed experts"] / total > 0.9 and used["routed experts"] / active < 0.5
+course.finding("routed experts are more than 90 % of what is stored, and less than half of what is used", most)
 
 # %% [markdown]
 # ## One prompt, layer by layer
@@ -279,9 +189,9 @@ assert stored["routed experts"] / total > 0.9 and used["routed experts"] / activ
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
 tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
-kinds = [LABEL[kind] for kind in tiny.config.layer_types]
+kinds = [figures.LABEL[kind] for kind in tiny.config.layer_types]
 print(f"{sum(p.numel() for p in tiny.parameters()):,} parameters", *enumerate(kinds), sep="\n")
-assert kinds.count("Gated DeltaNet") == 3 * kinds.count("gated attention")
+assert kinds.count("Gated DeltaNet") == 3 * kinds.count("gated attention")  # whatever you changed above: a file
 
 # %% [markdown]
 # The prompt is a phone book and a question, and we append the right answer. A causal model predicts every token from
@@ -350,15 +260,7 @@ ratio = {
     "mixer": [(y.norm(dim=-1) / x.norm(dim=-1)).median().item() for x, y in zip(stream, mixers)],
     "MoE": [(y.norm(dim=-1) / x.norm(dim=-1)).median().item() for x, y in zip(middle, moes)],
 }
-axis = figures.axes(width=8, height=3.2)
-axis.axhline(1, color="#BBBBBB", lw=1)
-for kind, label in LABEL.items():
-    chosen = [i for i, other in enumerate(tiny.config.layer_types) if other == kind]
-    axis.plot([i - 0.1 for i in chosen], [ratio["mixer"][i] for i in chosen], "s", ms=9, color=COLOR[kind], label=label)
-axis.plot([i + 0.1 for i in range(len(kinds))], ratio["MoE"], "o", ms=9, color=COLOR["MoE"], label="mixture of experts")
-axis.set(xlabel="layer", ylabel="length of update /\nlength of stream", yscale="log", xticks=range(len(kinds)))
-axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-pyplot.show()
+pictures.updates(tiny.config.layer_types, ratio)
 
 # %% [markdown]
 # A mark above the line is an update that is longer than the stream was. Such a layer writes the stream rather than
@@ -404,20 +306,14 @@ def shown(token: int) -> str:
 first = ids.shape[1] - len(tokenizer.encode(answer)) - 3  # three tokens before the answer
 columns = range(first, ids.shape[1])
 best = [lens(x)[first:].max(-1) for x in stream]  # of each row: probabilities and tokens, (columns,) each
-axis = figures.axes(width=11, height=4.6)
-image = axis.imshow([row.values.tolist() for row in best], vmin=0, vmax=1, aspect="auto")
-for y, row in enumerate(best):
-    for x, (p, token) in enumerate(zip(row.values.tolist(), row.indices.tolist())):
-        axis.text(x, y, shown(token), ha="center", va="center", size=9, color="black" if p > 0.5 else "white")
-        if ids[0, first + x + 1 : first + x + 2].tolist() == [token]:
-            axis.add_patch(pyplot.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=figures.RED, lw=2))
-axis.set_xticks(range(len(columns)), [shown(ids[0, t].item()) for t in columns])
-axis.set_yticks(range(len(stream)), ["embedding", *(f"{i} {kind}" for i, kind in enumerate(kinds))])
-axis.xaxis.tick_top()
-axis.set(xlabel="token read", ylabel="stream after layer")
-axis.xaxis.set_label_position("top")
-pyplot.colorbar(image, label="probability of the token shown", ax=axis)
-pyplot.show()
+comes = [
+    [ids[0, first + x + 1 : first + x + 2].tolist() == [token] for x, token in enumerate(row.indices.tolist())]
+    for row in best
+]
+labels = [[shown(token) for token in row.indices.tolist()] for row in best]
+read = [shown(ids[0, t].item()) for t in columns]
+rows = ["embedding", *(f"{i} {kind}" for i, kind in enumerate(kinds))]
+pictures.lens_grid([row.values.tolist() for row in best], labels, comes, read, rows)
 
 # %% [markdown]
 # - The row "embedding" mostly repeats what was read. `tiny/` uses one matrix for embedding and `lm_head`, so a token's
@@ -445,18 +341,7 @@ assert [tokenizer.decode(t) for t in ids[0, -5:].tolist()] == [" ", *answer[-4:]
 found = torch.stack([right_by_layer(seed) for seed in range(20)])  # (books, layers + 1, 5)
 
 # %%
-axis = figures.axes(width=8, height=3.4)
-rows = {"the blank before them": (found[..., 0], figures.BLUE), "digits": (found[..., 1:].mean(-1), figures.RED)}
-for label, (p, color) in rows.items():
-    low, mid, high = p.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0)
-    axis.plot(mid, "o-", color=color, label=label)
-    axis.fill_between(range(len(mid)), low, high, color=color, alpha=0.2, lw=0)
-ticks = ["emb.", *(f"{i}\n{'attn' if 'attention' in kind else 'GDN'}" for i, kind in enumerate(kinds))]
-axis.set_xticks(range(len(ticks)), ticks)
-axis.set(
-    xlabel="stream after layer (GDN: Gated DeltaNet)", ylabel="probability of\nthe right token", ylim=(-0.03, 1.03)
-)
-axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+pictures.right_by_layer(found, tiny.config.layer_types)
 
 digits = found[..., 1:].mean(dim=(0, 2))  # (layers + 1,)
 rise = (digits[1:] - digits[:-1]).argmax().item()
@@ -464,7 +349,6 @@ print(f"digits: {digits[0]:.0%} after the embedding, {digits[-1]:.0%} after the 
 print(f"the largest step up is layer {rise}, {kinds[rise]}: {digits[rise]:.0%} to {digits[rise + 1]:.0%}")
 found_it = digits[0] < 0.2 and digits[-1] > 0.7
 figures.expect("it finds what it can't guess, from below 20 % after the embedding to above 70 % at last", found_it)
-pyplot.show()
 
 # %% [markdown]
 # The blank follows from nearby tokens, but the digits have to be looked up. The printed lines name the layer with the
@@ -565,8 +449,10 @@ print(f"equal at {equal:.0f} tokens")
 for n in (1_024, 32_768, 262_144):
     ours, theirs = (sum(cache_bytes(c, n).values()) for c in (config, dense))
     print(f"{n:8,} tokens: {ours / GIB:6.2f} GiB against {theirs / GIB:6.2f} GiB, {theirs / ours:.1f} times")
-assert per_token == 24 * KIB and per_token_dense == 256 * KIB
-assert 36 * 32 * 128 * 128 * 4 == 72 * MIB < constant < 74 * MIB
+course.finding("24 and 256 KiB a token", per_token == 24 * KIB and per_token_dense == 256 * KIB)
+course.finding(
+    "of the constant, 72 MiB are states, and less than 2 MiB the convolutions'", 72 * MIB < constant < 74 * MIB
+)
 
 # %% [markdown]
 # The state is not small. It takes as much memory as some three hundred tokens of the dense model's cache, and for
@@ -592,7 +478,7 @@ def decode_bytes(model: str, n: int) -> float:
 for n in (0, 32_768, 262_144):
     ours, theirs = decode_bytes("ours", n) / 1e9, decode_bytes("dense", n) / 1e9
     print(f"{n:8,} tokens: {ours:5.1f} GB against {theirs:5.1f} GB, {theirs / ours:.1f} times")
-assert 7.05e9 < WEIGHTS["ours"] < 7.15e9
+course.finding("7.1 GB of weights are read for a token", 7.05e9 < WEIGHTS["ours"] < 7.15e9)
 
 # %% [markdown]
 # ### Arithmetic
@@ -672,29 +558,23 @@ for model in CONFIGS:
 print(f"of ours the delta rule is {delta_flops(config) / FLOPS['ours']:.1%}")
 for n in (1, 2**15, 2**18):
     print(f"{n:8,} tokens: {flops('dense', n) / flops('ours', n):.1f} times as many FLOPs in the dense model")
-assert 36_000 < crossing["ours"] < 38_000 and 30_000 < crossing["dense"] < 31_000
+alike = 36_000 < crossing["ours"] < 38_000 and 30_000 < crossing["dense"] < 31_000
+course.finding("attention takes half of the FLOPs from 37,000 tokens on in ours, from 30,500 in the dense model", alike)
+
 
 # %%
-n = [2**i for i in range(8, 21)]
-one, two, three = figures.axes(3, width=3.9, height=3.6)
-for model, name, color in (("dense", "Qwen3-32B", figures.RED), ("ours", "Qwen3-Next-80B-A3B", figures.BLUE)):
-    one.plot(n, [sum(cache_bytes(CONFIGS[model], i).values()) / GIB for i in n], color=color, label=name)
-    two.plot(n, [decode_bytes(model, i) / 1e9 for i in n], color=color, label=name)
-    three.plot(n, [flops(model, i) / 1e9 for i in n], color=color, label=name)
-    three.plot(crossing[model], flops(model, crossing[model]) / 1e9, "o", color=color)
-one.set(ylabel="cache, GiB", title="memory of one text")
-two.set(ylabel="bytes for a token, GB", title="reading, one text")
-three.set(ylabel="GFLOPs for a token", title="arithmetic")
-for axis in (one, two, three):
-    axis.set(xscale="log", yscale="log", xlabel="context, tokens")
-    axis.set_xticks([2**8, 2**12, 2**16, 2**20], ["256", "4K", "64K", "1M"])
-    axis.minorticks_off()
-one.legend(fontsize=9)
-pyplot.show()
+def curves_of(model: str) -> tuple:
+    """Functions of the context: the cache in GiB, GB read for a token, GFLOPs for a token."""
+    cache = lambda n: sum(cache_bytes(CONFIGS[model], n).values()) / GIB  # noqa: E731
+    return cache, lambda n: decode_bytes(model, n) / 1e9, lambda n: flops(model, n) / 1e9
+
+
+curves = {"Qwen3-32B": curves_of("dense"), "Qwen3-Next-80B-A3B": curves_of("ours")}
+pictures.costs(curves, dict(zip(curves, (crossing["dense"], crossing["ours"]))))
 
 # %% [markdown]
-# - Memory: the flat part of the blue line is the states. Beyond a few thousand tokens, both lines rise alike, an order
-#   of magnitude apart.
+# - Memory: the flat part of Qwen3-Next's line is the states. Beyond a few thousand tokens, both lines rise alike, an
+#   order of magnitude apart.
 # - Reading and arithmetic: the lines are flat as long as the weights dominate, and then they rise. The two dots are at
 #   about the same context. The hybrid does not delay the point where attention dominates, because everything else
 #   became cheaper as well.
@@ -820,6 +700,44 @@ if not measured:
 # More than one layer is needed. One prepares what is to be looked up, and one looks it up. Sometimes a third only keeps
 # the stream in the form that later layers expect. Turning off a layer also harms every layer after it, so this too is
 # evidence and not proof.
+# </details>
+#
+# **4. Fill in.** How many parameters does one layer of gated attention have, by the config alone? `q_proj` makes a
+# query *and* a gate for each query head, and the norms of queries and keys have `head_dim` numbers each. Write the
+# function, and run the cell until it says green.
+
+
+# %%
+def attention_parameters(c: Qwen3NextConfig) -> int:
+    """The number of parameters of a layer's self_attn."""
+    ...  # your part
+
+
+def test_attention_parameters(attempt):
+    for model in (big, tiny):
+        first = model.config.layer_types.index("full_attention")
+        counted = sum(p.numel() for p in model.model.layers[first].self_attn.parameters())
+        assert attempt(model.config) == counted, f"expected {counted:,}, found {attempt(model.config)}"
+
+
+course.try_it(test_attention_parameters, attention_parameters)
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def attention_parameters(c: Qwen3NextConfig) -> int:
+#     D, d = c.hidden_size, c.head_dim
+#     query_and_gate = 2 * c.num_attention_heads * d * D
+#     key_and_value = 2 * c.num_key_value_heads * d * D
+#     output = D * c.num_attention_heads * d
+#     return query_and_gate + key_and_value + output + 2 * d
+#
+#
+# test_attention_parameters(attention_parameters)
+# ```
+#
 # </details>
 #
 # ## Sources

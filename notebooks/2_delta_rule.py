@@ -19,8 +19,8 @@
 # add to it, and how decay and the delta rule repair that.
 #
 # Afterwards you can write the gated delta rule from memory. You can say what its five steps are for, how many pairs a
-# state holds, and what can be read out of a trained one. You need to know softmax attention and PyTorch. We compare
-# everything with [`qwen3_next.py`](../qwen3_next.py).
+# state holds, and what decay and write strength do in a trained one. You need to know softmax attention and PyTorch. We
+# compare everything with [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -31,28 +31,20 @@
 # | [WH] | Widrow and Hoff, Adaptive Switching Circuits, 1960: the delta rule itself |
 
 # %%
-# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY = os.environ.get("REPOSITORY", "")
-root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
-if not root.is_dir():
-    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
-sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+from start import root
 
 # %%
-import itertools
 import math
 
 import corpus
+import course
 import figures
 import torch
-from matplotlib import pyplot
+from course import same
+from pictures import delta_rule as pictures
 
 import reference_recurrent
+import watch
 from qwen3_next import (
     Qwen3NextForCausalLM,
     Qwen3NextTokenizer,
@@ -64,10 +56,18 @@ from verify.trace import recording
 
 figures.setup()
 random = torch.Generator().manual_seed(0)  # one source of random numbers for this notebook
+pictures.two_memories()
 
 
+# %% [markdown]
+# The picture shows what one head of the released width keeps of a text. Attention's line rises with every token, and
+# the state's does not. Two helpers before we begin: random numbers in float64, in which two ways to compute one thing
+# agree to about 13 digits, and random directions. `same` fails unless two tensors agree.
+
+
+# %%
 def normal(*shape):
-    """Random numbers in float64: two ways to compute one thing then agree to about 13 digits"""
+    """Random numbers in float64"""
     return torch.randn(shape, generator=random, dtype=torch.float64)
 
 
@@ -76,10 +76,15 @@ def unit(*shape):
     return torch.nn.functional.normalize(normal(*shape), dim=-1)
 
 
-def same(ours, theirs, atol=1e-12):
-    """Fails unless both agree; the tolerance allows for rounding, some hundred additions of numbers of order 1"""
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+# %% [markdown]
+# Before we build such a memory, watch one work. `tiny/` reads a message and writes a story. Words are blue while the
+# memory of one head can still return their values. Press play, then try the other three rules: by the end of section 3
+# you will know what each of the five lines of code on the page is for.
 
+# %%
+tiny = root / "tiny"
+lantern = "Tell me a story about a fox and a lantern."
+watch.show(Qwen3NextForCausalLM.from_pretrained(tiny), Qwen3NextTokenizer.from_pretrained(tiny), lantern, seed=3)
 
 # %% [markdown]
 # ## 1. Attention without the softmax is a matrix
@@ -123,9 +128,10 @@ print(f"{T} tokens: a KV cache holds {T * (K + V)} numbers and grows; the state 
 # angles returns nothing. But only $K$ directions are at right angles to each other. And what happens when a key gets a
 # *new* value?
 #
-# We try four writes: A, B, C, and then A again with another value. A and B are at right angles, and C has cosine 0.6
-# with A. Four rules write them, all with the same three lines. `alpha` is the share of the state that is kept. `erase`
-# subtracts what the state already returns for this key:
+# Let the keys be things and the values those who have them. Tom has the ring, Nora has the cup, and Sam has the coin.
+# Then Tom gives the ring to Mira: the ring gets a new value. The keys of ring and cup are at right angles, and the coin
+# is somewhat like a ring: their keys have cosine 0.6. Four rules write these four pairs, all with the same three lines.
+# `alpha` is the share of the state that is kept. `erase` subtracts what the state already returns for this key:
 #
 # | rule | $S \leftarrow$ |
 # |---|---|
@@ -143,14 +149,15 @@ def write(S, k, v, alpha, erase):
     return S + torch.outer(k, v - recalled)
 
 
-key_a, key_b, key_d, key_other = torch.eye(4)
-key_c = 0.6 * key_a + 0.8 * key_other  # all of length 1
-old, new = torch.tensor([1.0, 1, 0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 0, 1, 1])  # A's values
-value_b, value_c = torch.tensor([0.0, 0, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 0, 0])
-writes = [("A: old", key_a, old), ("B", key_b, value_b), ("C", key_c, value_c), ("A: new", key_a, new)]
-asked, truth = torch.stack([key_a, key_b, key_c]), torch.stack([new, value_b, value_c])  # (3, K), (3, V)
-rules = {"linear attention": (1.0, False), "decay 0.8": (0.8, False)}
-rules |= {"delta rule": (1.0, True), "gated delta rule": (0.8, True)}
+ring, cup, spoon, other = torch.eye(4)
+coin = 0.6 * ring + 0.8 * other  # all keys have length 1
+tom, mira = torch.tensor([1.0, 1, 0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 0, 1, 1])
+nora, sam = torch.tensor([0.0, 0, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 0, 0])
+writes = [("ring: Tom", ring, tom), ("cup: Nora", cup, nora), ("coin: Sam", coin, sam), ("ring: Mira", ring, mira)]
+asked, truth = torch.stack([ring, cup, coin]), torch.stack([mira, nora, sam])  # (3, K), (3, V)
+DECAY = 0.8  # the share that is kept at each write
+rules = {"linear attention": (1.0, False), "decay alone": (DECAY, False)}
+rules |= {"delta rule": (1.0, True), "gated delta rule": (DECAY, True)}
 
 # %% [markdown]
 # The picture has a row for each rule. From left to right, you see the state after each write, then what the three keys
@@ -158,45 +165,36 @@ rules |= {"delta rule": (1.0, True), "gated delta rule": (0.8, True)}
 # dimensions and columns are value dimensions. Compare the last two panels of each row.
 
 # %%
-axes = figures.axes(4, 6, width=1.6, height=1.12)
-errors = {}
-for number, (row, (rule, (alpha, erase))) in enumerate(zip(axes, rules.items())):
-    S, panels = torch.zeros(4, 6), []
+states, returned = {}, {}
+for rule, (alpha, erase) in rules.items():
+    S, states[rule] = torch.zeros(4, 6), {}
     for name, key, value in writes:
         S = write(S, key, value, alpha, erase)
-        panels.append((f"wrote {name}", S))
-    errors[rule] = (asked @ S - truth).norm(dim=1)
-    panels += [("returned", asked @ S), ("true", truth)]
-    for column, (ax, (title, picture)) in enumerate(zip(row, panels)):
-        ax.imshow(picture, cmap=figures.DIVERGING, vmin=-2, vmax=2)
-        ax.set_xticks([])
-        ax.set_yticks(range(3) if column > 3 else [], ["A", "B", "C"] if column > 3 else [])
-        ax.spines[["top", "right"]].set_visible(True)
-        if number == 0:
-            ax.set_title(title, fontsize=10)
-        if number == 3:
-            ax.set_xlabel("value dim", fontsize=9)
-    row[0].set_ylabel(rule.replace(" ", "\n", 1) + "\n(key dim)", fontsize=8)
-pyplot.show()
+        states[rule][name] = S
+    returned[rule] = asked @ S
+errors = {rule: (found - truth).norm(dim=1) for rule, found in returned.items()}
+pictures.whiteboard(states, returned, truth, asked=("ring", "cup", "coin"))
 
 # %%
 print("distance between what is returned and what is true, by key\n")
-print(f"{'':18} {'A (rewritten)':>14} {'B':>6} {'C':>6}")
+print(f"{'':18} {'ring (rewritten)':>16} {'cup':>6} {'coin':>6}")
 for rule, (a, b, c) in errors.items():
-    print(f"{rule:18} {a:14.2f} {b:6.2f} {c:6.2f}")
-assert errors["linear attention"][0] > 1 and errors["delta rule"][0] < 1e-6  # float32, a handful of roundings
-assert errors["decay 0.8"][0] < errors["linear attention"][0] and errors["decay 0.8"][1] > 0.1
+    print(f"{rule:18} {a:16.2f} {b:6.2f} {c:6.2f}")
+assert errors["delta rule"][0] < 1e-6 and errors["gated delta rule"][0] < 1e-6  # float32, a handful of roundings
 assert errors["delta rule"][1] == 0 < errors["delta rule"][2]
+plain, decayed = errors["linear attention"], errors["decay alone"]
+course.finding("linear attention misses the ring by more than 1, decay by less", plain[0] > 1 and decayed[0] < plain[0])
+course.finding("decay fades the cup by more than 0.1", decayed[1] > 0.1)
 
 # %% [markdown]
 # Row by row, the picture shows this:
 #
-# - **Linear attention** never takes anything back. A returns its old and its new value together, and a part of C's.
-# - **Decay** makes the old value fainter, and everything else with it. B was never rewritten, and it fades all the
-#   same.
-# - **The delta rule** first looks up what the state returns for this key, and then writes only the difference. A
-#   returns the new value exactly. B, at right angles, is untouched. C shares a part with A, so the last write disturbs
-#   it.
+# - **Linear attention** never takes anything back. The ring returns Tom and Mira together, and a part of Sam.
+# - **Decay** makes the old value fainter, and everything else with it. The cup was never rewritten, and it fades all
+#   the same.
+# - **The delta rule** first looks up what the state returns for this key, and then writes only the difference. The ring
+#   returns Mira exactly. The cup, at right angles, is untouched. The coin shares a part with the ring, so the last
+#   write disturbs it.
 # - **The gated delta rule** does both. The last pair is exact, and what nobody writes again fades.
 #
 # In this example decay does only harm. It helps when the subject changes ([GDN], section 3.1). The delta rule cleans up
@@ -204,9 +202,10 @@ assert errors["delta rule"][1] == 0 < errors["delta rule"][2]
 
 # %%
 for alpha in (1.0, 0.01):
-    S_next = write(S, key_d, old, alpha, erase=True)  # writes a pair D into the last row's state
-    print(f"D with alpha = {alpha}: A, B and C return values of length", (asked @ S_next).norm(dim=1).numpy().round(2))
-assert (asked @ S_next).norm(dim=1).max() < 0.05
+    S_next = write(S, spoon, tom, alpha, erase=True)  # writes a fifth pair into the last row's state
+    lengths = (asked @ S_next).norm(dim=1).numpy().round(2)
+    print(f"a spoon with alpha = {alpha}: ring, cup and coin return values of length", lengths)
+assert (asked @ S_next).norm(dim=1).max() <= alpha * (asked @ S).norm(dim=1).max() + 1e-6
 
 # %% [markdown]
 # ## 3. The recurrence, term by term
@@ -372,15 +371,12 @@ def errors_of_rewriting(length, beta=1.0, times=12):
     return torch.stack(errors)
 
 
-ax = figures.axes(width=5, height=2.8)
-for length, color in zip((0.5, 0.8, 1.2, 1.4, 1.5), figures.COLORS):
-    errors = errors_of_rewriting(length)
-    same(errors, abs(1 - length**2) ** torch.arange(13).double())  # |1 - |k|^2|^n
-    ax.semilogy(errors, "o-", color=color, markersize=4, label=f"|k| = {length}")
+errors = {length: errors_of_rewriting(length) for length in (0.5, 0.8, 1.2, 1.4, 1.5)}
+for length, found in errors.items():
+    expected = abs(1 - length**2) ** torch.arange(13).double()  # |1 - |k|^2|^n
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 assert errors_of_rewriting(1.0)[1] < 1e-12  # length 1: no error is left, and a log axis can't show 0
-ax.set(xlabel="times the same pair was written", ylabel="error, |v - Sᵀk| / |v|", ylim=(1e-9, 100))
-ax.legend(ncols=2, loc="lower left")
-pyplot.show()
+pictures.rewriting(errors)
 
 # %% [markdown]
 # The error grows only for the longest key, whose $|k|^2$ is above 2. In a text the keys differ, but the danger is the
@@ -395,21 +391,18 @@ pyplot.show()
 T, K, V, seeds = 400, 16, 16, 8
 directions, values = unit(seeds, T, 1, K), normal(seeds, T, 1, V)  # (B, T, H, width), a sequence for each seed
 nothing, full = torch.zeros(seeds, T, 1).double(), torch.ones(seeds, T, 1).double()
-ax = figures.axes(width=5, height=2.8)
-for length, color in zip((0.7, 1.0, 1.3, 1.6), figures.COLORS):
-    state, sizes = None, []
+sizes = {}  # length -> (places, seeds)
+for length in (0.7, 1.0, 1.3, 1.6):
+    state, sizes[length] = None, []
     for part in range(0, T, 20):
         inputs = (x[:, part : part + 20] for x in (length * directions, length * directions, values))
         rest = {"g": nothing[:, :20], "beta": full[:, :20], "state": state}
         _, state = recurrent_gated_delta_rule(*inputs, **rest)
-        sizes.append(state.flatten(1).norm(dim=1))
-    low, middle, high = torch.stack(sizes).quantile(torch.tensor([0.0, 0.5, 1.0]).double(), dim=1)
-    ax.semilogy(range(20, T + 1, 20), middle, color=color, label=f"|k| = {length}")
-    ax.fill_between(range(20, T + 1, 20), low, high, color=color, alpha=0.2)
-    assert (middle[-1] > 1e4) == (length > math.sqrt(2))
-ax.set(xlabel="tokens", ylabel="size of the state, |S|")
-ax.legend()
-pyplot.show()
+        sizes[length].append(state.flatten(1).norm(dim=1))
+    sizes[length] = torch.stack(sizes[length])
+    exploded = sizes[length][-1].median() > 1e4
+    course.finding("the state explodes for the longest keys alone", exploded == (length > math.sqrt(2)))
+pictures.state_sizes(range(20, T + 1, 20), sizes)
 
 # %% [markdown]
 # Beyond $|k|^2 = 2$ the state explodes. The layer therefore divides $k$ by its length, and $\beta$ is a sigmoid. Then
@@ -436,25 +429,19 @@ print("length of normalised keys:", l2_normalise(x).norm(dim=-1).numpy().round(7
 
 # %%
 k, v = unit(1, 1, 1, 8), normal(1, 1, 1, 8)  # one pair, then a hundred tokens that write nothing
-ax_g, ax_b = figures.axes(1, 2, width=3.3, height=2.4)
-for half_life, color in zip((1, 10, 50), figures.COLORS):
-    g, kept = torch.full((1, 1, 1), -math.log(2) / half_life, dtype=torch.float64), []
+kept = {}  # (half-life, g) -> share left after each token
+for half_life in (1, 10, 50):
+    g, share = torch.full((1, 1, 1), -math.log(2) / half_life, dtype=torch.float64), []
     state = torch.einsum("bthk,bthv->bhkv", k, v)
     for _ in range(100):
         read, state = recurrent_gated_delta_rule(k, k, v, g=g, beta=torch.zeros(1, 1, 1).double(), state=state)
-        kept.append((read.norm() / v.norm()).item())
-    assert abs(kept[half_life - 1] - 0.5) < 1e-9
-    ax_g.plot(range(1, 101), kept, color=color, label=f"{half_life} (g = {g.item():.3f})")
-ax_g.set(xlabel="tokens since the write", ylabel="share that is left", ylim=(0, 1.02))
-ax_g.legend(title="half-life, tokens", fontsize=8)
-
-for beta, color in zip((0.1, 0.5, 0.9), figures.COLORS):
-    errors = errors_of_rewriting(1.0, beta)
-    same(errors, (1 - beta) ** torch.arange(13).double())
-    ax_b.plot(errors, "o-", color=color, markersize=3, label=f"beta = {beta}")
-ax_b.set(xlabel="times the same pair was written", ylabel="error, |v - Sᵀk| / |v|", ylim=(0, 1.02))
-ax_b.legend()
-pyplot.show()
+        share.append((read.norm() / v.norm()).item())
+    assert abs(share[half_life - 1] - 0.5) < 1e-9
+    kept[half_life, g.item()] = share
+errors = {beta: errors_of_rewriting(1.0, beta) for beta in (0.1, 0.5, 0.9)}
+for beta, found in errors.items():
+    same(found, (1 - beta) ** torch.arange(13).double())
+pictures.fading_and_learning(kept, errors)
 
 # %% [markdown]
 # A layer computes both from the token, so it can decide anew at each one. What does a trained model do? We load
@@ -481,21 +468,7 @@ print(text)
 
 # %%
 half_life = math.log(2) / -g
-ax_g, ax_b = figures.axes(1, 2, width=4.4, height=2.9)
-for ax, values in ((ax_g, half_life), (ax_b, beta)):
-    low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0)  # (layers, H) each
-    for head in range(middle.shape[1]):
-        place = torch.arange(len(LAYERS)) + 0.18 * (head - 1.5)
-        spread = torch.stack([middle - low, high - middle])[:, :, head]
-        ax.errorbar(
-            place, middle[:, head], spread, fmt="o", markersize=4, color=figures.COLORS[head], label=f"head {head}"
-        )
-    ax.set_xticks(range(len(LAYERS)), LAYERS)
-    ax.set_xlabel("layer")
-ax_g.set(yscale="log", ylabel="half-life, tokens")
-ax_b.set(ylabel="beta", ylim=(0, 1))
-ax_b.legend(fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1, handletextpad=0.2)
-pyplot.show()
+pictures.gates(LAYERS, half_life, beta)
 
 # %% [markdown]
 # A half-life far below one token wipes the board at every step. A half-life of hundreds of tokens keeps what the text
@@ -505,8 +478,8 @@ pyplot.show()
 # %%
 typical = half_life.median(0).values  # (layers, H)
 for what, which in (("below 1 token", typical < 1), ("above 50 tokens", typical > 50)):
-    print(f"half-life {what}: {which.sum()} of {which.numel()} heads; mean of their median beta", end=" ")
-    print(f"{beta.median(0).values[which].mean():.2f}")
+    wrote = f"; mean of their median beta {beta.median(0).values[which].mean():.2f}" if which.any() else ""
+    print(f"half-life {what}: {which.sum()} of {which.numel()} heads{wrote}")
 
 # %% [markdown]
 # ## 7. How many pairs fit
@@ -558,13 +531,14 @@ def expected_error(n, K):
     return torch.tensor(errors).double()
 
 
+# %%
 def store(k, v, rule, times=1):
     """The state (B, K, V) after pairs k (B, n, K), v (B, n, V) were written in turn, `times` times over"""
     if rule == "linear attention":
         return k.mT @ v
     k, v = (x.repeat(1, times, 1)[:, :, None] for x in (k, v))  # (B, times * n, 1, width)
     still, full = torch.zeros(k.shape[:3]).double(), torch.ones(k.shape[:3]).double()
-    return chunk_gated_delta_rule(k, k, v, g=still, beta=full)[1][:, 0]  # same as the recurrence, faster: notebook 3
+    return chunk_gated_delta_rule(k, k, v, g=still, beta=full)[1][:, 0]  # same as the recurrence, faster: notebook 4
 
 
 def errors_of(S, k, v):
@@ -578,9 +552,10 @@ def errors_of(S, k, v):
 # what we expect. Look for a knee. Is there a number of pairs at which the error suddenly rises?
 
 # %%
+WIDTHS = (16, 32, 64)
 loads, seeds = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), 20
 measured = {}  # (rule, keys, K) -> one row of 20 mean errors for each load
-for K in (16, 32, 64):
+for K in WIDTHS:
     for load in loads:
         n = int(load * K)
         v = unit(seeds, n, 32)
@@ -594,32 +569,23 @@ for K in (16, 32, 64):
 measured = {key: torch.stack(rows) for key, rows in measured.items()}  # (loads, seeds)
 
 # %%
-ax = figures.axes(width=5.6, height=3.5)
-for rule, color in (("linear attention", figures.ORANGE), ("delta rule", figures.BLUE)):
-    for K, marker in ((16, "o"), (32, "s"), (64, "^")):
-        rows = measured[rule, "random", K]
-        ax.errorbar(loads, rows.mean(1), rows.std(1), fmt=marker, color=color, markersize=5, label=f"{rule}, K = {K}")
-    ax.plot(loads[:5], measured[rule, "orthogonal", 64].mean(1), "x", color=color, label=f"{rule}, orthogonal keys")
-ax.plot(loads, loads, color=figures.ORANGE, linewidth=1)  # (n - 1) / K, up to 1 / K
-ax.plot(loads, [expected_error(int(x * 64), 64).mean() for x in loads], color=figures.BLUE, linewidth=1)
-ax.axhline(1, color="gray", linewidth=1, linestyle=":")
-ax.set(xlabel="pairs stored / K", ylabel="error, |Sᵀk - v|² / |v|²", ylim=(-0.05, 2.8))
-ax.legend(fontsize=8, ncols=2, columnspacing=1)
-pyplot.show()
+most = max(WIDTHS)
+pictures.capacity(loads, measured, [expected_error(int(x * most), most).mean() for x in loads])
 
 # %%
 print(f"{'':>3} {'pairs / K':>9} {'linear':>8} {'(n-1)/K':>8} {'delta':>8} {'expected':>8}")
-for K in (16, 32, 64):
+for K in WIDTHS:
     for place, load in enumerate(loads):
         n = int(load * K)
         plain, delta = (measured[rule, "random", K][place] for rule in ("linear attention", "delta rule"))
         expected = (n - 1) / K, expected_error(n, K).mean().item()
         for rows, value in zip((plain, delta), expected):
-            assert abs(rows.mean() - value) < 5 * rows.std() / seeds**0.5 + 0.01
+            near = abs(rows.mean() - value) < 5 * rows.std() / seeds**0.5 + 0.01
+            course.finding(f"K = {K}, {n} pairs: {rows.mean():.3f} is {value:.3f} within chance", near)
         if load in (0.25, 1.0, 2.0):
             print(f"{K:3} {load:9} {plain.mean():8.3f} {expected[0]:8.3f} {delta.mean():8.3f} {expected[1]:8.3f}")
 for rule in ("linear attention", "delta rule"):
-    assert measured[rule, "orthogonal", 64].max() < 1e-20  # keys at right angles: both are exact up to n = K
+    assert measured[rule, "orthogonal", most].max() < 1e-20  # keys at right angles: both are exact up to n = K
 
 # %% [markdown]
 # Three things to see:
@@ -646,23 +612,16 @@ for load in loads:
     for times, rows in passes.items():
         S = torch.linalg.pinv(k) @ v if times == "least squares" else store(k, v, "delta rule", times)
         rows.append(errors_of(S, k, v).mean(1))
-ax = figures.axes(width=5, height=3)
-for (times, rows), color in zip(
-    passes.items(), (figures.BLUE, figures.GREEN, figures.PINK, figures.RED, figures.BLACK)
-):
-    rows = torch.stack(rows)
-    label = times if times == "least squares" else f"written {times} x"
-    ax.errorbar(loads, rows.mean(1), rows.std(1), fmt="o-", markersize=4, color=color, label=label)
-    passes[times] = rows.mean(1)
-ax.plot(loads, [max(0, 1 - 1 / x) for x in loads], color="gray", linestyle=":", label="1 - K / pairs")
-ax.axvline(1, color="gray", linewidth=1)
-ax.set(xlabel="pairs stored / K", ylabel="error, |Sᵀk - v|² / |v|²")
-ax.legend(fontsize=9)
-pyplot.show()
+passes = {times: torch.stack(rows) for times, rows in passes.items()}  # (loads, seeds)
+pictures.passes(loads, passes)
 
 # %%
-exact = passes["least squares"]
-assert passes[16][2] < 0.01 < 0.1 < passes[1][2] and exact[4] < 1e-10 < 0.15 < exact[5]
+full = {times: rows[4].mean() for times, rows in passes.items()}  # as many pairs as rows
+half = {times: rows[2].mean() for times, rows in passes.items()}
+print("error at half as many pairs as rows, by times written:", {times: f"{x:.3f}" for times, x in half.items()})
+course.finding("16 passes leave less than 0.01 there, one leaves more than 0.1", half[16] < 0.01 < 0.1 < half[1])
+beyond = passes["least squares"][5].mean()
+course.finding("least squares is exact up to n = K and not beyond", full["least squares"] < 1e-10 < 0.15 < beyond)
 
 # %% [markdown]
 # There is the knee, at $n = K$. It is the rank of the state: a $K \times V$ matrix can satisfy $K$ independent
@@ -676,16 +635,11 @@ assert passes[16][2] < 0.01 < 0.1 < passes[1][2] and exact[4] < 1e-10 < 0.15 < e
 # %%
 K, n, seeds = 32, 64, 200
 k, v = unit(seeds, n, K), unit(seeds, n, 32)
-ax, age = figures.axes(width=5, height=2.6), torch.arange(n - 1, -1, -1)  # writes since: the first pair is the oldest
-for rule, color in (("linear attention", figures.ORANGE), ("delta rule", figures.BLUE)):
-    rows = errors_of(store(k, v, rule), k, v)  # (seeds, n)
-    ax.errorbar(age, rows.mean(0), rows.std(0) / seeds**0.5, color=color, label=rule)
-    assert rule == "linear attention" or (rows.mean(0) - expected_error(n, K)).abs().max() < 0.25
-ax.plot(age, expected_error(n, K), color="black", linestyle=":", label="delta rule, expected")
-ax.axhline(1, color="gray", linewidth=1, linestyle=":")
-ax.set(xlabel="pairs written since", ylabel="error, |Sᵀk - v|² / |v|²", ylim=(0, 2.6))
-ax.legend(ncols=3, fontsize=8, columnspacing=1)
-pyplot.show()
+found = {rule: errors_of(store(k, v, rule), k, v) for rule in ("linear attention", "delta rule")}  # (seeds, n) each
+expected = expected_error(n, K)
+far = (found["delta rule"].mean(0) - expected).abs().max()
+course.finding(f"the delta rule's error is as expected at every age, within 0.25: {far:.2f}", far < 0.25)
+pictures.ages(found, expected)
 
 # %% [markdown]
 # When linear attention is overfull, it spoils every pair alike, even the newest. When the delta rule is overfull, it
@@ -693,270 +647,6 @@ pyplot.show()
 #
 # In the released 80B, $K = V = 128$. Each of 32 heads in each of 36 layers has room for some 128 independent pairs. For
 # what does not fit, every fourth layer is attention, which keeps everything.
-#
-# ## 8. Reading a trained state
-#
-# What is in the states of `tiny/`? In training, it has read many accounts, each with questions about where a thing is
-# at the end. To answer, something in the model has to keep track of every thing. Is it the states? We test that with a
-# *linear probe*, a linear map from the numbers of a state to "where is the kite now". We fit it on some accounts and
-# test it on others.
-#
-# `tiny/corpus.py` writes the accounts. We restrict it to six names, six places and three things, so that each answer
-# occurs often enough.
-
-# %%
-corpus.NAMES = ["Mira", "Tom", "Sam", "Nora", "Rosa", "Leo"]
-corpus.PLACE_ROWS = {place: corpus.PLACE_ROWS[place] for place in ("barn", "pond", "mill", "cave", "beach", "school")}
-corpus.THING_ROWS = {thing: corpus.THING_ROWS[thing] for thing in ("kite", "drum", "book")}
-ANSWERS, THINGS = corpus.NAMES + list(corpus.PLACE_ROWS), list(corpus.THING_ROWS)
-MOVES = 9
-source = corpus.Corpus(None, {"moves": 1.0}, things=3, moves=MOVES)
-
-
-# %%
-
-
-def account(seed):
-    """Sentences, each as token ids and {thing: where it is after this sentence}; the questions are left out"""
-    sentences, where = [], {}
-    for sentence in corpus.text_of(source.document(seed)).split("\n\n")[0].split(".")[:-1]:
-        words = sentence.split()
-        if words[1] in ("has", "took", "found"):  # Tom has a kite. Tom found the kite by the pond.
-            where = where | {next(word for word in words if word in THINGS): words[0]}
-        elif words[1] in ("gave", "put", "left", "lost"):  # Tom gave the kite to Nora. Tom put the kite in the barn.
-            where = where | {words[3]: words[-1]}
-        sentences.append((tokenizer.encode(sentence + "."), where))
-    return sentences
-
-
-for ids, where in account("shown")[:8]:
-    print(f"{tokenizer.decode(ids).split('user')[-1].strip():45} {', '.join(f'{a}: {b}' for a, b in where.items())}")
-
-# %% [markdown]
-# The accounts go through the model together, one sentence of each at a time, with a cache. Afterwards,
-# `cache.layers[i].state` holds what layer $i$ remembers: $H$ heads of $K \times V$, thousands of numbers. Shorter
-# sentences are padded on the right, and padding neither writes nor forgets.
-#
-# We do the same with a model of the same shape that was **never trained**, because a random network also keeps traces
-# of its input.
-
-# %%
-BEFORE = 1 + len(THINGS)  # sentences that set the scene; then every thing is somewhere
-
-
-@torch.no_grad()
-def states_of(model, texts, layers, skip):
-    """{layer: (texts, pieces, H * K * V)}: states after each piece (token ids) of each text, but for the first few"""
-    cache, states = model.make_cache(len(texts)), {i: [] for i in layers}
-    for number, rows in enumerate(zip(*texts, strict=True)):
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        model.model(ids, attention_mask=real, past_key_values=cache)
-        for i in layers if number >= skip else ():
-            states[i].append(cache.layers[i].state.flatten(1).clone())
-    return {i: torch.stack(parts, dim=1) for i, parts in states.items()}
-
-
-accounts = [account(f"probe:{number}") for number in range(240)]
-torch.manual_seed(0)
-untrained = Qwen3NextForCausalLM(model.config)
-texts = [[ids for ids, _ in one] for one in accounts]  # a sentence is a piece
-states = {name: states_of(m, texts, LAYERS, BEFORE - 1) for name, m in (("trained", model), ("untrained", untrained))}
-H, K, V = (getattr(model.config, f"linear_{x}") for x in ("num_value_heads", "key_head_dim", "value_head_dim"))
-print(f"the state of a layer: {H} heads of {K} x {V}, {states['trained'][LAYERS[0]].shape[-1]:,} numbers")
-
-# %% [markdown]
-# **The probe.** The rows of $X$ are states, centred and scaled. The rows of $Y$ are the answers, with a 1 at the right
-# one of twelve. Ridge regression chooses $W$ to make $|XW - Y|^2 + \lambda |W|^2$ small. There are fewer rows than
-# columns, so we solve it in its dual form, with the Gram matrix $XX^\top$:
-#
-# $$\text{belief for a new state } x: \qquad x W = x X^\top (X X^\top + \lambda I)^{-1}\, Y$$
-#
-# The answer with the highest belief counts. $\lambda$ is fixed beforehand and not tuned. Four folds of accounts take
-# turns as the test set, so no account is on both sides of a fit. (Only centring and scaling, which see no answers, use
-# all rows.) The spread is that of the folds. A second probe gets the same states with *shuffled* answers, and it
-# reaches only chance.
-#
-# The picture below shows the share of right answers for each layer. Compare the trained model with the untrained one,
-# and both with the shuffled labels.
-
-# %%
-truth = torch.tensor(
-    [[[ANSWERS.index(where[thing]) for thing in THINGS] for _, where in one[BEFORE - 1 :]] for one in accounts]
-)  # (accounts, 1 + MOVES, things)
-fold = (torch.arange(len(accounts)) % 4).repeat_interleave(1 + MOVES)  # of each row
-labels = truth.flatten(0, 1)  # (rows, things)
-shuffled = labels[torch.randperm(len(labels), generator=random)]
-targets = torch.nn.functional.one_hot(torch.cat([labels, shuffled], dim=1), len(ANSWERS)).float()
-
-
-# %%
-def gram_of(X):
-    """Products of all rows of X (rows, numbers), each number first centred and scaled over all of them"""
-    X = (X - X.mean(0)) / (X.std(0) + 1e-9) / X.shape[1] ** 0.5
-    return X @ X.T  # (rows, rows)
-
-
-def probe(gram, Y, train, ridge=0.01):
-    """Beliefs for all rows of a probe fitted to Y (rows, targets, answers) on the rows `train`"""
-    known, middle = Y[train].flatten(1), Y[train].flatten(1).mean(0)
-    weights = torch.linalg.solve(gram[train][:, train] + ridge * torch.eye(len(known)), known - middle)
-    return (gram[:, train] @ weights + middle).unflatten(1, Y.shape[1:])
-
-
-# %%
-right = {}  # (model, layer) -> whether each row's answer was right, when its fold was the test, for things and shuffled
-for name, by_layer in states.items():
-    for i in LAYERS:
-        gram, guess = gram_of(by_layer[i].flatten(0, 1)), torch.cat([labels, shuffled], dim=1)
-        for part in range(4):
-            test = fold == part
-            guess[test] = probe(gram, targets, ~test)[test].argmax(-1)
-        right[name, i] = (guess == labels.repeat(1, 2)).float()
-
-# %%
-ax = figures.axes(width=5, height=3)
-columns = {"trained": (0, 3), "untrained": (0, 3), "shuffled labels": (3, 6)}
-for (label, (start, stop)), color in zip(columns.items(), (figures.BLUE, figures.ORANGE, "gray")):
-    scores = [right["untrained" if label == "untrained" else "trained", i][:, start:stop] for i in LAYERS]
-    scores = torch.stack(
-        [torch.stack([x[fold == part].mean() for part in range(4)]) for x in scores]
-    )  # (layers, folds)
-    ax.errorbar(range(len(LAYERS)), scores.mean(1), scores.std(1), fmt="o-", color=color, label=label, capsize=3)
-    print(f"{label:16}", "  ".join(f"{i}: {x.mean():.2f} ± {x.std():.2f}" for i, x in zip(LAYERS, scores)))
-ax.set_xticks(range(len(LAYERS)), LAYERS)
-ax.set(xlabel="layer whose state is read", ylabel="share of right answers", ylim=(0, 1))
-ax.legend()
-pyplot.show()
-
-# %%
-best = {name: max(LAYERS, key=lambda i: right[name, i][:, :3].mean()) for name in states}
-for name, i in best.items():
-    print(f"{name}: most is read from layer {i}, {right[name, i][:, :3].mean():.0%}")
-best_right = right["trained", best["trained"]]
-figures.expect(f"more than 60 % of the answers: {best_right[:, :3].mean():.0%}", best_right[:, :3].mean() > 0.6)
-assert best_right[:, 3:].mean() < 0.25  # with shuffled labels, nothing can be read
-
-# %% [markdown]
-# A linear probe reads far more from a state than the shuffled labels allow. But look at the untrained model before you
-# conclude anything. Where it comes close, the probe's success says nothing about training. A random projection of the
-# last few words into thousands of numbers *is* a memory of them, and the probe learns to read it.
-#
-# So we ask how long ago the thing was last moved, and take each model at its own best layer. In the next picture, look
-# at the right end, where the last move is far back.
-
-# %%
-age = torch.zeros_like(truth)  # sentences since this thing was last moved
-for row, one in zip(age, accounts):  # at first, since its introduction
-    row[0] = torch.tensor([len(THINGS) - 1 - list(one[BEFORE - 1][1]).index(thing) for thing in THINGS])
-for number in range(1, 1 + MOVES):
-    age[:, number] = torch.where(truth[:, number] == truth[:, number - 1], age[:, number - 1] + 1, 0)
-groups = [age.flatten(0, 1) == a for a in range(5)] + [age.flatten(0, 1) >= 5]  # (rows, things) each
-
-
-def by_age(right):
-    """The share of right answers in each group of ages, one for each fold: (groups, folds)"""
-    return torch.tensor([[right[fold == f][group[fold == f]].mean() for f in range(4)] for group in groups])
-
-
-ax, shares = figures.axes(width=5, height=3), {name: by_age(right[name, i][:, :3]) for name, i in best.items()}
-shares["shuffled labels"] = by_age(best_right[:, 3:])
-for (name, share), color in zip(shares.items(), (figures.BLUE, figures.ORANGE, "gray")):
-    label = name + (f", layer {best[name]}" if name in best else "")
-    ax.errorbar(range(len(groups)), share.mean(1), share.std(1), fmt="o-", color=color, capsize=3, label=label)
-ax.set_xticks(range(len(groups)), ["0", "1", "2", "3", "4", "5 or more"])
-ax.set(xlabel="sentences since the thing was last moved", ylabel="share of right answers", ylim=(0, 1))
-ax.legend(fontsize=9)
-pyplot.show()
-
-# %%
-for name in shares:
-    ages = ", ".join(f"{x.mean():.0%} ± {x.std():.0%}" for x in shares[name][[0, 1, -1]])
-    print(f"{name:15} just moved, one and at least five sentences ago: {ages}")
-just, old = shares["trained"][[0, -1]].mean(1)
-figures.expect(f"just after a move more than 70 %: {just:.0%}", just > 0.7)
-figures.expect("what is old is read better from the trained states", old > shares["untrained"][-1].mean())
-
-# %% [markdown]
-# ### One account, token by token
-#
-# What does the state say about the kite after *every token*? A probe for that must have seen states in the middle of
-# sentences. So we cut each sentence into two pieces at a random place, and fit the probe to the states after both. When
-# is it settled where a thing is? Usually it is settled with the last word of a sentence, before the full stop. But in
-# *found the kite by the pond*, it is settled at *kite*.
-
-
-# %%
-def settled(ids):
-    """After how many of a sentence's tokens it is settled where its thing is"""
-    names = [tokenizer.decode([token]).strip() for token in ids]
-    return next(n for n, name in enumerate(names, 1) if name in THINGS) if "found" in names else len(ids) - 1
-
-
-cut, now = [], []  # pieces of each account, and where the kite is after each
-places = torch.Generator().manual_seed(1)
-for one in accounts:
-    pieces, answers = [], []
-    for (ids, after), (_, before) in zip(one, [(None, {}), *one]):
-        at = 1 + int(torch.rand(1, generator=places) * (len(ids) - 1))  # 1 to len(ids) - 1
-        pieces += [ids[:at], ids[at:]]
-        answers += [after if at >= settled(ids) else before, after]
-    cut.append(pieces)
-    now.append([ANSWERS.index(where["kite"]) for where in answers[2 * BEFORE :]])
-X = states_of(model, cut, [layer := best["trained"]], 2 * BEFORE)[layer].flatten(0, 1)  # (rows, H * K * V)
-Y = torch.nn.functional.one_hot(torch.tensor(now).flatten(), len(ANSWERS)).float()[:, None]  # (rows, 1, answers)
-
-# %% [markdown]
-# Now the model reads an account that the probe has not seen, one token at a time.
-
-# %%
-drawn = account("drawn:0")
-tokens = [token for ids, _ in drawn for token in ids]
-believed = states_of(model, [[[token] for token in tokens]], [layer], 0)[layer][0]  # (tokens, H * K * V)
-train = torch.arange(len(X) + len(tokens)) < len(X)
-Y_all = torch.cat([Y, torch.zeros(len(tokens), 1, len(ANSWERS))])
-belief = probe(gram_of(torch.cat([X, believed])), Y_all, train)[~train, 0]  # (tokens, answers)
-
-is_at = []  # the truth at each token
-for (ids, after), (_, before) in zip(drawn, [(None, {}), *drawn]):
-    known = settled(ids) - 1  # the first token after which the state can know
-    is_at += [before.get("kite")] * known + [after.get("kite")] * (len(ids) - known)
-first = sum(len(ids) for ids, _ in drawn[:BEFORE])  # leave out who is friends with whom, and who has what
-names = [tokenizer.decode([token]).strip() for token in tokens]
-
-# %% [markdown]
-# In the picture, columns are tokens and rows are the twelve answers. The brighter a cell, the stronger the belief. The
-# red line is the truth. Watch where the belief follows it, and what becomes of it while the text goes on about other
-# things.
-
-# %%
-ax = figures.axes(width=11, height=3.3)
-image = ax.imshow(belief[first:].T.clamp(0, 1), aspect="auto", vmin=0, vmax=1, cmap=figures.SEQUENTIAL)
-line = [ANSWERS.index(where) if where else math.nan for where in is_at[first:]]
-ax.step(range(len(line)), line, where="mid", color=figures.RED, linewidth=2)
-ax.set_xticks(range(len(line)), names[first:], rotation=90, fontsize=7.5)
-ax.set_yticks(range(len(ANSWERS)), ANSWERS, fontsize=9)
-ax.set(xlabel="token just read", ylabel="where the kite is")
-ax.figure.colorbar(image, label="belief of the probe", fraction=0.02)
-pyplot.show()
-
-# %%
-hits = [ANSWERS[belief[n].argmax()] == is_at[n] for n in range(first, len(tokens))]
-print(f"the strongest belief is right at {sum(hits)} of {len(hits)} tokens of this account, by what is true:")
-for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pair: pair[0]):
-    right_here = [hit for _, hit in stretch]
-    print(f"{place} {sum(right_here)} of {len(right_here)}", end="; ")
-
-# %% [markdown]
-# Chance is about 1 in 12. In one training of `tiny/`, the belief was sharp just after some sentences about the kite. It
-# wandered off while the text went on about other things, and it hardly took in *found*. Yours may differ.
-#
-# What does this show, and what does it not show? The states hold where things are, in a form that a linear map can
-# read. If the blue line in the picture by age falls later than the orange one, then training makes the states hold it
-# longer. For the last sentence or two, random states may do as well. A probe that succeeds does not show that the model
-# reads the same: `tiny/` also has attention layers, which can look up the sentences. And a probe that failed would only
-# mean that nothing linear is there.
 #
 # ## Exercises
 #
@@ -1021,6 +711,47 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 #
 # </details>
 #
+# **4. Fill in.** Write the gated delta rule for one token of one head from memory: decay, recall, delta, write, read.
+# The test compares with `recurrent_gated_delta_rule`, and asks who has the ring.
+
+
+# %%
+def gated_write(S, q, k, v, g, beta):
+    """S (K, V), q and k (K,), v (V,), g and beta numbers -> what is read (V,), and the new S (K, V)"""
+    ...  # your part
+
+
+def test_gated_write(attempt):
+    S, q, k, v, g, beta = normal(5, 7), normal(5), unit(5), normal(7), -normal(1).square(), normal(1).sigmoid()
+    batch = (x[None, None, None] for x in (q, k, v))
+    out, state = recurrent_gated_delta_rule(*batch, g=g.view(1, 1, 1), beta=beta.view(1, 1, 1), state=S[None, None])
+    mine = attempt(S, q, k, v, g, beta)
+    same(mine[0], out[0, 0, 0])
+    same(mine[1], state[0, 0])
+    out, S = attempt(torch.outer(ring, tom), ring, ring, mira, torch.tensor(0.0), torch.tensor(1.0))
+    assert torch.equal(out, mira), "the ring should be Mira's"
+
+
+course.try_it(test_gated_write, gated_write)
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def gated_write(S, q, k, v, g, beta):
+#     S = g.exp() * S  # decay
+#     recalled = S.T @ k  # recall
+#     delta = beta * (v - recalled)  # delta
+#     S = S + torch.outer(k, delta)  # write
+#     return S.T @ q, S  # read, after the write
+#
+#
+# test_gated_write(gated_write)
+# ```
+#
+# </details>
+#
 # ## Five questions
 #
 # 1. Linear attention costs the same at every position. What makes that possible, and what is given up for it?
@@ -1056,4 +787,4 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 # 3. A state holds about $K$ independent pairs, and when it is overfull, the delta rule keeps the recent ones and
 #    forgets the oldest.
 #
-# Next: [3_chunked_form](3_chunked_form.ipynb), the same recurrence with matrix products.
+# Next: [2b_reading_a_state](2b_reading_a_state.ipynb) looks into the states of a trained model.

@@ -2,6 +2,7 @@
 
     python notebooks/build.py [NAME ...]       execute these (default: all), and write NAME.ipynb
     python notebooks/build.py --check          execute, write nothing, and fail if a stored notebook is not its source's
+    python notebooks/build.py --address        execute nothing; write badges and first cells anew, with start.REPOSITORY
 
 Solutions to exercises, code blocks inside <details>, are executed too, after the notebook, but not kept in it.
 A notebook may have 500 kB; one that takes more than 180 seconds is reported, and does not fail: machines differ.
@@ -11,6 +12,7 @@ import argparse
 import base64
 import copy
 import io
+import os
 import re
 import sys
 import time
@@ -20,14 +22,44 @@ import jupytext
 import nbformat
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import start  # noqa: E402
+
+import course  # noqa: E402
+
 SECONDS, BYTES = 180, 500_000
+FIRST = "from start import root"  # the first cell of every source
+# On Colab the notebook comes alone: this fetches the repository, and links its notebooks/ to where this one is
+FETCH = 'import os; os.path.exists("start.py") or os.system("git clone -q --depth 1 {} all && ln -s all/notebooks/* .")'
+COLAB = "https://colab.research.google.com"
+BADGE = "[![Open in Colab]({0}/assets/colab-badge.svg)]({0}/github/{1}/blob/main/notebooks/{2}.ipynb)"
 
 
 def sources() -> list[Path]:
-    """The notebooks' sources: files in percent format."""
-    return [
-        path for path in sorted(HERE.glob("*.py")) if path.read_text(encoding="utf-8").startswith("# ---\n# jupyter:")
-    ]
+    """The notebooks' sources, files in percent format, in the order in which they are read."""
+
+    def number(path: Path) -> tuple[int, str]:
+        """2b_reading_a_state is (2, "b"); what has no number comes last."""
+        found = re.match(r"(\d+)([a-z]?)_", path.stem)
+        return (int(found[1]), found[2]) if found else (99, path.stem)
+
+    found = [path for path in HERE.glob("*.py") if path.read_text(encoding="utf-8").startswith("# ---\n# jupyter:")]
+    return sorted(found, key=number)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """A source's notebook. Once the repository has an address, it opens on Colab by a badge, and runs there."""
+    notebook = jupytext.read(path)
+    if start.REPOSITORY:
+        owner_and_name = start.REPOSITORY.removeprefix("https://github.com/")
+        title = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+        heading, _, rest = title.source.partition("\n")
+        title.source = f"{heading}\n\n{BADGE.format(COLAB, owner_and_name, path.stem)}\n{rest}"
+        first = next(cell for cell in notebook.cells if cell.source == FIRST)
+        first.source = f"{FETCH.format(start.REPOSITORY)}; {FIRST}"
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"{path.stem}-{number}"  # the same each time
+    return notebook
 
 
 def solutions(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -50,11 +82,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """The executed notebook. Raises nbclient's CellExecutionError for a cell, or a solution, that fails."""
     from nbclient import NotebookClient
 
-    notebook = jupytext.read(path)
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"{path.stem}-{number}"  # the same each time
+    notebook = read(path)
     run, kept = copy.deepcopy(notebook), len(notebook.cells)
     run.cells += solutions(notebook)
+    os.environ[course.AS_WRITTEN] = "1"  # findings about the notebook's own numbers are assertions now
     NotebookClient(
         run, timeout=900, startup_timeout=300, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
     ).execute()
@@ -75,7 +106,7 @@ def differences(path: Path) -> str:
         return f"{stored.name}: missing"
     if stored.stat().st_size > BYTES:
         return f"{stored.name}: {stored.stat().st_size:,} bytes, expected at most {BYTES:,}"
-    cells, theirs = jupytext.read(path).cells, nbformat.read(stored, as_version=4).cells
+    cells, theirs = read(path).cells, nbformat.read(stored, as_version=4).cells
     for number, (cell, other) in enumerate(zip(cells, theirs)):
         if (cell.cell_type, cell.source) != (other.cell_type, other.source):
             return f"{stored.name}: cell {number} is not that of {path.name}"
@@ -84,14 +115,29 @@ def differences(path: Path) -> str:
     return "" if len(cells) == len(theirs) else f"{stored.name}: {len(theirs)} cells, expected {len(cells)}"
 
 
+def set_address(path: Path):
+    """Writes a stored notebook's title and first cell anew, and leaves all else."""
+    stored = path.with_suffix(".ipynb")
+    notebook = nbformat.read(stored, as_version=4)
+    for kind in ("markdown", "code"):
+        ours, theirs = (next(cell for cell in n.cells if cell.cell_type == kind) for n in (read(path), notebook))
+        theirs.source = ours.source
+    nbformat.write(notebook, stored)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="such as 2_delta_rule (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where source and notebook differ")
+    parser.add_argument("--address", action="store_true", help="write the badges and first cells alone")
     args = parser.parse_args()
     known = {path.stem: path for path in sources()}
     if unknown := [name for name in args.names if name not in known]:
         parser.error(f"no notebook {unknown[0]!r}, expected some of {', '.join(known)}")
+    if args.address:
+        for name in args.names or known:
+            set_address(known[name])
+        return 0
     from nbclient.exceptions import CellExecutionError
 
     wrong = 0

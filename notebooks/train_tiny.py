@@ -27,17 +27,7 @@
 # You need to know cross-entropy and PyTorch. The parts of the model are boxes here.
 
 # %%
-# The repository's folder: this one, one above, or freshly cloned (on Colab: put its address here first)
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY = os.environ.get("REPOSITORY", "")
-root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "qwen3_next.py").is_file()), Path("repository"))
-if not root.is_dir():
-    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(root)], check=True)
-sys.path[:0] = [str(root), str(root / "notebooks"), str(root / "tiny")]
+from start import root
 
 # %%
 import functools
@@ -46,12 +36,13 @@ import random
 from collections import Counter, defaultdict
 
 import corpus
+import course
 import figures
 import numpy as np
 import torch
 import train
 from grammar import State
-from matplotlib import pyplot
+from pictures import training as pictures
 
 from qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM, Qwen3NextTokenizer
 
@@ -63,12 +54,13 @@ encode = functools.cache(tokenizer.encode)  # a text's token ids
 # %% [markdown]
 # ## 1. The corpus
 #
-# What does `tiny/` read? [`tiny/corpus.py`](../tiny/corpus.py) writes documents of six kinds: stories, conversations in
-# which a story is asked for or asked about, accounts of who moves what where, meetings (who is who), phone books, and
-# small talk. Each document is a function of a seed. Each of its words has a *role*, which says what one would have to
-# know to predict it. `template` follows from the words before, `name (new)` is a name that is mentioned for the first
-# time, `answer` is what was asked for. For each token of a document, `floor` gives its role, its true probability given
-# all tokens before it, and the entropy of its place.
+# What does `tiny/` read? [`tiny/corpus.py`](../tiny/corpus.py) writes documents of eight kinds: stories, conversations
+# in which a story is asked for or asked about, accounts of who moves what where and of things that change hands,
+# meetings (who is who), phone books, small talk, and all of these in a newcomer's own words. Each document is a
+# function of a seed. Each of its words has a *role*, which says what one would have to know to predict it. `template`
+# follows from the words before, `name (new)` is a name that is mentioned for the first time, `answer` is what was asked
+# for. For each token of a document, `floor` gives its role, its true probability given all tokens before it, and the
+# entropy of its place.
 
 # %%
 whole = corpus.Corpus(None)  # None: all documents; "train" and "held out" are its two splits
@@ -86,59 +78,23 @@ for token, role, surprise, entropy in whole.floor(whole.document("first:7"), enc
 # Take a model that knows $p$. The surprise is what it pays for the token that came. The entropy is what it pays at this
 # place on average. No model pays less on average, and that is the floor.
 #
-# There are eighteen roles. In the pictures they have five colours:
+# There are nineteen roles. In the pictures they have five colours:
 
 # %%
-GROUPS = {
-    "follows from the words before": "0.5",
-    "one of several ways to say it": figures.BLACK,
-    "new: nobody can know it": figures.RED,
-    "known before: which one is open": figures.BLUE,
-    "an answer: follows from the text before": figures.GREEN,
-}
-
-
-def color(role: str) -> str:
-    """A role's colour."""
-    for number, fits in enumerate((role == "template", role == "free choice", role.endswith((" (new)", " (asked)")))):
-        if fits:
-            return [*GROUPS.values()][number]
-    return figures.GREEN if role in ("answer", "name (copied)") else figures.BLUE
-
-
-axes = figures.axes(width=10, height=0.55)
-for number, (name, shade) in enumerate(GROUPS.items()):
-    axes.text(number % 3 * 3.4, -(number // 3), name, color=shade)
-axes.set(xlim=(0, 10), ylim=(-1.4, 0.6))
-axes.axis("off")
-pyplot.show()
+pictures.groups()
 
 # %% [markdown]
 # The next function writes a document in these colours, and under each token it draws a bar: its entropy.
 
 
 # %%
-def picture(kind: str, least: int, most: int, width: int = 100):
-    """The first document of a kind that has so many tokens. A bar of half a line's height is 10 bits."""
+def picture(kind: str, least: int, most: int):
+    """The first document of a kind that has so many tokens"""
     source = corpus.Corpus(None, {kind: 1.0})
     documents = (source.document(f"{kind}:{n}") for n in range(1000))
     units = next(units for units in documents if least <= sum(len(encode(unit.text)) for unit in units) <= most)
-    places, x, y = [], 0, 0
-    for token, role, _, entropy in source.floor(units, encode):
-        piece = tokenizer.decode([token])
-        text = piece.strip("\n")
-        if x + len(text) > width and text.startswith(" "):  # no line begins with a full stop
-            x, y, text = 0, y + 1, text.lstrip()
-        places.append((x, y, text, color(role), BITS * entropy))
-        x, y = (0, y + 1) if "\n" in piece else (x + len(text), y)
-    height = places[-1][1] + 0.9  # in lines
-    axes = pyplot.figure(figsize=(10, 0.45 * height), layout="none").add_axes((0, 0, 1, 1))
-    for x, y, text, shade, bits in places:
-        axes.text(x, y, text, family="monospace", fontsize=720 / (width + 2) / 0.602, color=shade, va="center")
-        axes.bar(x + len(text) / 2, -bits / 20, len(text) - 0.3, y + 0.62, color=shade)
-    axes.set(xlim=(-1, width + 1), ylim=(height - 0.4, -0.5))
-    axes.axis("off")
-    pyplot.show()
+    rows = source.floor(units, encode)
+    pictures.document(kind, [(tokenizer.decode([token]), role, BITS * entropy) for token, role, _, entropy in rows])
 
 
 # %% [markdown]
@@ -146,8 +102,8 @@ def picture(kind: str, least: int, most: int, width: int = 100):
 # digits later.
 
 # %%
-picture("book", 60, 100)
-picture("moves", 70, 110)
+picture("book", 50, 75)
+picture("moves", 50, 80)
 
 # %% [markdown]
 # When a number is given for the first time, each digit has a bar of $\log_2 10 = 3.3$ bits, because nobody can know it.
@@ -156,7 +112,7 @@ picture("moves", 70, 110)
 # meeting and small talk:
 
 # %%
-picture("who", 60, 120)
+picture("who", 40, 70)
 picture("small talk", 20, 60)
 
 # %% [markdown]
@@ -164,7 +120,7 @@ picture("small talk", 20, 60)
 # follow.
 
 # %%
-picture("chat", 150, 230)
+picture("chat", 120, 200)
 
 # %% [markdown]
 # ## 2. The floor is exact
@@ -265,13 +221,10 @@ p, share, n = np.array(points).T
 z = (share - p) / np.sqrt(p * (1 - p) / n)  # in standard deviations of the count
 
 # %%
-axes = figures.axes(width=4.6, height=3.6)
-axes.errorbar(p, share, 2 * np.sqrt(p * (1 - p) / n), fmt="o", ms=3, lw=0.8, color=figures.BLUE)
-axes.plot([p.min(), 1], [p.min(), 1], color=figures.BLACK, lw=0.8)
-axes.set(xscale="log", yscale="log", xlabel="probability by the sum over all paths", ylabel="share among those counted")
-pyplot.show()
+pictures.counted(p, share, n)
 print(f"{len(z)} probabilities, mean square of z = {np.mean(z**2):.2f} (1 if only chance remains)")
-assert len(z) > 50 and np.mean(z**2) < 1 + 5 * (2 / len(z)) ** 0.5 and np.abs(z).max() < 5
+assert np.mean(z**2) < 1 + 5 * (2 / len(z)) ** 0.5 and np.abs(z).max() < 5
+course.finding("more than 50 probabilities are compared", len(z) > 50)
 
 # %% [markdown]
 # The points lie on the line as closely as counting allows. Nothing was fitted.
@@ -294,18 +247,15 @@ bits = {role: np.array(found) for role, found in bits.items()}
 roles = sorted((role for role in bits if len(bits[role]) >= 20), key=lambda role: bits[role].mean())
 
 # %%
-axes = figures.axes(width=8, height=4.4)
-for role in roles:
-    spread = 2 * bits[role].std() / len(bits[role]) ** 0.5
-    axes.barh(role, bits[role].mean(), xerr=spread, color=color(role), ecolor="0.3")
-axes.set(xlabel="floor, bits per token (± 2 standard errors)", xlim=(0, None))
-pyplot.show()
+pictures.floor(bits, roles)
 total, tokens = sum(found.sum() for found in bits.values()), sum(map(len, bits.values()))
 for role in ("template", "free choice", "number (new)", "answer"):
     found = bits[role]
     shares = f"{len(found) / tokens:4.0%} of the tokens, {abs(found.sum()) / total:4.0%} of the bits"
     print(f"{role:14} {len(found):6} tokens of {abs(found.mean()):5.2f} bits: {shares}")
-assert np.abs(bits["answer"]).max() < 1e-6 and np.allclose(bits["number (new)"], math.log2(10))
+assert np.abs(bits["answer"]).max() < 1e-6
+even = np.isclose(bits["number (new)"], math.log2(10))  # but where a newcomer's number might have ended
+assert even.mean() > 0.9 and bits["number (new)"].min() > math.log2(10) - 1e-6
 
 # %% [markdown]
 # Grey and green tokens cost nothing, but every reader has to pay for the red ones. A new digit costs $\log_2 10$ bits
@@ -407,30 +357,22 @@ for name, mine, theirs in (("aux", aux_loss, out.aux_loss), ("mtp", mtp_loss, ou
 
 # %%
 progress = np.linspace(0, 0.999, 400)
-stages = [train.curriculum(x, 512) for x in progress]
+once = getattr(
+    train, "CURRICULUM", 1.0
+)  # the share of the steps that the curriculum takes, before anything comes again
+stages = [train.curriculum(x / once, 512) for x in progress]
 kinds = {
-    "book": "phone books",
-    "moves": "accounts of moves",
-    "who": "meetings",
-    "chat": "conversations",
-    "story": "stories",
-    "small talk": "small talk",
+    "phone books": ["book"],
+    "accounts of moves": ["moves"],
+    "meetings": ["who"],
+    "conversations": ["chat"],
+    "stories": ["story"],
+    "small talk": ["small talk"],
+    "things that change hands": ["handed on"],
+    "in a newcomer's words": ["free", "inline"],
 }
-above, below = figures.axes(2, 1, width=8, height=2.7, sharex=True)
-shares = [[stage.shares.get(kind, 0) / sum(stage.shares.values()) for stage in stages] for kind in kinds]
-above.stackplot(progress, shares, labels=kinds.values(), colors=figures.COLORS, alpha=0.8)
-above.set(ylabel="share of documents", xlim=(0, 1), ylim=(0, 1))
-above.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-below.plot(progress, [stage.template for stage in stages], color="0.5", label="grey: from the words before")
-below.plot(progress, [stage.unknowable for stage in stages], color=figures.RED, label="red: new")
-below.plot(progress, [stage.told for stage in stages], color=figures.BLUE, label="blue: known before")
-below.plot(
-    progress, [stage.length / 512 for stage in stages], color=figures.BLACK, ls=":", label="length of a row / 512"
-)
-below.axhline(1.02, color=figures.GREEN, label="green: answers")
-below.set(xlabel="share of the training done", ylabel="share that counts")
-below.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-pyplot.show()
+assert {kind for stage in stages for kind in stage.shares} <= {kind for some in kinds.values() for kind in some}
+pictures.curriculum(progress, stages, kinds)
 
 # %% [markdown]
 # At first almost only answers count, and only looking back can predict these documents: phone books and accounts,
@@ -482,10 +424,7 @@ def digits(model, entries: int, count: int = 16) -> tuple[float, float]:
     """Share of the repeated digits that are predicted right, and nats per digit, on books not seen in training."""
     books, right, nats = corpus.Corpus("held out", {"book": 1.0}, entries=entries, bare=1.0, rounds=2), [], []
     for number in range(count):
-        units = books.document(f"digits:{number}")
-        parts = [
-            (token, role) for u in units for text, role in ((u.marks, ""), (u.word, u.role)) for token in encode(text)
-        ]
+        parts = course.ids_and_roles(books.document(f"digits:{number}"), encode)
         ids = torch.tensor([[token for token, _ in parts]])
         log_p = model(ids).logits[0].log_softmax(-1)  # (T, vocab)
         at = torch.tensor([i for i, (_, role) in enumerate(parts) if role == "answer"])
@@ -494,6 +433,7 @@ def digits(model, entries: int, count: int = 16) -> tuple[float, float]:
     return torch.cat(right).float().mean().item(), torch.cat(nats).mean().item()
 
 
+# %%
 def sample(model, tokens: int = 40) -> str:
     """How the model goes on where Rosa's number comes again: the likeliest token each time."""
     start = "<|im_start|>user\nPhone book:\n- Rosa: 4071\n- Finn: 2259\n- Rosa:"
@@ -522,23 +462,11 @@ for step in range(STEPS + 1):
 
 # %%
 thousands, right2, nats2, right4, nats4 = np.array(recall).T
-left, beside = figures.axes(2, width=4.8, height=3.2)
 smooth = np.convolve(history, np.ones(16) / 16, "valid")  # a mean over 16 steps
-left.plot((np.arange(len(smooth)) + 16) * ROWS * LENGTH / 1e3, smooth, color=figures.BLUE, label="all that counts")
-left.plot(thousands, nats2, color=figures.GREEN, marker="o", ms=3, label="digits asked for, 2 entries")
-left.axhline(math.log(10), color=figures.BLACK, lw=0.8, ls=":")
-left.text(thousands[-1], math.log(10) * 1.05, "guessing a digit", ha="right")
-left.set(xlabel="tokens trained on (thousands)", ylabel="nats per token", ylim=(0, None))
-left.legend()
-for n, right, shade, marker in ((2, right2, figures.GREEN, "o"), (4, right4, figures.ORANGE, "s")):
-    beside.plot(thousands, 100 * right, color=shade, marker=marker, ms=3, label=f"{n} entries")
-    beside.axhline(100 / n + 10 * (1 - 1 / n), color=shade, lw=0.8, ls="--")
-beside.axhline(10, color=figures.BLACK, lw=0.8, ls=":")
-beside.set(xlabel="tokens trained on (thousands)", ylabel="digits asked for: right (%)", ylim=(0, 103))
-beside.legend(loc="upper left")
-pyplot.show()
+pictures.live(thousands, smooth, 16, ROWS * LENGTH, nats2, {2: right2, 4: right4})
 print(f"at the end: {right2[-1]:.0%} right with 2 entries, {right4[-1]:.0%} with 4")
-assert smooth[-1] < smooth[0] / 2 and nats2[-1] < math.log(10)
+claim = "the loss is less than half of what it was, and a digit costs less than guessing"
+course.finding(claim, smooth[-1] < smooth[0] / 2 and nats2[-1] < math.log(10))
 
 # %% [markdown]
 # On the left, at the dotted line, the model has learned *that* a digit comes, but not *which*. That much needs no
@@ -595,22 +523,13 @@ notes = {x: row[0].split("(")[1].strip(")") for x, row in zip(millions, table) i
 print(f"{len(table)} times measured, from {millions[0]} to {millions[-1]} million tokens")
 
 # %%
-panels = {"phone books, entries": "book", "accounts, moves": "move", "meetings and stories": ""}
-styles = [(figures.BLUE, "o"), (figures.ORANGE, "s"), (figures.GREEN, "D"), (figures.RED, "^")]
-used = set()
-for ax, (title, word) in zip(figures.axes(3, width=3.7, height=3.1, sharey=True), panels.items()):
-    names = [name for name in columns.values() if word in name and name not in used]
-    used |= set(names)
-    for (color, marker), name in zip(styles, names):
-        ax.plot(millions, percent[:, [*columns.values()].index(name)], color=color, marker=marker, ms=4, label=name)
-    for x in notes:
-        ax.axvline(x, color="0.8", zorder=0)
-    ax.set(title=title, xlabel="tokens trained on (millions)", ylim=(0, 103))
-    ax.legend(loc="lower right", fontsize=9)
-pyplot.gcf().axes[0].set_ylabel("answered right (%)")
-pyplot.show()
+words, used, panels = {"phone books, entries": "book", "accounts, moves": "move", "meetings and stories": ""}, set(), {}
+for title, word in words.items():
+    panels[title] = [name for name in columns.values() if word in name and name not in used]
+    used |= set(panels[title])
+pictures.card(millions, percent, [*columns.values()], panels, notes)
 print("grey line:", *(f"{x} million, {note}" for x, note in notes.items()))
-assert set(used) == set(columns.values())
+assert used == set(columns.values())
 
 # %% [markdown]
 # Phone books are learned first, because they repeat the same pair in the same words. Who is who and the stories come
@@ -654,19 +573,8 @@ costs = {role: pairs for role, pairs in costs.items() if len(pairs) >= 30}
 means = {role: pairs.mean(0) for role, pairs in costs.items()}
 distance = {role: high - low for role, (low, high) in means.items()}  # mean excess
 ranked = sorted(distance, key=distance.get)
-left, right = figures.axes(2, width=5.2, height=4.6, sharey=True)
-low = np.array([max(means[role][0], 0) for role in ranked])
-extra = np.array([distance[role] for role in ranked])
-error = [2 * (costs[role][:, 1] - costs[role][:, 0]).std() / len(costs[role]) ** 0.5 for role in ranked]
-left.barh(ranked, low, color="0.75", label="floor")
-left.barh(ranked, extra, left=low, color=figures.ORANGE, label="excess")
-left.set(xlabel="bits per token")
-left.legend(loc="lower right")
-right.barh(ranked, extra, xerr=error, color=figures.ORANGE, ecolor="0.3")
-right.axvline(0, color=figures.BLACK, lw=0.8)
-right.set(xlabel="excess, bits per token (± 2 standard errors)")
-pyplot.show()
-digit, name = distance["number (new)"], distance["name (asked)"]
+pictures.excess(means, costs, ranked)
+digit, name = (distance.get(role, math.nan) for role in ("number (new)", "name (asked)"))
 claim = f"new digits cost hardly more than the floor, {digit:.3f} bits, the name asked for {name:.2f}"
 figures.expect(claim, digit < 0.1 < name)
 
@@ -769,6 +677,44 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #     low, high = np.mean(pairs, 0)
 #     print(f"question {turn + 1}: floor {low:.2f}, tiny/ {high:.2f}, without elimination {math.log2(6):.2f} bits")
 #     assert abs(low - math.log2(6 - turn)) < 1e-6
+# ```
+#
+# </details>
+#
+# **4. Fill in.** Write the two numbers of section 1 for one place, from the true distribution and the token that came.
+# Mind tokens that can't come at all.
+
+
+# %%
+def surprise_and_entropy(chances, token):
+    """chances: token -> probability, 0 for some; token: what came -> surprise and entropy, in bits"""
+    ...  # your part
+
+
+def test_surprise_and_entropy(attempt):
+    digit = dict.fromkeys("0123456789", 0.1) | {"a": 0.0}
+    assert np.allclose(attempt(digit, "7"), (math.log2(10), math.log2(10))), "any digit: 3.32 bits"
+    assert np.allclose(attempt({"the": 1.0}, "the"), (0, 0)), "what must come costs nothing"
+    beliefs = START
+    for token, _, surprise, entropy in whole.floor(whole.document("first:7"), encode)[:20]:
+        ways = ways_on(beliefs)
+        assert np.allclose(attempt(next_token(ways), token), (BITS * surprise, BITS * entropy), atol=1e-6)
+        beliefs = read(token, ways)
+
+
+course.try_it(test_surprise_and_entropy, surprise_and_entropy)
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def surprise_and_entropy(chances, token):
+#     p = np.array([chance for chance in chances.values() if chance > 0])
+#     return -math.log2(chances[token]), -(p * np.log2(p)).sum()
+#
+#
+# test_surprise_and_entropy(surprise_and_entropy)
 # ```
 #
 # </details>

@@ -14,8 +14,8 @@ from typing import Any
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 FILES += ("mtp.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # an index names more
-NO_CHAT_OPTIONS = ("conversation", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs")
-NO_CHAT_OPTIONS += ("return_assistant_tokens_mask", "processor_kwargs")
+NO_CHAT_OPTIONS = ("conversation", "tokenizer_kwargs", "return_assistant_tokens_mask", "processor_kwargs")
+NO_CHAT_OPTIONS += ("sanitize_control_tokens",)
 NOT_OBEYED = {"min_length", "no_repeat_ngram_size", "length_penalty", "typical_p", "penalty_alpha", "epsilon_cutoff"}
 NOT_OBEYED |= {"eta_cutoff", "forced_eos_token_id", "sequence_bias", "guidance_scale", "encoder_no_repeat_ngram_size"}
 
@@ -99,6 +99,12 @@ def check_tokenizer_files(folder: Path):
     expect(not old, f"{folder}: has vocab.json and merges.txt, but no tokenizer.json; {how}")
 
 
+def check_cache(cache: Any, kind: type):
+    """Raises ValueError for a cache of another kind, such as transformers' DynamicCache."""
+    right = cache is None or isinstance(cache, kind)
+    expect(right, f"past_key_values is a {type(cache).__name__}, expected model.make_cache's")
+
+
 def check_ids(ids: Any, rows: int):
     """Raises ValueError for token ids that are not (batch, tokens), or not below `rows`, the vocabulary's size."""
     expect(hasattr(ids, "ndim"), f"input_ids is a {type(ids).__name__}, expected a tensor")
@@ -106,6 +112,13 @@ def check_ids(ids: Any, rows: int):
     expect(right, f"input_ids has shape {tuple(ids.shape)}, expected (batch, tokens), none empty")
     low, high = ids.min(), ids.max()
     expect(low >= 0 and high < rows, f"input_ids from {low} to {high}, expected 0 to vocab_size - 1 = {rows - 1}")
+
+
+def check_outputs(output_attentions: Any, return_dict: Any):
+    """Raises ValueError for what a forward pass can't return."""
+    what = "the weights are never stored; verify/trace.py records queries and keys"
+    expect(not output_attentions, f"output_attentions is {output_attentions!r:.99}: {what}")
+    expect(return_dict in (None, True), f"return_dict is {return_dict!r:.99}: out.to_tuple() gives the tuple")
 
 
 def check_texts(options: dict[str, Any]):
@@ -237,17 +250,39 @@ def check_tokenizer(backend: Any, new: dict[int, dict], special: dict[str, Any],
         expect(right, f"{name} {token!r:.99} is not in tokenizer.json")
 
 
-def check_padding_side(side: str):
-    """Raises ValueError for a side that is none."""
-    expect(side in ("left", "right"), f"padding_side is {side!r}, expected 'left' or 'right'")
+def check_padding(side: Any, padding: Any, options: dict):
+    """Raises ValueError for a side that is none, and for a way to pad that is not known or lacks its length."""
+    expect(side in ("left", "right"), f"padding_side is {side!r:.99}, expected 'left' or 'right'")
+    known = padding is None or isinstance(padding, bool) or padding in ("longest", "max_length")
+    expect(known, f"padding is {padding!r:.99}, expected True, False, 'longest' or 'max_length'")
+    length = options.get("max_length", 0 if padding != "max_length" else None)
+    right = length is None or (isinstance(length, int) and length >= 0)
+    expect(right, f"max_length is {length!r:.99}, expected a number of tokens")
+    expect(padding != "max_length" or length is not None, "padding='max_length' needs max_length")
 
 
-def check_messages(messages: Any, options: dict):
-    """Raises ValueError for anything but one conversation, and for an option of transformers' that is not obeyed."""
-    one = isinstance(messages, (list, tuple)) and all(isinstance(message, dict) for message in messages)
-    expect(one, f"messages is {messages!r:.99}, expected one conversation, a list of {{'role': .., 'content': ..}}")
+def check_messages(messages: Any, tools: Any, options: dict, template: str | None):
+    """Raises ValueError for anything but conversations, for an option of transformers' that is not obeyed, and for what
+    transformers would bring into the template's form: tools that are functions, thoughts under another name.
+    """
+    several = isinstance(messages, (list, tuple)) and len(messages) > 0 and isinstance(messages[0], (list, tuple))
+    for one in messages if several else [messages]:
+        right = isinstance(one, (list, tuple)) and len(one) > 0 and all(isinstance(message, dict) for message in one)
+        expect(right, f"messages is {one!r:.99}, expected one conversation, a list of {{'role': .., 'content': ..}}")
+        empty = sorted({name for message in one for name, value in message.items() if value is None})
+        what = "is None, which a template may write as a word: leave it out"
+        expect(not empty, f"a message's {', '.join(map(str, empty))} {what}")
+        read = str(options.get("chat_template") or template)
+        for name in ("reasoning", "thinking"):
+            used = any(message.get(name) and not message.get("reasoning_content") for message in one)
+            lost = used and not re.search(rf"\b{name}\b", read) and "reasoning_content" in read
+            expect(not lost, f"a message has {name!r}, which this chat template calls 'reasoning_content'")
     for name in NO_CHAT_OPTIONS:
         expect(not options.get(name), f"apply_chat_template does not have transformers' {name}")
+    for tool in tools if isinstance(tools, (list, tuple)) else ():
+        name = getattr(tool, "__name__", "")
+        how = f"pass transformers.utils.get_json_schema({name}), its JSON schema"
+        expect(not callable(tool), f"tools: {name} is a Python function; {how}")
 
 
 def check_config(config: Any):

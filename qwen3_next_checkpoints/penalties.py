@@ -31,6 +31,7 @@ class Penalties:
     min_new_tokens: int = 0  # no end before
     suppress_tokens: list | None = None  # ids that are never chosen
     bad_words_ids: list | None = None  # sequences of ids that are never completed
+    logits_processor: list | None = None  # functions of ids and logits, as transformers', called in turn at the end
 
     def __post_init__(self):
         expect(self.repetition_penalty > 1e-9, f"repetition_penalty is {self.repetition_penalty}, expected above 1e-9")
@@ -41,6 +42,9 @@ class Penalties:
         right = isinstance(words, list) and all(isinstance(w, list) and w and all(map(is_token, w)) for w in words)
         expect(right, f"bad_words_ids is {words!r:.99}, expected lists of tokens' numbers")
         self.suppress_tokens, self.bad_words_ids = never, words
+        self.logits_processor = list(self.logits_processor or [])
+        right = all(map(callable, self.logits_processor))
+        expect(right, f"logits_processor is {self.logits_processor!r:.99}, expected functions of ids and logits")
         real = torch.ones_like(self.prompt) if self.mask is None else self.mask.int()
         expect(real.shape == self.prompt.shape, f"attention_mask has shape {tuple(real.shape)}, unlike input_ids")
         order = real.argsort(dim=1, stable=True)  # padding first: the answer follows the prompt's last token
@@ -62,6 +66,8 @@ class Penalties:
             rows = [row for row, found in enumerate(tail) if found == before]
             if last < logits.shape[1]:
                 logits[rows, last] = -math.inf
+        for change in self.logits_processor:
+            logits = change(ids, logits)
         return logits
 
     def add(self, tokens: Tensor):

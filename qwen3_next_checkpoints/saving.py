@@ -57,6 +57,8 @@ def save(model: nn.Module, path: str | os.PathLike, max_shard_size: int | str, o
             save_file({key: full_weight(model, key) for key in keys}, folder / name, metadata={"format": "pt"})
         for name, content in texts.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name in shards.filename_to_tensors:  # the library writes them for their owner alone
+            shutil.copymode(folder / "config.json", folder / name)
         for name, data in (others or {}).items():
             (folder / name).write_bytes(data)
 

@@ -102,6 +102,10 @@ BREAKS = [
         "options",
     ),
     ("bans escape drafts", "after_drafts(drafts,", "after_drafts(0 * drafts,", "options"),
+    ("only the first block is widened", "for block in W.split(1 +", "for block in W[:1].split(1 +", "products"),
+    ("widened in training", " and not torch.is_grad_enabled()", "", "products"),
+    ("widened where there are units", "W.dtype in SLOW_HALF and ", "", "products"),
+    ("a single row without its own way", "if x.numel() == W.shape[1]:", "if False:", "products"),
     ("pools the last column", "last = (real[:, -T:].bool() *", "last = (real[:, -T:].bool() * 0 +", "heads"),
 ]
 

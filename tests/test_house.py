@@ -14,8 +14,9 @@ from conftest import ROOT
 tomllib = pytest.importorskip("tomllib") if sys.version_info >= (3, 11) else pytest.importorskip("tomli")
 SOURCE = (ROOT / "qwen3_next.py").read_text(encoding="utf-8")
 PACKAGE = "qwen3_next_checkpoints"
-SIBLINGS = ("checks", "formats", "hub", "large", "penalties", "qwen3_5", "saving", "stats")
-FLOORS = {PACKAGE: 0, "verify": 2, "tiny": 2, "benchmarks": 3, "tests": 3, "notebooks": 3}  # the ground is 1
+SIBLINGS = ("caches", "checks", "compat", "compiling", "formats", "generation", "grouped", "hub", "large", "penalties")
+SIBLINGS += ("qwen3_5", "saving", "stats")
+FLOORS = {PACKAGE: 0, "verify": 2, "tiny": 2, "benchmarks": 3, "tests": 3, "notebooks": 3, "docs": 3}  # the ground is 1
 
 
 def test_inline_metadata_equals_pyproject():
@@ -129,7 +130,7 @@ def tokens_and_lines() -> tuple[int, int]:
     return len(code), len({token.start[0] for token in code})
 
 
-LINES, MODEL_LINES = 1983, 1074
+LINES, MODEL_LINES = 2044, 1101
 
 
 def test_the_file_can_be_read_to_the_end():
@@ -184,7 +185,7 @@ def test_public_functions_are_documented_and_typed():
 def test_ruff():
     """Catches lint, and formatting that differs from the house's."""
     files = [str(path) for path in ROOT.glob("*.py")] + [
-        str(ROOT / d) for d in ("tests", "tiny", "benchmarks", "verify", PACKAGE)
+        str(ROOT / d) for d in ("tests", "tiny", "benchmarks", "verify", "docs", PACKAGE)
     ]
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, *files], capture_output=True, text=True)

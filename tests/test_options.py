@@ -76,10 +76,10 @@ def test_keywords_of_the_chat_template(tiny):
     assert encoding == {"input_ids": ids, "attention_mask": [1] * len(ids)}
     other = "{{ shout }}: {{ messages[0].content }}"
     assert tokenizer.apply_chat_template(messages, chat_template=other, shout="hey", padding=False) == "hey: Hello!"
-    for name in ("continue_final_message", "padding", "truncation", "max_length", "conversation"):
+    for name in ("conversation", "tokenizer_kwargs", "return_assistant_tokens_mask", "sanitize_control_tokens"):
         with pytest.raises(ValueError, match=f"apply_chat_template does not have transformers' {name}"):
             tokenizer.apply_chat_template(messages, **{name: 1})
-    for wrong in ([messages, messages], "Hello!", messages[0], None):
+    for wrong in ("Hello!", messages[0], None, [], [messages, "Hello!"], [messages, messages[0]]):
         with pytest.raises(ValueError, match="expected one conversation"):
             tokenizer.apply_chat_template(wrong)
     with pytest.raises(ValueError, match="need tokenize=True"):
@@ -88,8 +88,8 @@ def test_keywords_of_the_chat_template(tiny):
 
 def test_keywords_of_generate():
     """Catches an error that names a class the caller has never heard of."""
-    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'num_beams'"):
-        random_model().generate(tokens(1, 3), num_beams=4)
+    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'num_beans'"):
+        random_model().generate(tokens(1, 3), num_beans=4)
 
 
 def test_a_head_that_is_not_the_embedding(folder):

@@ -92,6 +92,7 @@ def test_other_files_stay(models, tmp_path, monkeypatch, system, old, links):
     assert (tmp_path / "precious").read_text() == "precious"
     found = folder.stat()
     assert (found.st_mode, found.st_uid, found.st_gid) == (rights.st_mode, rights.st_uid, rights.st_gid)
+    assert len({(folder / name).stat().st_mode for name in checkpoint_of(after)}) == 1, "not for the same readers"
     assert beside(folder) == []
     assert kill_saves.is_read_as(folder, models[1])
 

@@ -105,11 +105,11 @@ def test_a_bug_in_bfloat16_is_found_in_isolation(bench, tmp_path):
     module = mutations.load(source, 2, tmp_path)
     ref = bench.refs["decode"]
     model = module.Qwen3NextForCausalLM.from_pretrained(bench.model, "bfloat16")
-    module.LAST = model.model.layers[7].linear_attn.out_proj.weight
+    module.LAST = model.model.layers[6].linear_attn.out_proj.weight
     steps, _ = scenarios.run(model, ref.tokens)
     mine = stages.split_batches(stages.Trace(steps, ref.tokens, {}), ref.tokens, "right")
     done = compare.compare(ref, mine, dtype="bfloat16", isolated=True, reference=bench.reference)
-    assert done.first.name == "prefill/model.layers.7.linear_attn.g"
+    assert done.first.name == "prefill/model.layers.6.linear_attn.g"
 
 
 def changed(bench, change):
@@ -141,7 +141,7 @@ def test_layouts_are_recognised(bench):
     assert changed(bench, transposed).first is None
     assert changed(bench, tiled).first is None, "all that has value heads is in another order"
     done = changed(bench, lambda *a: tiled(*a, only="k_l2norm"))
-    assert done.first.name == "prefill/model.layers.1.linear_attn.k_l2norm"
+    assert done.first.name == "prefill/model.layers.0.linear_attn.k_l2norm"
     assert "tiled" in done.first.causes[0]
 
 
@@ -284,8 +284,8 @@ def test_what_is_not_there_is_not_right(tmp_path, tiny):
     renamed = {key.replace(".linear_attn.g", ".linear_attn.decay"): x for key, x in arrays.items()}
     code, text = compared("renamed.npz", renamed)
     assert code == 3
-    assert "not compared: model.layers.1.linear_attn.decay" in text
-    assert "keys missing: prefill/model.layers.1.linear_attn.g" in text
+    assert "not compared: model.layers.0.linear_attn.decay" in text
+    assert "keys missing: prefill/model.layers.0.linear_attn.g" in text
     assert compared("renamed.npz", renamed, "--level", "op") == (
         2,
         "compare.py: nothing to compare: the two share no key of op *\n",
@@ -385,7 +385,7 @@ def test_command_line_of_the_recorder(tmp_path, tiny):
     tokenizer = q.Qwen3NextTokenizer.from_pretrained(tiny)
     ids = tokenizer.encode("Once upon a time")
     assert found.tokens == {"": {"tokens": ids, "before": []}}
-    layers = [i for i in range(8) if i not in (0, 4)]
+    layers = [i for i in range(8) if i not in (3, 7)]
     expected = {f"model.layers.{i}.linear_attn.{name}" for i in layers for name in ("g", "chunk.A")} | {"mtp.logits"}
     assert found.steps[""].keys() == expected
     model = q.Qwen3NextForCausalLM.from_pretrained(tiny, "float64")

@@ -24,10 +24,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 import corpus  # noqa: E402
 import speculation  # noqa: E402
+import train  # noqa: E402
 
 from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer  # noqa: E402
 
 BITS = 1 / math.log(2)
+OPEN = {"yes or no": 0.0}  # no questions that ask for Yes or No
 PROMPTS = ["Once upon a time", "Tell me a story about a fox and a lantern."]
 ROLES = {
     "template": "what follows from the words before",
@@ -36,6 +38,7 @@ ROLES = {
     "name (asked)": "whose number is asked for",
     "name (copied)": "the same name in the answer",
     "name": "any other time: which of those known",
+    "pronoun": "he or she, which the name tells",
     "kind (new)": "fox, girl, baker",
     "kind": "",
     "thing (new)": "lantern, kite",
@@ -47,7 +50,7 @@ ROLES = {
     "detail (new)": "weather, food, what one plot alone has",
     "detail": "",
     "number (new)": "digits of a phone book",
-    "answer": "digits asked for; where things are; sentences that answer a question about a story",
+    "answer": "digits asked for; where things are; sentences that answer a question about a story; Yes or No",
 }
 
 
@@ -147,25 +150,16 @@ class Card:
         groups = itertools.groupby(range(1, len(ids)), key=lambda i: roles[i] == "answer")
         return [all(right[i - 1] for i in group) for answer, group in groups if answer]
 
-    def questions(self, documents: int, **settings) -> float:
-        """The share of right answers in documents of one kind."""
-        kind = "book" if "entries" in settings else "moves" if "moves" in settings else "chat"
+    def questions(self, documents: int, kind: str = "", **settings) -> float:
+        """The share of right answers in documents of one kind; without one, of that which the settings are about."""
+        kind = kind or ("book" if "entries" in settings else "moves" if "moves" in settings else "chat")
         source = corpus.Corpus("held out", {kind: 1.0}, **settings)
         found = [right for n in range(documents) for right in self.answers(source.document(f"questions:{n}"))]
         return sum(found) / len(found)
 
-    @torch.no_grad()
-    def yes_or_no(self, documents: int) -> float:
-        """The share of replies with Yes or No for a first word that begin right. To the corpus these are template."""
-        source, found = corpus.Corpus("held out", {"chat": 1.0}), []
-        begin, words = self.encode("<|im_start|>assistant\n"), (self.encode("Yes"), self.encode("No"))
-        for n in range(documents):
-            ids, _ = self.ids_and_roles(source.document(f"questions:{n}"))
-            best = self.exact(torch.tensor([ids])).logits[0].argmax(-1).tolist()
-            for i in range(len(begin), len(ids)):
-                if ids[i - len(begin) : i] == begin and [ids[i]] in words:
-                    found.append(best[i - 1] == ids[i])
-        return sum(found) / len(found)
+    def yes_or_no(self, documents: int, kind: str) -> float:
+        """The share of right replies with Yes or No for a first word, in documents that mostly ask for these."""
+        return train.yes_or_no(self.exact, self.tokenizer, kind, documents)
 
     def far(self, entries: int, length: int, documents: int = 12) -> float:
         """The share of numbers found when stories stand between the book and the last question, `length` in all."""
@@ -208,12 +202,17 @@ def main():
     begun, card = time.perf_counter(), Card(args.model, args.documents)
     excess, drafts, load = card.by_role()
     moves = [
-        [n, *(f"{card.questions(40, moves=n, things=things):.0%}" for things in (2, 3))]
+        [n, *(f"{card.questions(40, moves=n, things=things, **OPEN):.0%}" for things in (2, 3))]
         for n in (1, 2, 3, 4, 6, 8, 12, 16)
     ]
     books = [[n, f"{card.questions(24, entries=n):.0%}"] for n in (2, 4, 8, 16, 24, 32, 48, 64, 96)]
     far = [[n, *(f"{card.far(n, length):.0%}" for length in (512, 1024, 2048, 4096))] for n in (4, 16)]
-    stories = card.questions(150)
+    stories, handed, free = (
+        card.questions(150, **OPEN),
+        [f"{card.questions(80, 'handed on', things=things, **OPEN):.0%}" for things in (2, 3)],
+        card.questions(200, "free", **OPEN),
+    )
+    compared = {kind: f"{card.yes_or_no(150, kind):.0%}" for kind in ("chat", "who", "moves", "handed on", "free")}
     speed = [
         [
             row["drafts"],
@@ -226,8 +225,12 @@ def main():
     sections = {
         "size": card.size(),
         "excess": excess,
-        "questions": f"Questions about stories: {stories:.1%} right, leaving out whether a reply begins with Yes or "
-        f"No; that is right in {card.yes_or_no(150):.0%}.\n\n" + table(["moves", "two things", "three"], moves),
+        "questions": f"Questions about stories: {stories:.1%} right. In a newcomer's own words, with numbers and what "
+        f"lies outside: {free:.1%}. About two things that only change hands: {handed[0]}; about three: {handed[1]}. "
+        "Yes or No, of which one is as frequent as the other, leaving out what follows: about stories "
+        f"{compared['chat']}, meetings {compared['who']}, accounts {compared['moves']}, things that change hands "
+        f"{compared['handed on']}, in a newcomer's words {compared['free']}. The table is without such questions.\n\n"
+        + table(["moves", "two things", "three"], moves),
         "books": table(["entries", "right"], books),
         "far": table(["entries", "512", "1K", "2K", "4K"], far),
         "load": load,

@@ -1,9 +1,11 @@
 """Endless, seeded training text for the tiny model, and the exact probability of every token in it.
 
-Five kinds of documents: stories (plots.py has their shapes), conversations in which a story is asked for or asked
-about, accounts of who moves what where with questions about the end of them, phone books with questions, small talk.
-All of it is one grammar (grammar.py), which `Corpus.documents` samples and `Corpus.floor` reads: for each token of a
-document its role and its true probability, given everything before it.
+Its documents: stories (plots.py has their shapes), conversations in which a story is asked for or asked about, accounts
+of who moves what where, or only hands it on, with questions about the end of them, meetings with questions who is who,
+phone books with questions, small talk; and all that in the words of somebody who does not know the templates, with
+questions about the world, which all get the same few answers (phrasing.py has the words). All of it is one grammar
+(grammar.py), which `Corpus.documents` samples and `Corpus.floor` reads: for each token of a document its role and its
+true probability, given everything before it.
 
 Held out of training are an eighth of all pairs of a name and a thing (a hero's, or a holder's), and of a name and the
 last two digits of its number. In documents of the split "held out", hero and thing, every first holder and thing, and
@@ -20,8 +22,9 @@ import random
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import phrasing
 from grammar import LINE, Bind, Call, Choice, Env, Floor, Grammar, Mark, Unit, Word, line, parse
 from plots import SHAPES
 
@@ -275,6 +278,11 @@ def names_of(kind: str, he: str) -> list[str]:
     return HE_ANIMALS if kind in ANIMALS else BOYS
 
 
+def pronoun(name: str) -> str:
+    """A name is always of the same pronoun."""
+    return "she" if name in GIRLS or name in SHE_ANIMALS or name in phrasing.MORE_GIRLS else "he"
+
+
 def thing(env: Env) -> dict[str, float]:
     """Any thing that the plot can use and that may belong to this hero."""
     skip = SHAPES[env["shape"]].skip if "shape" in env else ()
@@ -337,6 +345,8 @@ def first_food(phrase: str) -> str:
 
 MACROS: dict[str, Callable[[Env], str]] = {
     "": lambda env: "",
+    "yes": lambda env: "yes",
+    "no": lambda env: "no",
     "day": lambda env: "[That|That|That same|That very] {time}," if "told day" in env else "{tell day}One {sky},",
     "sky": lambda env: "{day word} {time}",
     "way": lambda env: f"[{'|'.join(WEATHER[env['weather']][2])}]",
@@ -352,6 +362,7 @@ MACROS: dict[str, Callable[[Env], str]] = {
 for x in "hf":
     MACROS |= {
         x: lambda env, x=x: f"{{{x}.name}}",
+        f"{x}.he": lambda env, x=x: env[f"{x}.he"],
         f"{x}.him": lambda env, x=x: "her" if env[f"{x}.he"] == "she" else "him",
         f"{x}.his": lambda env, x=x: "her" if env[f"{x}.he"] == "she" else "his",
         f"{x}.the": lambda env, x=x: f"the {{{x}.kind}}",
@@ -378,6 +389,7 @@ ROLES = {
     "t.adjective": "adjective", "u.adjective": "adjective", "p.noun": "place", "q.noun": "place", "s": "place",
 }  # fmt: skip
 ROLES |= dict.fromkeys(("day word", "time", "dish", *(word for s in SHAPES.values() for word in s.words)), "detail")
+ROLES |= {f"{x}.{he}": "pronoun" for x in "hf" for he in ("he", "him", "his")} | dict.fromkeys(("yes", "no"), "answer")
 
 GRAMMAR = Grammar(VARIABLES, MACROS, ROLES)
 
@@ -431,15 +443,16 @@ SMALL_TALK = {
     "Good morning!": "Good morning! Would you like a story?",
     "Good evening.": "Good evening! Would you like a bedtime story?",
     "How are you?": "I am well, thank you. How are you?",
-    "Who are you?": "I am a small storyteller. I can tell you short stories.",
+    "Who are you?": phrasing.WHO_I_AM,
     "What is your name?": "I have no name. I am a small storyteller.",
-    "What can you do?": "I can tell short stories. Tell me who or what should be in it.",
+    "What can you do?": phrasing.WHAT_I_DO,
     "Can you help me?": "I can tell you a story. What should it be about?",
     "What do you like?": "I like stories about animals and old things.",
     "Thank you!": "You are welcome!",
     "Goodbye!": "Goodbye! Come back soon.",
-}
-AFTER_GREETING = split("Yes, please.; Yes, please!; Yes; Oh yes!; I would love one.; Sure, go on.")
+} | phrasing.SMALL_TALK
+AFTER_GREETING = split("""Yes, please.; Yes, please!; Yes; Oh yes!; I would love one.; Sure, go on.; yes; yes please;
+    yes, please; sure; please do; yes!""")
 
 
 def turn(role: str, *nodes) -> tuple:
@@ -457,6 +470,9 @@ def exchange(question: tuple, answer: tuple) -> tuple:
     return (*turn("user", *question), BREAK, *turn("assistant", *answer))
 
 
+YES_OR_NO = 0.3  # of the questions about a story, an account or a meeting that can be asked
+
+
 def any_of(*options: tuple) -> Choice:
     """One of these sequences of nodes, with equal probability."""
     return Choice(tuple((1, nodes) for nodes in options))
@@ -467,15 +483,15 @@ def told(nodes: tuple) -> tuple:
     return (Bind("role", None), *nodes)
 
 
-def asking(forms: list[str]) -> tuple:
-    """A request for a story about a hero, a thing, both, or hero and friend."""
+def asking(forms: list[str], begin: Callable[[str], tuple] = line) -> tuple:
+    """A request for a story about a hero, a thing, both, or hero and friend; `begin` makes nodes of a text."""
     hero = ((0.6, "a {h.kind}", ()), (0.2, "{h.name}", (Bind("hero is", "person"),)), (0.2, "a {h.plain}", ()))
     thing, options = "a {t.noun}", []
     for weight, who, bind in hero:
         subjects = ((0.45, f"{who} and {thing}"), (0.15, f"{thing} and {who}"), (0.3, who))
         options += [(weight * w, bind, text) for w, text in subjects]
     options += [(0.1, (), thing), (0.1, (Bind("friend is", "animal"),), "a {h.kind} and a {f.kind}")]
-    ways = [(w / len(forms), (*bind, *line(form.replace("{x}", x)))) for w, bind, x in options for form in forms]
+    ways = [(w / len(forms), (*bind, *begin(form.replace("{x}", x)))) for w, bind, x in options for form in forms]
     return (Choice(tuple(ways)),)
 
 
@@ -494,16 +510,30 @@ def beginning(env: Env) -> tuple:
     return (any_of(*ways),)
 
 
+def topic(question: str) -> str:
+    """What a question is about; a question and its opposite are about the same."""
+    return re.sub(r"^Does \{\w\} |^(Is \{\w\}).*", r"\1", question)
+
+
 def asked(env: Env) -> tuple:
     """One question about the story and its answer; none is asked twice."""
-    pairs = SHAPES[env["shape"]].questions(env)
     done = env.get("asked", ())
-    ways = [
-        (*exchange(line(question), line(answer)), Bind("asked", (*done, question)))
-        for question, answer in pairs
-        if question not in done
-    ]
-    return (BREAK, any_of(*ways)) if ways else ()
+    pairs = [pair for pair in SHAPES[env["shape"]].questions(env) if topic(pair[0]) not in done]
+    ways = ((*exchange(line(q), line(a)), Bind("asked", (*done, topic(q)))) for q, a in pairs)
+    return (BREAK, weighed(env, [a.startswith(("{yes}", "{no}")) for _, a in pairs], ways)) if pairs else ()
+
+
+def weighed(env: Env, compare: list[bool], ways: Iterable[tuple]) -> Choice:
+    """One of these ways. Those that compare, which is to say Yes or No, have the share env["yes or no"] together."""
+    share, count = env.get("yes or no", YES_OR_NO), sum(compare)
+    share = float(count > 0) if count in (0, len(compare)) else share
+    weights = (share / count if yes else (1 - share) / (len(compare) - count) for yes in compare)
+    return Choice(tuple((p, way) for p, way in zip(weights, ways, strict=True) if p))
+
+
+def either_way(chance: float, one: tuple, other: tuple) -> Choice:
+    """The first nodes with this probability, else the others."""
+    return Choice(tuple((p, nodes) for p, nodes in ((chance, one), (1 - chance, other)) if p > 0))
 
 
 def few(nodes: tuple, *weights: float) -> Choice:
@@ -533,12 +563,12 @@ REQUEST = any_of(
 THANKING = any_of(*((BREAK, *exchange(line(said), line(answer))) for said, answer in THANKS.items()))
 GREETING = any_of(
     *(
-        (*exchange(line(said), line(answer)), BREAK, *exchange((any_of(*map(line, AFTER_GREETING)),), told(STORY)))
+        (*exchange(parse(said), line(answer)), BREAK, *exchange((any_of(*map(parse, AFTER_GREETING)),), told(STORY)))
         for said, answer in SMALL_TALK.items()
         if answer.endswith("story?")
     )
 )
-SMALL = any_of(*(exchange(line(said), line(answer)) for said, answer in SMALL_TALK.items()))
+SMALL = any_of(*(exchange(parse(said), line(answer)) for said, answer in SMALL_TALK.items()))
 # Said before every story that a user tells: where a story ends, it says whether a question may follow in the message.
 READ = (*line("[Read this story.|Here is a story.|Listen to this.]"), Mark("\n\n"))
 
@@ -550,7 +580,9 @@ def read_and_asked(env: Env) -> tuple:
         (Mark("\n\n"), *line(question), Word("<|im_end|>"), BREAK, *turn("assistant", *line(answer)))
         for question, answer in pairs
     ]
-    return (any_of(*(nodes + (Bind("asked", (pair[0],)),) for nodes, pair in zip(ways, pairs, strict=True))),)
+    compare = [answer.startswith(("{yes}", "{no}")) for _, answer in pairs]
+    ways = ((*nodes, Bind("asked", (topic(pair[0]),))) for nodes, pair in zip(ways, pairs, strict=True))
+    return (weighed(env, compare, ways),)
 
 
 CHAT = Choice(
@@ -565,14 +597,26 @@ CHAT = Choice(
 # Who moves what where.
 
 MOVED, MOVES = 3, 12  # things in an account at most, and how often something is moved at most
+HANDED = 3  # how often at most something is moved where things are only handed on
+# How they are: from whom, what, to whom. The one who has the thing in the end is named first in every third.
+HANDOVERS = (
+    "{giver} gave {what} to {taker}",
+    "{giver} gave {taker} {what}",
+    "{taker} got {what} from {giver}",
+    "{giver} handed {what} to {taker}",
+    "{giver} handed {taker} {what}",
+    "{taker} took {what} from {giver}",
+)
 
 
 def account(env: Env) -> tuple:
     """env["things"] things, or 2 to MOVED of them, and one more characters; then env["moves"] moves, or 1 to MOVES of
-    them, and questions where everything is.
+    them, and questions where everything is. With env["handed on"] things only change hands, no time to HANDED times.
     """
     count = env.get("moves")
     counts = range(1, env.get("most moves", MOVES) + 1) if count is None else (count,)
+    if env.get("handed on") and count is None:
+        counts = range(min(counts[-1], HANDED) + 1)
     things = any_of(*((Bind("things", n),) for n in ((env["things"],) if "things" in env else range(2, MOVED + 1))))
     return (perhaps_bare(env), things, any_of(*((Bind("left", n), *LINE_OF_CAST, Call(move)) for n in counts)))
 
@@ -626,19 +670,24 @@ def move(env: Env) -> tuple:
         known = env.get("known", {}) if env.get("news") else {}
         nouns, tell = [noun for noun in held if known.get(noun) != held[noun]], env.get("tell", 1.0) if left else 1.0
         orders = itertools.permutations(nouns, min(len(nouns), 1) if left else len(nouns))
-        some = (any_of(*(facts_told(env, order) for order in orders)),)
+        some = (any_of(*((*facts_told(env, order), *sometimes_compared(env, order[-1:])) for order in orders)),)
         return (Choice(tuple((p, x) for p, x in ((tell, some), (1 - tell, ())) if p)), Bind("told", left), Call(move))
     if not left:
-        return few_questions(env, whereabouts, lambda one: (few(one, 0.2, 0.8),)) if env["questions"] else ()
+        more = (0.1, 0.3, 0.6) if env.get("handed on") else (0.2, 0.8)
+        return few_questions(env, whereabouts, lambda one: (few(one, *more),)) if env["questions"] else ()
     ways = []
     for noun, holder in held.items():
         thing = (*parse(" the "), Word(noun, "thing"))
         if holder in people:
             for other in people:
-                if other != holder and (fits(env, other, noun) or env.get("split") == "held out"):
+                if other == holder or not (fits(env, other, noun) or env.get("split") == "held out"):
+                    continue
+                if env.get("handed on"):
+                    ways.append((1, handed_over(holder, noun, other), noun, other))
+                else:
                     gave = (Word(holder, "name"), Mark(" "), Word("gave"), *thing, *parse(" to "), Word(other, "name"))
                     ways.append((0.5, gave, noun, other))
-            for verb in ("put", "left", "lost"):
+            for verb in () if env.get("handed on") else ("put", "left", "lost"):
                 for place in PLACE_ROWS:
                     put = functools.partial(put_down, holder, verb, noun, place)
                     ways.append((1 / 3 / len(PLACE_ROWS), (Call(put),), noun, place))
@@ -649,13 +698,29 @@ def move(env: Env) -> tuple:
                     took = (Word(taker, "name"), Mark(" "), Word(verb), *thing)
                     where = (Mark(" "), *parse(f"{PLACE_ROWS[holder][1]} the "), Word(holder, "place"))
                     ways.append((0.5 / len(takers), (*took, *(where if verb == "found" else ())), noun, taker))
+    if not ways:  # the split has nobody whom a thing may go to
+        return (Bind("left", 0), Call(move))
     made = ((weight, (LINE, *nodes, Mark("."), Bind("to", (noun, to)))) for weight, nodes, noun, to in ways)
 
     def moved(env: Env) -> tuple:
         noun, to = env["to"]
-        return (Bind("held", held | {noun: to}), Bind("left", left - 1), Call(move))
+        seen = (Bind("seen", (*env.get("seen", ()), to)),) if to in PLACE_ROWS else ()
+        return (*seen, Bind("held", held | {noun: to}), Bind("left", left - 1), Call(move))
 
     return (Choice(tuple(made)), Call(moved))
+
+
+@functools.cache
+def handed_over(giver: str, noun: str, taker: str) -> tuple:
+    """A thing changes hands, in one of several ways to say it."""
+    what = (*parse("the "), Word(noun, "thing"))
+    giver, taker = (Word(giver, "name"),), (Word(taker, "name"),)
+    return (any_of(*(fill(form, giver=giver, taker=taker, what=what) for form in HANDOVERS)),)
+
+
+def fill(form: str, **parts: tuple) -> tuple:
+    """A line's nodes, with these nodes for what stands in braces."""
+    return sum((parts[part[1:-1]] if part[:1] == "{" else parse(part) for part in re.split(r"(\{\w+\})", form)), ())
 
 
 def put_down(holder: str, verb: str, noun: str, place: str, env: Env) -> tuple:
@@ -678,36 +743,73 @@ def fact(env: Env, noun: str) -> tuple:
     return (LINE, *the, Word("is", "template"), *parse(f" {at}"), Word(holder, "answer"))
 
 
+def compared(env: Env, noun: str) -> list[tuple[tuple, tuple]]:
+    """Two questions about where a thing is that name somebody or a place, with answers: one is Yes, the other No."""
+    holder, thing = env["held"][noun], Word(noun, "thing")
+    people = [person for person in env["people"] if person != holder]
+    has = (*parse(" have the "), thing, *parse(" now?"))
+    yes, no = ((LINE, Word(word, "answer"), *parse(", ")) for word in ("yes", "no"))
+    another = (LINE, *parse("does "), any_of(*((Word(person, "name"),) for person in people)), *has)
+    if holder in env["people"]:
+        answer = (Word(holder, "answer"), *parse(" has the "), thing, Mark("."))
+        return [((LINE, *parse("does "), Word(holder, "name"), *has), (*yes, *answer)), (another, (*no, *answer))]
+    places = dict.fromkeys(place for place in env.get("seen", ()) if place != holder)
+    places = list(places or (place for place in PLACE_ROWS if place != holder))
+
+    def lies(*places: str) -> tuple:
+        where = any_of(*((*parse(f"{PLACE_ROWS[place][1]} the "), Word(place, "place")) for place in places))
+        return (LINE, *parse("is the "), thing, Mark(" "), where, *parse(" now?"))
+
+    answer = (*fact(env, noun)[1:], Mark("."))
+    return [(lies(holder), (*yes, *answer)), ((any_of(lies(*places), another),), (*no, *answer))]
+
+
+def sometimes_compared(env: Env, nouns: tuple[str, ...]) -> tuple:
+    """For one of the things perhaps one question that asks for Yes or No, with its answer."""
+    share, ways = env.get("yes or no", YES_OR_NO), [q + a for noun in nouns for q, a in compared(env, noun)]
+    return (Choice(tuple((p, x) for p, x in ((share, (any_of(*ways),)), (1 - share, ())) if p)),) if ways else ()
+
+
 def whereabouts(env: Env) -> list[tuple]:
-    """The questions about the things of the account, with answers; each thing is asked for once."""
+    """The questions about the things of the account; each thing is asked for once."""
     done, ways = env.get("asked", ()), []
     for noun, holder in env["held"].items():
         if noun not in done:
+            bind = Bind("asked", (*done, noun))
             asking = "who has the " if holder in env["people"] else "where is the "
             question = (LINE, *parse(asking), Word(noun, "thing"), *parse(" now?"))
-            ways.append((question, (*fact(env, noun), Mark(".")), Bind("asked", (*done, noun))))
+            ways.append((question, (*fact(env, noun), Mark(".")), bind, False))
+            ways += [(*pair, bind, True) for pair in compared(env, noun)]
     return ways
+
+
+def one_of(env: Env, ways: list[tuple], tell: Callable[[tuple, tuple], tuple]) -> Choice:
+    """One of these questions and its answer, told so: ways are as `few_questions` has them."""
+    return weighed(env, [way[3] for way in ways], ((*tell(q, a), bind) for q, a, bind, _ in ways))
+
+
+def first_exchange(question: tuple, answer: tuple) -> tuple:
+    """As `exchange`, but the user's message has begun already."""
+    return (*question, Word("<|im_end|>"), BREAK, *turn("assistant", *answer))
 
 
 def few_questions(env: Env, ways: Callable[[Env], list[tuple]], more: Callable[[tuple], tuple]) -> tuple:
     """The first question belongs to the message with the text, the others are messages of their own.
 
-    ways: the questions that can be asked now, with answers and what each changes; more: repeats the nodes of one more.
+    ways: the questions that can be asked now, each with its answer, with what it changes, and whether it compares;
+    more: repeats the nodes of one more.
     """
-    first = [
-        (*question, Word("<|im_end|>"), BREAK, *turn("assistant", *answer), bind)
-        for question, answer, bind in ways(env)
-    ]
 
     def again(env: Env) -> tuple:
         left = ways(env)
-        return (any_of(*((BREAK, *exchange(q, a), bind) for q, a, bind in left)),) if left else ()
+        return (one_of(env, left, lambda q, a: (BREAK, *exchange(q, a))),) if left else ()
 
-    return (Mark("\n\n"), any_of(*first), *more((Call(again),)))
+    return (Mark("\n\n"), one_of(env, ways(env), first_exchange), *more((Call(again),)))
 
 
 LINE_OF_CAST = (LINE, Call(cast), *parse(" are friends."), Call(set_out))
 ACCOUNT = (Word("<|im_start|>"), Word("user"), Mark("\n"), Call(account))
+HANDING_ON = (Bind("handed on", True), *ACCOUNT)
 
 
 # Who is who.
@@ -750,6 +852,11 @@ def guest_name(env: Env) -> tuple:
     return (any_of(*((Word(name, "name (new)"), Bind("guest", name)) for name in names)),)
 
 
+def guest_he(env: Env) -> tuple:
+    """She or he, by the guest's name."""
+    return (Word(pronoun(env["guest"]), "pronoun"),)
+
+
 def guest_thing(env: Env) -> tuple:
     """A thing that the guest may have, and nobody else has."""
     taken = [one["noun"] for one in env.get("present", ())]
@@ -771,26 +878,64 @@ WHO = (*parse("a "), TRAIT, GUEST_KIND, *parse(" named "), Call(guest_name))
 ARRIVAL = any_of(
     (LINE, *WHO, *parse(" had "), Call(guest_thing), Mark(".")),
     (LINE, *parse("then came "), *WHO, *parse(" with "), Call(guest_thing), Mark(".")),
+    (
+        LINE,
+        *parse("[then|there] came "),
+        *WHO,
+        *parse(", and "),
+        Call(guest_he),
+        *parse(" had "),
+        Call(guest_thing),
+        Mark("."),
+    ),
+    (LINE, *WHO, *parse(" came. "), LINE, Call(guest_he), *parse(" [had|brought] "), Call(guest_thing), Mark(".")),
 )
 
 
 def answers_alone(env: Env) -> tuple:
-    """One more answer without its question, until all have been told."""
-    ways = [(*answer, bind, Call(answers_alone)) for _, answer, bind in particulars(env)]
-    return (any_of(*ways),) if ways else (Bind("asked", ()),)
+    """One more answer without its question, or a question that compares with its answer, until all have been told."""
+    ways = particulars(env)
+    if not any(not compare for *_, compare in ways):
+        return (Bind("asked", ()),)
+    told = ((*(q if compare else ()), *a, bind, Call(answers_alone)) for q, a, bind, compare in ways)
+    return (weighed(env, [compare for *_, compare in ways], told),)
 
 
 def particulars(env: Env) -> list[tuple]:
-    """Questions about who is who and what the day and the things were like; none twice."""
+    """Questions about who is who and what the day and the things were like; none twice, nor one and its opposite."""
     weather = (Bind("role", "answer"), *line("It was a {sky}."), Bind("role", None))
-    done, pairs = env.get("asked", ()), [(line("What was the weather like at the start?"), weather)]
+    done, pairs, compared = env.get("asked", ()), [(line("What was the weather like at the start?"), weather)], []
     for one in env["present"]:
         name, noun, like, kind = (Word(one[key], "answer") for key in ("name", "noun", "like", "kind"))
         the = (*line("The "), noun)
+        compared += [(number, q, a) for number, q, a in who_and_what(env, one) if number not in done]
         pairs.append((line(f"Who is {name.text}?"), (LINE, name, *parse(" is a "), kind, Mark("."))))
         pairs.append((line(f"Who has the {noun.text} now?"), (*the, *parse(" is with "), name, Mark("."))))
         pairs.append((line(f"What was the {noun.text} like?"), (*the, *parse(" was a "), like, *parse(" one."))))
-    return [(q, a, Bind("asked", (*done, number))) for number, (q, a) in enumerate(pairs) if number not in done]
+    asked = [(number, q, a, False) for number, (q, a) in enumerate(pairs) if number not in done]
+    asked += [(*way, True) for way in compared]
+    return [(q, a, Bind("asked", (*done, number)), compare) for number, q, a, compare in asked]
+
+
+def who_and_what(env: Env, one: dict) -> list[tuple]:
+    """Two pairs of questions about a guest that ask for Yes or No, with answers; each pair has a name of its own."""
+    others, ways = [other for other in env["present"] if other is not one], []
+    name, noun = one["name"], one["noun"]
+    is_a = (Word(name, "answer"), *parse(" is a "), Word(one["kind"], "answer"), Mark("."))
+    has = (Word(name, "answer"), *parse(" has the "), Word(noun, "thing"), Mark("."))
+    for begin, answers, names, kinds in (
+        ("yes", (is_a, has), [name], [one["kind"]]),
+        ("no", (is_a, has), [o["name"] for o in others], [o["kind"] for o in others if o["kind"] != one["kind"]]),
+    ):
+        reply = (LINE, Word(begin, "answer"), *parse(", "))
+        if kinds:
+            kind = any_of(*((Word(kind, "kind"),) for kind in kinds))
+            question = (*line(f"Is {name} "), *parse("a "), kind, Mark("?"))
+            ways.append((f"{name} is", question, (*reply, *answers[0])))
+        who = any_of(*((Word(who, "name"),) for who in names))
+        question = (*line("Does "), who, *parse(f" have the {noun} now?"))
+        ways.append((f"has {noun}", question, (*reply, *answers[1])))
+    return ways
 
 
 # Phone books.
@@ -830,12 +975,13 @@ def digit(env: Env) -> tuple:
 
 
 @functools.cache
-def next_digit(part: str | None, name: str, digits: str) -> Choice:
+def next_digit(part: str | None, name: str, digits: str, length: int = 4) -> Choice:
     """The ten digits, as often as each leads to a number whose last two digits may belong to the name."""
     env, ways = Env({"split": part} if part else {}), []
     for last in "0123456789":
         more = digits + last
-        ends = [""] if len(more) < 3 else [more[2:]] if len(more) == 4 else [last + other for other in "0123456789"]
+        left = length - len(more)
+        ends = [""] if left > 1 else [last + other for other in "0123456789"] if left else [more[-2:]]
         if weight := sum(fits(env, name, end) for end in ends):
             ways.append((weight, (Word(last, "number (new)"), Bind("digits", more))))
     return Choice(tuple(ways))
@@ -885,6 +1031,412 @@ def name_asked(env: Env) -> tuple:
 AND_SO_ON = (Call(lambda env: (Bind("names left", env["names left"] - 1), Call(name_asked))),)
 
 
+# All that, as someone would say it who does not know the templates. phrasing.py has the words.
+
+PEOPLE_TOLD, THINGS_TOLD, SENTENCES = 4, 3, 6  # in an account told so, at most
+NUMBERS_TOLD = 7  # in a line, at most
+OTHER_NAMES = ((0.35, phrasing.MORE_GIRLS + phrasing.MORE_BOYS), (0.2, phrasing.MADE_UP))
+WAYS_THERE = {noun: row[1] for noun, row in PLACE_ROWS.items()} | phrasing.ROOMS
+PLACE_PHRASES = [f"{at} the {noun}" for noun, at in WAYS_THERE.items()]
+
+
+def new_name(env: Env, fitting: str | None = None) -> list[tuple[float, str]]:
+    """Names that nobody has yet, with their weights; only such as may have that thing."""
+    ways = []
+    for share, names in ((0.45, NAMES), *OTHER_NAMES):
+        names = [name for name in names if name not in env.get("people", ()) and fits(env, name, fitting)]
+        ways += [(share / len(names), name) for name in names]
+    return ways
+
+
+def someone(env: Env, fitting: str | None = None, giver: str | None = None) -> tuple:
+    """Somebody the text has named before, or somebody new, who becomes env["who"] and may have that thing.
+
+    With a giver, somebody else, by name.
+    """
+    people = env.get("people", ())
+    known = [name for name in people if name != giver and fits(env, name, fitting)]
+    new = new_name(env, fitting) if len(people) < PEOPLE_TOLD or not known else []
+    share = 0.6 if known and new else float(bool(known))
+    calls = (((Word(name, "name"),) if giver else call(env, name), name) for name in known)
+    ways = [(share / len(known), (*nodes, Bind("who", name))) for nodes, name in calls]
+    total = sum(weight for weight, _ in new)
+    ways += [
+        ((1 - share) * w / total, (Word(name, "name (new)"), Bind("people", (*people, name)), Bind("who", name)))
+        for w, name in new
+    ]
+    return (Choice(tuple(ways)),)
+
+
+def call(env: Env, name: str) -> tuple:
+    """Somebody who has been named: the name, or the pronoun of the only one in the sentence before."""
+    if env.get("alone") != name or name in phrasing.MADE_UP:
+        return (Word(name, "name"),)
+    return (Choice(((0.6, (Word(name, "name"),)), (0.4, (Word(pronoun(name), "pronoun"),)))),)
+
+
+def new_thing(env: Env) -> tuple:
+    """A thing that has not been spoken of; the one that was asked for at the start comes first, or soon."""
+    held, who, wanted = env.get("held", {}), env.get("who"), env.get("wanted")
+    if wanted:
+        return (Word(wanted, "thing (new)"), Bind("noun", wanted))
+    pools, ways = ((0.6, [noun for noun in THING_ROWS if " " not in noun]), (0.4, phrasing.MORE_THINGS)), []
+    open_still = [noun for _, pool in pools for noun in pool if noun not in held]
+    fitting = [
+        noun for noun in open_still if fits(env, who, noun)
+    ] or open_still  # a name may have but one held-out thing
+    for share, pool in pools:
+        nouns = [noun for noun in fitting if noun in pool]
+        ways += [(share / len(nouns), (Word(noun, "thing (new)"), Bind("noun", noun))) for noun in nouns]
+    return (Choice(tuple(ways)),)
+
+
+def somewhere(env: Env) -> tuple:
+    """A place, as a phrase."""
+    phrases = ((0.5, PLACE_PHRASES), (0.5, phrasing.SPOTS))
+    ways = [(w / len(all_of), (*spot(one, "place (new)"), Bind("at", one))) for w, all_of in phrases for one in all_of]
+    return (Choice(tuple(ways)),)
+
+
+@functools.cache
+def spot(phrase: str, role: str) -> tuple:
+    """ "in the barn": preposition and noun have the role."""
+    at, the, noun = phrase.split()
+    return (Word(at, role), *parse(f" {the} "), Word(noun, role))
+
+
+def to_somewhere(env: Env) -> tuple:
+    """ "to the barn"."""
+    ways = ((Word(noun, "place (new)"), Bind("at", f"{at} the {noun}")) for noun, at in WAYS_THERE.items())
+    return (*parse("to the "), any_of(*ways))
+
+
+def it(env: Env, noun: str) -> tuple:
+    """A thing that has been spoken of: "it", if it was in the sentence before."""
+    the = (*parse("the "), Word(noun, "thing"))
+    return (Choice(((0.5, the), (0.5, parse("it")))),) if env.get("noun") == noun and env.get("told so far") else the
+
+
+def told_freely(env: Env) -> tuple:
+    """A statement and then the next, at last the question."""
+    held, count, wanted = env.get("held", {}), env.get("told so far", 0), env.get("wanted")
+    ways = []
+    if len(held) < THINGS_TOLD and (not held or wanted or count < 4):
+        ways.append((1.0 if wanted and count > 2 else 0.4, (Call(introduced),)))
+    if held and not (wanted and count > 2):
+        ways += [(0.6 / len(held), (Call(functools.partial(moved_freely, noun)),)) for noun in held]
+    stop = 0.0 if not held or wanted else 1.0 if count >= SENTENCES else 0.35 if count > 1 else 0.2
+    go_on = (Choice(tuple(ways)), Mark("."), Bind("told so far", count + 1), Call(told_freely))
+    then = Choice(((0.9, (LINE,)), (0.1, (*line("then"), Mark(" ")) if count else (LINE,))))
+    return (either_way(1 - stop, (then, *go_on), (Call(asked_freely),)),)
+
+
+def now(env: Env, to: str, alone: str | None = None) -> tuple:
+    """The thing has come there; who was named alone may be a pronoun in the next sentence."""
+    noun = env["noun"]
+    known = Bind("wanted", None if env.get("wanted") == noun else env.get("wanted"))
+    seen = () if to in env.get("people", ()) else (Bind("seen", (*env.get("seen", ()), to)),)
+    return (*seen, Bind("held", env.get("held", {}) | {noun: to}), known, Bind("alone", alone))
+
+
+def introduced(env: Env) -> tuple:
+    """A thing comes in: somebody has it, or it lies somewhere."""
+    wanted = env.get("wanted")
+    what, at = (Call(new_thing),), (Call(somewhere),)
+    whom = (Call(lambda env: someone(env, later(env, env["noun"]), giver=env["who"])),)
+
+    def lies(env: Env) -> tuple:
+        return now(env, env["at"])
+
+    def lies_by(env: Env) -> tuple:
+        return now(env, env["at"], env["who"])
+
+    ways = [(0.6 / len(phrasing.TAKEN), form, has_it) for form in phrasing.TAKEN]
+    ways += [(0.1, phrasing.AND_PLACED, lies_by), (0.08, phrasing.AND_GIVEN, has_been_given)]
+    ways += [(0.12, phrasing.PLACED[-1], lies_by)]
+    parts = {"who": (), "what": what, "at": at, "whom": whom}
+    by_someone = ((p, (*fill(form, **parts), Call(then))) for p, form, then in ways)
+    by_itself = (Bind("who", None), any_of(*(fill(form, what=what, at=at) for form in phrasing.LYING)), Call(lies))
+    return (either_way(0.9, (Call(lambda env: someone(env, wanted)), Choice(tuple(by_someone))), by_itself),)
+
+
+def later(env: Env, noun: str) -> str | None:
+    """What those must fit who get the thing later: nothing in held-out documents, where its first holder does."""
+    return None if env.get("split") == "held out" else noun
+
+
+def has_it(env: Env) -> tuple:
+    """Somebody has the thing now."""
+    return now(env, env["who"], env["who"])
+
+
+def has_been_given(env: Env) -> tuple:
+    """As `has_it`, where two people were named."""
+    return now(env, env["who"])
+
+
+def moved_freely(noun: str, env: Env) -> tuple:
+    """The thing, of which the text has spoken, goes from hand to hand, or to a place, or from there to somebody."""
+    holder, bound = env["held"][noun], Bind("noun", noun)
+    parts = {"what": (Word(noun, "thing"),), "it": (Call(lambda env: it(env, noun)),)}
+    if holder in env.get("people", ()):
+        who, known = (Call(lambda env: call(env, holder)),), (Word(holder, "name"),)
+        whom = (Call(lambda env: someone(env, later(env, noun), giver=holder)),)
+        given = [fill(form, who=who, whom=whom, **parts) for form in phrasing.GIVEN]
+        given += [fill(form, who=known, whom=whom, **parts) for form in phrasing.RECEIVED]
+        placed = [fill(form, who=who, at=(Call(somewhere),), **parts) for form in phrasing.PLACED]
+        placed += [fill(form, who=who, to=(Call(to_somewhere),), **parts) for form in phrasing.BROUGHT]
+        lies = Call(lambda env: now(env, env["at"], holder))
+        passed = (any_of(*given), bound, Call(has_been_given))
+        return (any_of(passed, (any_of(*placed), bound, lies)),)
+    who = (Call(lambda env: someone(env, later(env, noun))),)
+    at = spot(holder, "place")
+    parts |= {"at": at, "from": (*parse("from the "), at[-1])}
+    forms = phrasing.FETCHED * 2 + phrasing.FETCHED_THERE + (phrasing.FETCHED_FROM if holder in PLACE_PHRASES else [])
+    return (any_of(*(fill(form, who=who, **parts) for form in forms)), bound, Call(has_it))
+
+
+def where_it_is(env: Env, noun: str) -> tuple:
+    """The answer to every question where a thing is."""
+    holder, the = env["held"][noun], (LINE, *parse("the "), Word(noun, "thing"), *parse(" is "))
+    at = (*parse("with "), Word(holder, "answer")) if holder in env.get("people", ()) else spot(holder, "answer")
+    return (*the, *at, Mark("."))
+
+
+def free_questions(env: Env) -> list[tuple]:
+    """Questions and answers as `few_questions` has them; each thing is asked for once."""
+    done, people, ways = env.get("asked", ()), env.get("people", ()), []
+    for noun, holder in env["held"].items():
+        if noun in done:
+            continue
+        bind, what = Bind("asked", (*done, noun)), Word(noun, "thing")
+        forms = phrasing.AND_WHERE if done else []
+        forms = forms + (phrasing.WHO_HAS if holder in people else []) + phrasing.WHERE_IS
+        question = any_of(*((LINE, *fill(form, what=(what,))) for form in forms))
+        ways.append(((question,), where_it_is(env, noun), bind, False))
+        has = (*parse(" have the "), what, *parse("[ now|]?"))
+        yes, no = ((LINE, Word(word, "answer"), *parse(", ")) for word in ("yes", "no"))
+        does, others = (LINE, *parse("does ")), [(Word(name, "name"),) for name in people if name != holder]
+        is_it = (LINE, *parse("is the "), what, Mark(" "))
+        others = others or [(Word(name, "name (new)"),) for name in NAMES if name not in people]
+        if holder in people:
+            answer = (Word(holder, "answer"), *parse(" has the "), what, Mark("."))
+            ways.append(((*does, Word(holder, "name"), *has), (*yes, *answer), bind, True))
+            ways.append(((*does, any_of(*others), *has), (*no, *answer), bind, True))
+        else:
+            places = {place for place in env.get("seen", ()) if place != holder} or set(PLACE_PHRASES) - {holder}
+            answer, at = where_it_is(env, noun)[1:], any_of(*(spot(place, "place") for place in sorted(places)))
+            ways.append(((*is_it, *spot(holder, "place"), *parse("[ now|]?")), (*yes, *answer), bind, True))
+            other = [(*is_it, at, *parse("[ now|]?")), (*does, any_of(*others), *has)]
+            ways.append(((any_of(*other),), (*no, *answer), bind, True))
+            question = any_of(*((LINE, *fill(form, what=(what,))) for form in phrasing.WHO_HAS))
+            nobody = (LINE, Word("nobody", "answer"), *parse(" has it."), *where_it_is(env, noun))
+            ways.append(((question,), nobody, bind, True))
+    return ways
+
+
+def asked_freely(env: Env) -> tuple:
+    """The question at the end, if none was at the start; then the answer, and perhaps another question."""
+
+    def again(env: Env) -> tuple:
+        left = free_questions(env)
+        return (one_of(env, left, lambda q, a: (BREAK, *exchange(q, a))),) if left else ()
+
+    more = few((Call(again),), 0.55, 0.3, 0.15)
+    if noun := env.get("first asked"):
+        end = (Word("<|im_end|>"), BREAK, *turn("assistant", *where_it_is(env, noun)), Bind("asked", (noun,)))
+        return (*end, more)
+    between = Choice(((0.7, ()), (0.15, (BREAK,)), (0.15, (Mark("\n\n"),))))
+    return (between, one_of(env, free_questions(env), first_exchange), more)
+
+
+def asked_first(env: Env) -> tuple:
+    """The question before the statements."""
+    nouns = [noun for noun in THING_ROWS if " " not in noun] + phrasing.MORE_THINGS
+    what = any_of(*((Word(noun, "thing (new)"), Bind("wanted", noun), Bind("first asked", noun)) for noun in nouns))
+    return (any_of(*((LINE, *fill(form, what=(what,))) for form in phrasing.WHERE_IS)), Call(told_freely))
+
+
+def walked(env: Env) -> tuple:
+    """Where people go, and the question where one of them is."""
+    count, where = env.get("walks", 0), env.get("where", {})
+    stop = 1.0 if count >= SENTENCES else 0.4 if count > 1 else 0.1 * count
+    to = any_of(*((Word(n, "place (new)"), Bind("at", f"{at} the {n}")) for n, at in WAYS_THERE.items()))
+    went, stands = fill(phrasing.WALKED, where=(to,)), fill(phrasing.STANDS, at=(Call(somewhere),))
+    goes = Call(lambda env: went if env["who"] in where else (Choice(((0.7, went), (0.3, stands))),))
+
+    def arrived(env: Env) -> tuple:
+        return (Bind("where", where | {env["who"]: env["at"]}), Bind("alone", env["who"]), Bind("walks", count + 1))
+
+    go_on = (LINE, Call(someone), goes, Mark("."), Call(arrived), Call(walked))
+    ways = []
+    for name, at in where.items():
+        answer = (LINE, Word(name, "name (copied)"), *parse(" is "), *spot(at, "answer"), Mark("."))
+        question = any_of(*((LINE, *fill(form, who=(Word(name, "name (asked)"),))) for form in phrasing.WHERE_WHO))
+        ways.append(first_exchange((question,), answer))
+    return (either_way(1 - stop, go_on, (any_of(*ways),)),)
+
+
+def presented(env: Env) -> tuple:
+    """Who is a fox and who a baker, one sentence for each, and questions about it."""
+    kinds = env.get("kinds", {})
+    count = len(kinds)
+    stop = 1.0 if count >= PEOPLE_TOLD else 0.4 if count > 1 else 0.15 * count
+    ways = ((w, (Word(name, "name (new)"), Bind("who", name))) for w, name in new_name(env))
+
+    def known(env: Env) -> tuple:
+        people = (*env.get("people", ()), env["who"])
+        return (Bind("kinds", kinds | {env["who"]: env["kind"]}), Bind("people", people), Call(presented))
+
+    def again(env: Env) -> tuple:
+        left = who_is_who(env)
+        return (one_of(env, left, lambda q, a: (BREAK, *exchange(q, a))),) if left else ()
+
+    def first(env: Env) -> tuple:
+        return (one_of(env, who_is_who(env), first_exchange), few((Call(again),), 0.5, 0.3, 0.2))
+
+    more = (LINE, Choice(tuple(ways)), *parse(" is a "), Call(new_kind), Mark("."), Call(known))
+    return (either_way(1 - stop, more, (Call(first),)),)
+
+
+def new_kind(env: Env) -> tuple:
+    """What somebody is, and nobody else in this text; kings are he."""
+    who, taken, ways = env["who"], env.get("kinds", {}).values(), []
+    for share, kinds in ((0.7, (*ANIMALS, *PEOPLE)), (0.3, phrasing.ODD)):
+        kinds = [
+            k
+            for k in kinds
+            if k not in taken and (who in phrasing.MADE_UP or FIXED.get(k, pronoun(who)) == pronoun(who))
+        ]
+        ways += [(share / len(kinds), (Word(kind, "kind (new)"), Bind("kind", kind))) for kind in kinds]
+    return (Choice(tuple(ways)),)
+
+
+def who_is_who(env: Env) -> list[tuple]:
+    """Questions and answers as `few_questions` has them; each person is asked for once."""
+    done, ways = env.get("asked", ()), []
+    for name, kind in env["kinds"].items():
+        if name in done:
+            continue
+        bind, who, a_kind = Bind("asked", (*done, name)), (Word(name, "name (asked)"),), Word(kind, "kind")
+        is_a = (Word(name, "name (copied)"), *parse(" is a "), Word(kind, "answer"), Mark("."))
+        the_one = (*line("The "), a_kind, *parse(" is "), Word(name, "answer"), Mark("."))
+        question = any_of(*((LINE, *fill(form, who=who)) for form in phrasing.WHO_IS))
+        ways.append(((question,), (LINE, *is_a), bind, False))
+        question = any_of(*((LINE, *fill(form, kind=(a_kind,))) for form in phrasing.WHO_IS_THE))
+        ways.append(((question,), the_one, bind, False))
+        yes, no = ((LINE, Word(word, "answer"), *parse(", "), *is_a) for word in ("yes", "no"))
+        others = [other for other in env["kinds"].values() if other != kind]
+        others = others or [other for other in (*ANIMALS, *PEOPLE) if other != kind]
+        is_it = (LINE, *parse("is "), *who, *parse(" a "))
+        ways.append(((*is_it, a_kind, Mark("?")), yes, bind, True))
+        ways.append(((*is_it, any_of(*((Word(other, "kind"),) for other in others)), Mark("?")), no, bind, True))
+    return ways
+
+
+# Numbers told in a line.
+
+
+def numbers_told(env: Env) -> tuple:
+    """One entry more of a phone book that is told in a line, or the question."""
+    lead, first, other, between, last = env["style"]
+    listed, ended = env.get("numbers", {}), env.get("ended")
+    if ended:
+        return (Mark("."), Call(number_asked), few((Call(number_asked),), 0.5, 0.3, 0.2))
+    ways = new_name(env)
+    who = Choice(tuple((w, (Word(name, "name (new)"), Bind("name", name), Bind("digits", ""))) for w, name in ways))
+    one = (*fill(other if listed else first, who=(who,)), Call(digit_told))
+    if not listed:
+        return (LINE, *parse(lead), *one)
+
+    def next_one(mark: str, ended: bool) -> tuple:
+        nodes = (Mark("."), LINE) if mark == ". " else parse(mark)
+        return (*nodes, Bind("ended", ended), *one)
+
+    return (either_way(0.6 if len(listed) + 1 < NUMBERS_TOLD else 0.0, next_one(between, False), next_one(last, True)),)
+
+
+def digit_told(env: Env) -> tuple:
+    """One more digit of a number told in a line; all numbers of the text are as long."""
+    if "length" not in env:
+        return (LENGTHS, Call(digit_told))
+    name, digits, length = env["name"], env["digits"], env["length"]
+    if len(digits) < length:
+        return (next_digit(env.get("split"), name, digits, length), Call(digit_told))
+    people = (*env.get("people", ()), name)
+    return (Bind("numbers", env.get("numbers", {}) | {name: digits}), Bind("people", people), Call(numbers_told))
+
+
+def number_asked(env: Env) -> tuple:
+    """One question for a number and its answer; the first belongs to the message with the numbers."""
+    done, ways = env.get("asked", ()), []
+    for name, digits in env["numbers"].items():
+        if name not in done:
+            forms = phrasing.NUMBER_OF + (phrasing.AND_NUMBER_OF if done else [])
+            q = any_of(*((LINE, *fill(form, who=(Word(name, "name (asked)"),))) for form in forms))
+            number = (Word(digit, "answer") for digit in digits)
+            answer = (LINE, Word(name, "name (copied)"), *parse("'s number is "), *number, Mark("."))
+            told = first_exchange((q,), answer) if not done else (BREAK, *exchange((q,), answer))
+            ways.append((*told, Bind("asked", (*done, name))))
+    return (any_of(*ways),) if ways else ()
+
+
+STYLES = any_of(*((Bind("style", style),) for style in phrasing.NUMBERS))
+LENGTHS = Choice(tuple((w, (Bind("length", n),)) for w, n in ((0.1, 3), (0.6, 4), (0.1, 5), (0.1, 6), (0.1, 7))))
+USER = (Word("<|im_start|>"), Word("user"), Mark("\n"))
+
+
+# What needs no text before it.
+
+
+def careless(text: str) -> tuple:
+    """A line as it is, or in small letters and without the mark at its end."""
+    return (Choice(((0.6, parse(text)), (0.4, parse(text.lower().rstrip("?.!= "))))),)
+
+
+def certain_start(text: str) -> tuple:
+    """A reply whose first word is always right here, so that it counts as an answer."""
+    first, _, rest = text.partition(" ")
+    return (LINE, Word(first, "answer"), *parse(f" {rest}"))
+
+
+def not_told(env: Env) -> tuple:
+    """A question to which no text has told the answer."""
+    who = any_of(*((Word(name, "name (new)"),) for name in NAMES))
+    what = any_of(*((Word(noun, "thing (new)"),) for noun in THING_ROWS))
+    return (any_of(*((LINE, *fill(form, who=(who,), what=(what,))) for form in phrasing.NOT_TOLD)),)
+
+
+I_DO_NOT_KNOW = (any_of(*map(certain_start, phrasing.UNKNOWN)),)
+OUTSIDE = any_of(*(exchange(careless(text), I_DO_NOT_KNOW) for text in phrasing.OUTSIDE))
+NOT_TOLD = exchange((Call(not_told),), certain_start(phrasing.HAVE_NOT_TOLD))
+WITHOUT_TEXT = Choice(((0.7, (OUTSIDE,)), (0.1, NOT_TOLD), (0.2, (SMALL,))))
+ODD_THING = any_of(*((Word(odd, "thing (new)"),) for odd in phrasing.ODD))
+ODD_REQUEST = (any_of(*(fill(form.replace("{x}", "a {x}"), x=(ODD_THING,)) for form in phrasing.ASKING)),)
+FREE_REQUEST = Choice(
+    (
+        (0.65, exchange(asking(phrasing.ASKING, parse), told(STORY))),
+        (0.25, exchange((any_of(*map(parse, phrasing.ASKING_ANY)),), told(STORY))),
+        (0.1, exchange(ODD_REQUEST, (*certain_start(phrasing.NO_STORY), Mark("\n\n"), *told(STORY)))),
+    )
+)
+# What may come after a short exchange: nothing, another, a text with questions, a story
+TEXTS = (
+    (0.36, (*USER, Call(told_freely))),
+    (0.06, (*USER, Call(presented))),
+    (0.1, (*USER, Call(asked_first))),
+    (0.08, (*USER, Call(walked))),
+    (0.12, (*USER, STYLES, Call(numbers_told))),
+    (0.28, (FREE_REQUEST, questions(ASKED, 0.6, 0.3, 0.1), Choice(((0.1, (THANKING,)), (0.9, ()))))),
+)
+FREE = Choice(
+    (
+        (0.75, (Choice(((0.85, ()), (0.15, (WITHOUT_TEXT, BREAK)))), Choice(TEXTS))),
+        (0.25, (WITHOUT_TEXT, few((BREAK, WITHOUT_TEXT), 0.6, 0.3, 0.1))),
+    )
+)
+
+
 # Documents.
 
 END = Word("<|endoftext|>")
@@ -892,11 +1444,17 @@ KINDS = {
     "story": STORY,
     "chat": (CHAT,),
     "moves": ACCOUNT,
+    "handed on": HANDING_ON,
+    "free": (FREE,),
+    "inline": (Choice(TEXTS[:-1]),),  # of "free", accounts and numbers alone
     "book": (Call(book),),
     "small talk": (SMALL,),
     "who": (Call(meeting),),
 }
-SHARES = {"story": 0.1, "chat": 0.5, "moves": 0.2, "book": 0.13, "small talk": 0.02, "who": 0.05}
+SHARES = {
+    "story": 0.09, "chat": 0.39, "moves": 0.15, "book": 0.11, "small talk": 0.01, "who": 0.05, "handed on": 0.04,
+    "free": 0.16,
+}  # fmt: skip
 
 
 class Corpus:

@@ -139,6 +139,7 @@ class Grammar:
     variables: name -> function of the Env that gives {value: weight}; it may need other variables.
     macros: name -> function of the Env that gives a template.
     roles: name of a variable -> the role of its words; " (new)" is added where the value is told for the first time.
+    Of a macro: the role of its own words, always the same.
     """
 
     def __init__(self, variables: dict, macros: dict, roles: dict[str, str]):
@@ -149,7 +150,11 @@ class Grammar:
         if name.startswith("tell "):
             return (Bind(name.replace("tell ", "told "), True),)
         if name in self.macros:
-            return parse(self.macros[name](env))
+            nodes = parse(self.macros[name](env))
+            if name not in self.roles:
+                return nodes
+            role = env.get("role") or self.roles[name]
+            return tuple(Word(node.text, role) if isinstance(node, Word) else node for node in nodes)
         role = env.get("role") or self.roles.get(name, "template")
         seen = f"told {name}"
         if role != "template" and not env.get("role"):

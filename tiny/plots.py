@@ -14,6 +14,7 @@ In a line, beside what grammar.py explains:
                  in corpus.py: {t.use} {t.used} {t.joy} {t.broken} {t.part} {t.fix}
     {p} {q}      two places: "the mill"; also {p.at} ("at the mill") and {p.to} ("to the mill")
     {s} {food}   a spot in the first place ("on the steps of the mill"); "the pie", and {food.a} ("a berry pie")
+    {yes} {no}   how the answer to a question begins that asks for no more
     {day}        "One windy morning," the first time in a story, "That morning," after that
 
 To add a plot, write a function of a Shape with @plot() above it. Begin with `w.open()`, introduce the friend with
@@ -145,7 +146,10 @@ class Shape:
             self.nodes.append(ending)
 
     def questions(self, env: Env) -> list[tuple[str, str]]:
-        """What can be asked at the end of the story, and the true answers, as templates."""
+        """What can be asked at the end of the story, and the true answers, as templates.
+
+        Of what is answered with Yes or No, there is for each question one of the other kind.
+        """
         asked = list(self.facts)
         for thing, holder in ((name, env[f"holder {name}"]) for name in self.holder):
             t = f"{{{thing}}}"
@@ -154,15 +158,17 @@ class Shape:
                 asked += [
                     (f"Who has {t} now?", f"{t} is with {one}."),
                     (f"Who has {t} at the end?", f"At the end, {one} has {t}."),
-                    (f"Does {one} have {t} now?", f"Yes, {one} has {t}."),
-                    (f"Does {other} have {t} now?", f"No, {one} has {t}."),
+                    (f"Does {one} have {t} now?", f"{{yes}}, {one} has {t}."),
+                    (f"Does {other} have {t} now?", f"{{no}}, {one} has {t}."),
                 ]
             else:
                 asked.append((f"Where is {t} now?", f"{t} is {holder}."))
                 asked.append((f"Where is {t} at the end?", f"At the end, {t} is {holder}."))
         asked.append(("Who is the story about?", "The story is about a {h.plain}."))
-        for who in ("h", "f"):
+        for who, other in ("hf", "fh"):
             asked.append((f"Who is {{{who}}}?", f"{{{who}}} is a {{{who}.kind}}."))
+            asked.append((f"Is {{{who}}} a {{{who}.kind}}?", f"{{yes}}, {{{who}}} is a {{{who}.kind}}."))
+            asked.append((f"Is {{{who}}} a {{{other}.kind}}?", f"{{no}}, {{{who}}} is a {{{who}.kind}}."))
             if feeling := self.recent(who):
                 asked.append((f"How did {{{who}}} feel at the end?", f"{{{who}}} felt {feeling}."))
         if "end feeling" in env:
@@ -869,7 +875,7 @@ def magpie(w: Shape) -> None:
         "{h} was upset, for the nest was at the top of a tall tree.",
     )
     w.say("{h.he} called {f.a}, who was not afraid of heights.", "{f.a} heard the shout and came running.")
-    w.say('"We cannot just take it," said {f}. "She will only steal it again. Magpies like shiny things."')
+    w.say('"We cannot just take it," said {f}. "It will only be stolen again. Magpies like shiny things."')
     w.para()
     w.say("So {h} fetched a [bright button|piece of glass] and laid it on the grass.")
     w.say("Down flew the magpie to look at it.")

@@ -40,8 +40,7 @@ TINY = {
     "vocab_size": 2048,
     "hidden_size": 192,
     "num_hidden_layers": 8,
-    # Three to one as in the big model, but each attention layer before its three
-    "layer_types": (["full_attention"] + ["linear_attention"] * 3) * 2,
+    "full_attention_interval": 4,  # three Gated DeltaNet layers, then one of attention, as in the big model
     "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
     "num_attention_heads": 4,
@@ -51,11 +50,12 @@ TINY = {
     "partial_rotary_factor": 0.25,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 48,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
     "linear_conv_kernel_dim": 4,
     "num_experts": 16,
     "num_experts_per_tok": 4,
+    "intermediate_size": 512,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
     "router_aux_loss_coef": 0.05,
@@ -65,11 +65,10 @@ TINY = {
 MICRO = TINY | {
     "hidden_size": 64,
     "num_hidden_layers": 4,
-    "layer_types": ["full_attention"] + ["linear_attention"] * 3,
     "head_dim": 16,
     "partial_rotary_factor": 0.5,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 24,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
     "num_experts": 8,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
@@ -134,23 +133,24 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
 
 # Roles of words that nobody can know, and of those that can always be known by looking back. Of the others, those that
 # are not of the template have been told before, and are often known.
-UNKNOWABLE, COPIED, TEMPLATE = (" (new)", " (asked)"), ("answer", "name (copied)"), "template"
+UNKNOWABLE, COPIED, TEMPLATE = (" (new)", " (asked)"), ("answer", "name (copied)", "pronoun"), "template"
 # What --without can leave out: the documents without questions, the mask on the loss, the short rows, the order of the
-# layers with attention first, Muon, and the quiet start.
+# layers (without it, each attention layer stands before its three Gated DeltaNet layers), Muon, and the quiet start.
 PARTS = ["bare", "mask", "short", "order", "muon", "quiet"]
 
 
 # The phases of the training: how much of it is done when each ends, and the shares of the corpus' kinds of documents.
 # None: from EARLY at a fifth of the training towards LATER at three fifths.
-EARLY = {"chat": 0.35, "moves": 0.3, "book": 0.2, "who": 0.15}
-LATER = {"story": 0.05, "chat": 0.41, "moves": 0.3, "book": 0.08, "small talk": 0.02, "who": 0.14}
+EARLY = {"chat": 0.33, "moves": 0.16, "handed on": 0.12, "book": 0.17, "who": 0.12, "inline": 0.1}
+LATER = {"story": 0.05, "chat": 0.36, "moves": 0.19, "handed on": 0.06, "book": 0.08, "small talk": 0.01, "who": 0.11,
+         "free": 0.14}  # fmt: skip
 PHASES = {
-    "look back": (0.08, {"moves": 0.45, "book": 0.55}),
-    "who is who": (0.2, {"moves": 0.25, "book": 0.1, "who": 0.65}),
+    "look back": (0.08, {"moves": 0.2, "handed on": 0.3, "book": 0.5}),
+    "who is who": (0.2, {"moves": 0.1, "handed on": 0.2, "book": 0.1, "who": 0.6}),
     "questions": (0.357, None),
-    "accounts": (0.6, {"chat": 0.3, "moves": 0.42, "book": 0.08, "who": 0.18, "small talk": 0.02}),
+    "accounts": (0.6, {"chat": 0.3, "moves": 0.28, "handed on": 0.14, "book": 0.08, "who": 0.1, "inline": 0.1}),
     "between": (0.607, None),
-    "few moves": (0.69, {"moves": 0.8, "who": 0.2}),
+    "few moves": (0.69, {"moves": 0.45, "handed on": 0.25, "who": 0.15, "inline": 0.15}),
     "mixed": (0.8, None),
     "all": (math.inf, corpus.SHARES),
 }
@@ -177,8 +177,10 @@ def curriculum(progress: float, length: int, without: frozenset[str] = frozenset
     tokens are left out of the loss, in the beginning most others, too. The first documents can only be predicted by
     looking back: phone books with few entries, told again and again, and accounts that say after moves where things
     are; then meetings, which tell over and over what animal someone is, and what the day and the things were like. The
-    rows of these two phases are short, so that nothing else is in sight. Then come questions; then accounts above all,
-    for a while with few moves and alone; at last all kinds, as the corpus has them.
+    rows of these two phases are short, so that nothing else is in sight. Among the accounts are from the start such in
+    which things only change hands, since to find who has one then is what was learned worst. Then come questions, soon
+    some in a newcomer's words; then accounts above all, for a while with few moves and alone; at last all kinds, as the
+    corpus has them.
     """
     phase, shares = next((name, shares) for name, (end, shares) in PHASES.items() if progress < end)
     masked, narrow, few = "mask" not in without, phase in NARROW, phase == "few moves"
@@ -329,9 +331,12 @@ def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, ro
 
 @torch.no_grad()
 def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documents: int = 8, **settings) -> float:
-    """The share of a document kind's answers of which every word is predicted right, one document a row."""
+    """The share of a document kind's answers of which every word is predicted right, one document a row.
+
+    The kind is settings["kind"], or what the other settings are about.
+    """
     kinds = {"entries": "book", "moves": "moves", "guests": "who"}
-    kind = next((kinds[name] for name in settings if name in kinds), "chat")
+    kind = settings.pop("kind", None) or next((kinds[name] for name in settings if name in kinds), "chat")
     source, right, total = corpus.Corpus("held out", {kind: 1.0}, **settings), 0, 0
     for number in range(documents):
         ids, spans = [], []
@@ -347,22 +352,46 @@ def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documen
     return right / total
 
 
-def plot(history: list[tuple[int, float, float]], path: Path):
-    """The loss curve as a PNG."""
+@torch.no_grad()
+def yes_or_no(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, kind: str, documents: int = 40) -> float:
+    """The share of replies of which Yes or No is right, in documents of this kind, where most questions ask for it."""
+    source, right, total = corpus.Corpus("held out", {kind: 1.0}, **{"yes or no": 0.8}), 0, 0
+    for number in range(documents):
+        ids, places = [], []
+        for unit in source.document(f"yes or no:{number}"):
+            ids += tokenizer.encode(unit.marks)
+            if unit.role == "answer" and unit.word in ("Yes", "No"):
+                places.append(len(ids))
+            ids += tokenizer.encode(unit.word)
+        best = model(torch.tensor([ids], device=model.device)).logits[0].argmax(-1).tolist()
+        right += sum(best[i - 1] == ids[i] for i in places)
+        total += len(places)
+    return right / max(total, 1)
+
+
+def plot(history: list[tuple[int, int, float, float]], path: Path):
+    """The loss curve as a PNG: rows of step, tokens, loss and MTP loss. A line is a mean over a hundredth of the steps,
+    since single steps differ by the documents they happen to see; the band is what four in five of those steps had."""
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    _, tokens, losses, mtp = zip(*history, strict=True)
+    _, tokens, losses, mtp = (np.array(column) for column in zip(*history, strict=True))
+    window = -(-len(tokens) // 100)
+    millions = tokens[window - 1 :] / 1e6
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([n / 1e6 for n in tokens], losses, linewidth=0.8, label="next token")
-    axes.plot([n / 1e6 for n in tokens], mtp, linewidth=0.8, label="token after the next (MTP)")
-    axes.legend()
+    for values, color, label in ((losses, "#0072B2", "next token"), (mtp, "#E69F00", "token after the next (MTP)")):
+        near = np.lib.stride_tricks.sliding_window_view(values, window)  # (places, window)
+        low, high = np.quantile(near, (0.1, 0.9), axis=1)
+        axes.fill_between(millions, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(millions, near.mean(1), color=color, label=label)
+    axes.legend(title=f"mean of {window} steps, and the band of four in five" if window > 1 else None)
     axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats per token)", title="Training loss")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
-    write_whole(path, functools.partial(figure.savefig, dpi=120))
+    write_whole(path, functools.partial(figure.savefig, dpi=160))
 
 
 def train(rank: int, args: argparse.Namespace, meeting: str = ""):
@@ -375,7 +404,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
     torch.manual_seed(args.seed)
     config = Qwen3NextConfig(**SIZES[args.size][0], bos_token_id=end, eos_token_id=im_end)
     if "order" in args.without:
-        config.layer_types = config.layer_types[::-1]
+        config.layer_types = config.layer_types[::-1]  # attention first
     model = Qwen3NextForCausalLM(config).to(args.device)
     if "quiet" not in args.without:
         quiet_start(model)
@@ -425,7 +454,13 @@ def train(rank: int, args: argparse.Namespace, meeting: str = ""):
             moves = [f"{n} {accuracy(model, tokenizer, 16, moves=n):.0%}" for n in (1, 2, 4, 8)]
             who = accuracy(model, tokenizer, 16, guests=4)
             told = accuracy(model, tokenizer, 32, **{"questions a story": 4})
-            tqdm.write(f"  entries: {', '.join(books)}; moves: {', '.join(moves)}; who: {who:.0%}; stories: {told:.0%}")
+            handed = accuracy(model, tokenizer, 16, kind="handed on", things=3)
+            free = accuracy(model, tokenizer, 32, kind="free")
+            yes = [f"{kind} {yes_or_no(model, tokenizer, kind):.0%}" for kind in ("chat", "moves", "free")]
+            tqdm.write(
+                f"  entries: {', '.join(books)}; moves: {', '.join(moves)}; handed on: {handed:.0%}; who: {who:.0%}; "
+                f"stories: {told:.0%}; free: {free:.0%}; Yes or No: {', '.join(yes)}"
+            )
             model.train()
     if last < args.steps or rank > 0:
         return

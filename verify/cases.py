@@ -4,6 +4,9 @@
            zero; rms_norm_eps 1e-3; an expert that no token takes, and two experts that are the same, so that they tie
     addd   layers A D D D, K unlike V, groups of 1; dense MLPs, YaRN, positions from 5,000 on; no MTP
     pair   layers D A, groups of 2; tied embeddings, biases, raw weights of the chosen experts, a kernel of 2
+    mixed  layers D D D A, K = V, groups of 3; only layer 1 and MTP have experts, by decoder_sparse_step and
+           mlp_only_layers; whole heads turn, by YaRN that stretches 64 tokens to 512; sizes that kernels of released
+           engines take
 
 Each model is small enough to be shipped. A case is a file of golden vectors: the steps of one run.
 """
@@ -79,6 +82,32 @@ MODELS = {  # name: what differs from BASE, whether there is an MTP layer, and t
         },
         True,
         22,
+    ),
+    "mixed": (
+        {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "rms_norm_eps": 1e-6,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "rope_theta": 1000.0,
+            "partial_rotary_factor": 1.0,
+            "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 3,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+            "intermediate_size": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "decoder_sparse_step": 2,  # layers 1 and 3 have experts ..
+            "mlp_only_layers": [3],  # .. but layer 3 does not
+        },
+        True,
+        23,
     ),
 }
 UNUSED, TWINS = 5, (2, 7)  # ddda's experts: one that no token takes, and two that are the same
@@ -284,4 +313,10 @@ CASES = {
     ),
     "pair-rollback": Case("pair", drafts_and_rollbacks, ["mtp.", *STATES, *LAYERS, *ENDS], {}),
     "pair-gradients": Case("pair", gradients, [".grad"], {}),
+    "mixed-decode": Case(
+        "mixed",
+        pieces({"prefill": 100, "piece 2": 104, "decode 1": 105}),
+        [*ROUTING, *STATES, "q_rope", "k_rope", "attn_out", "mlp.down_proj", *LAYERS, *ENDS, "mtp."],
+        {"prefill": [*ROUTING, *STATES, "q_rope", "k_rope", *LAYERS, *ENDS, "mtp.norm", "mtp.logits"]},
+    ),
 }

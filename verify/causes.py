@@ -28,7 +28,7 @@ from verify.mistakes import (
     softplus,
     turned,
 )
-from verify.rotary import rotated_width
+from verify.rotary import has_yarn, rotated_width
 from verify.stages import IDS, PROBS, WEIGHTS, Array, axes_of
 
 Lookup = Callable[[str], Array]  # the reference's value of a stage of the same layer; KeyError if there is none
@@ -139,8 +139,12 @@ def state_mistakes(name: str, at: Lookup, context: Context) -> Candidates:
         state = context.before("linear_attn.state")
     which = 0 if name == "delta_out" else 1
     given = inputs_of_the_rule(at)
+    square = given[1].shape[-1] == given[2].shape[-1]  # K = V: a state that is transposed fits
     if state is not None:
         yield "the state is not carried over between calls", recurrence(*given, "")[which]
+        if square:
+            cause = "the state is transposed from one call to the next: one writes (V, K), the other reads (K, V)"
+            yield cause, recurrence(*given, "", state.swapaxes(-1, -2))[which]
         for dtype in ("bfloat16", "float16"):
             rounded = half_precision(state, dtype)
             yield RECURRENCES[dtype], recurrence(*given, "", rounded)[which]
@@ -148,7 +152,8 @@ def state_mistakes(name: str, at: Lookup, context: Context) -> Candidates:
         for dtype in ("bfloat16", "float16"):
             yield RECURRENCES[dtype], half_precision(at("linear_attn.state"), dtype)
     for variant, cause in RECURRENCES.items():
-        yield cause, recurrence(*given, variant, state)[which]
+        if square or "transposed" not in variant:
+            yield cause, recurrence(*given, variant, state)[which]
 
 
 def rollback_mistakes(context: Context) -> Candidates:
@@ -324,7 +329,14 @@ HINTS: dict[str, list[tuple[str, str]]] = {
     ],
     r"linear_attn\.beta": [("", "sigmoid(b); padding has beta = 0 and g = 0")],
     r"linear_attn\.(q|k)_l2norm": [("", "x / sqrt(sum x^2 + 1e-6), then q * K^-0.5")],
-    r"self_attn\.[qk]_rope": [("", "RoPE: which entries, which pairs, which positions (those of the cache count)")],
+    r"self_attn\.[qk]_rope": [
+        ("yarn", "YaRN: its ramp (floor, ceil, the bounds 0 and R - 1), the factor on slow pairs, m on cos and sin"),
+        ("", "RoPE: which entries, which pairs, which positions (those of the cache count)"),
+    ],
+    r"accepted": [("", "a draft is accepted while u < p / q: not if u = p / q, always if p >= q, never if p = 0")],
+    r"token": [
+        ("", "the first token whose cumulative sum exceeds u: of max(p - q, 0) after a rejection, of p if that is 0")
+    ],
     r"self_attn\.attn_out": [
         ("second", "the scale of the scores, head_dim^-0.5, or the mask; a single token's softmax shows neither"),
         ("start", "the cache's keys and values, or the mask over them"),
@@ -357,7 +369,8 @@ def facts(stage: str, r: Array, m: Array, allowed: float) -> dict[str, str]:
     if not m.any():
         return {"zero": "all entries are 0"}
     tight = max(10 * allowed, 0.02 * relative_error(r, m))
-    factor = float(np.sum(r * m) / np.sum(r * r))
+    squared = float(np.sum(r * r))
+    factor = float(np.sum(r * m)) / squared if squared else 0.0
     if relative_error(m, factor * r) <= tight:
         return {"factor": f"all entries are {factor:.5g} times what they should be"}
     found = factor_of_each(stage, r, m, tight)
@@ -420,7 +433,7 @@ def explain(
         pass
     causes = [cause for _, cause in sorted(fitting)]
     if not causes:
-        known = {"continued": context.start > 0, "packed": context.packed}
+        known = {"continued": context.start > 0, "packed": context.packed, "yarn": has_yarn(config)}
         causes = usual_causes(stage, {*seen, *(name for name, true in known.items() if true)})
     return list(seen.values()), causes
 

@@ -5,7 +5,7 @@
 // Prints a line for each level, and the first value that differs. A value agrees if its relative RMS error is at most
 // four times the noise of its stage (noise.json), as in compare.py, of which this is the short form: values have to be
 // in the reference's order of axes (axes of 1 may be added), of tied experts either is accepted, and nothing is
-// explained. Exit code: 0 all is there and agrees, 1 some differ, 2 nothing to compare, 3 some is missing.
+// explained but a state that is transposed where K = V, so that its shape is right. Exit code: 0 all is there and agrees, 1 some differ, 2 nothing to compare, 3 some is missing.
 
 const fs = require('fs');
 const path = require('path');
@@ -169,7 +169,18 @@ function compareOne(name, ref, mine, steps, noise, dtype) {
   const rows = rowsOf(step, key, fed, count).filter((row) => !skip.has(row));
   const error = relativeError(theirs, ours, rows, r.values.length / count);
   const allowed = allowedOf(key, fed, noise, dtype);
-  return error <= allowed ? '' : `relative error ${error.toPrecision(3)}, allowed ${allowed.toPrecision(3)}`;
+  if (error <= allowed) return '';
+  const words = `relative error ${error.toPrecision(3)}, allowed ${allowed.toPrecision(3)}`;
+  const square = r.shape[r.shape.length - 2] === k;
+  if (!square || !/(linear_attn\.state|^state_out)$/.test(key)) return words;
+  const turned = relativeError(theirs, transposed(ours, k), rows, r.values.length / count);
+  return turned <= allowed ? `${words}: the state is transposed, (V, K); it is (K, V)` : words;
+}
+
+// The same with the last two axes, both of n, swapped
+function transposed({ shape, values }, n) {
+  const swapped = (i) => i - (i % (n * n)) + (i % n) * n + Math.floor((i % (n * n)) / n);
+  return { shape, values: values.map((_, i) => values[swapped(i)]) };
 }
 
 function splitName(name) {

@@ -234,7 +234,8 @@ class Comparison:
         r, m = self.wrong[row.step, row.key]
         context = context_of(row.step, self.tokens, reference, at)
         stage = STAGES_OF_OPERATIONS.get((self.tokens.get(row.step, {}).get("op"), row.key), stage)
-        seen, causes = explain(stage, r, m, row.allowed, at(row.step), self.config, context)
+        config = {**self.config, **self.tokens.get(row.step, {}).get("parameters", {})}
+        seen, causes = explain(stage, r, m, row.allowed, at(row.step), config, context)
         row.note = "; ".join([note for note in (row.layout, self.cut.get((row.step, row.key), "")) if note] + seen)
         row.causes = causes
 

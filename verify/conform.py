@@ -6,6 +6,7 @@
 For each file of verify/golden/v2/ the command is run once. {model} is the checkpoint's folder, {trace} the file, whose
 manifest says what to feed (SPEC.md, section 7), and {out} where the port writes its own values. A port leaves out what
 it does not have; a level is complete when nothing of it is missing and all agrees. The command is run without a shell.
+If a port has code for some of the models alone, --models names them.
 
 Exit code: 0 every level asked for is complete, 1 some value differs or the port failed, 2 nothing to compare, 3 what is
 there agrees, but some is missing. Needs NumPy and safetensors; reference_recurrent.py, if it lies next to verify/,
@@ -76,6 +77,7 @@ class Port:
     state_dtype: str | None = None
     keys: list[str] = field(default_factory=lambda: ["*"])
     timeout: float = 600.0
+    models: list[str] = field(default_factory=lambda: model_names())
 
     def run(self, model: Path, trace: Path, out: Path):
         """Runs the command. Raises CannotCompare if it fails or writes nothing."""
@@ -96,10 +98,15 @@ class Port:
             raise CannotCompare(f"{how}{': ' + lines[-1] if lines else ''}")
 
 
-def model_of(case: str) -> Path:
-    """The checkpoint of a case: its name's first part. Operations have none, and get the first."""
-    models = sorted((GOLDEN / "models").iterdir())
-    return next((model for model in models if case.startswith(model.name + "-")), models[0])
+def model_names() -> list[str]:
+    """The golden models."""
+    return sorted(path.name for path in (GOLDEN / "models").iterdir())
+
+
+def model_of(case: str, models: list[str] | None = None) -> Path:
+    """The checkpoint of a case: its name's first part. Operations have none, and get the first of `models`."""
+    models = models or model_names()
+    return GOLDEN / "models" / next((name for name in model_names() if case.startswith(name + "-")), models[0])
 
 
 def judge(case: str, ref: Trace, out: Path, port: Port, wanted: list[str]) -> list[Result]:
@@ -137,6 +144,8 @@ def conform(port: Port, wanted: list[str]) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             case = path.relative_to(GOLDEN).with_suffix("").as_posix()
+            if model_of(case, port.models).name not in port.models:
+                continue
             ref = read_trace(path)
             split = split_batches(ref, ref.tokens, "right")
             nothing = Trace({}, {}, {})
@@ -147,7 +156,7 @@ def conform(port: Port, wanted: list[str]) -> list[Result]:
             out.unlink(missing_ok=True)
             began = time.perf_counter()
             try:
-                port.run(model_of(case), path, out)
+                port.run(model_of(case, port.models), path, out)
                 found = judge(case, ref, out, port, wanted)
             except CannotCompare as error:
                 found = [Result(case, level, error=f"{case}: {error}") for level in levels]
@@ -222,7 +231,8 @@ def as_json(results: list[Result], port: Port) -> dict:
         }
         for one in results
     ]
-    about = {"schema": SCHEMA, "golden": "v2", "command": port.command, "dtype": port.dtype, "keys": port.keys}
+    about = {"schema": SCHEMA, "golden": "v2", "command": port.command, "dtype": port.dtype}
+    about |= {"models": port.models, "keys": port.keys}
     return strict({**about, "reached": reached(results), "levels": levels, "cases": cases})
 
 
@@ -259,6 +269,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--cmd", required=True, metavar="COMMAND", help="with {model}, {trace} and {out}")
     add("--level", nargs="+", choices=LEVELS, metavar="L", default=list(LEVELS), help="these only (default: all)")
     add("--keys", nargs="+", default=["*"], metavar="GLOB", help="these values only, such as lm_head.out '*.state'")
+    add("--models", nargs="+", choices=model_names(), metavar="M", default=model_names(), help="these only")
     add("--dtype", choices=EPSILON, help="what the port computes in (default: its manifest's, or float32)")
     add("--state-dtype", choices=STATE_DTYPES, help="what it keeps the delta rule's state in (default: float32)")
     add("--timeout", type=float, default=600.0, metavar="S", help="seconds for each file (default: 600)")
@@ -274,7 +285,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     args = parse_arguments(arguments)
-    port = Port(args.cmd, args.dtype, args.state_dtype, args.keys, args.timeout)
+    port = Port(args.cmd, args.dtype, args.state_dtype, args.keys, args.timeout, args.models)
     results = conform(port, args.level)
     try:
         if args.json:

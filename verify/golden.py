@@ -51,13 +51,13 @@ KEEP = {  # model: scenario -> parts of the names of what is kept
         "decode": [
             ".layers.0.out",
             ".layers.7.out",
-            "layers.0.self_attn.q_rope",
-            "layers.1.linear_attn.g",
-            *STATES[:1],
+            "layers.3.self_attn.q_rope",
+            "layers.0.linear_attn.g",
+            "layers.6.linear_attn.state",
         ],
-        "pieces": ["layers.1.linear_attn.state", "layers.7.out"],
-        "padded": ["layers.1.linear_attn.state", "layers.7.out"],
-        "speculation": ["mtp.fc", "mtp.norm", "layers.1.linear_attn.state", "layers.7.out"],
+        "pieces": ["layers.0.linear_attn.state", "layers.7.out"],
+        "padded": ["layers.0.linear_attn.state", "layers.7.out"],
+        "speculation": ["mtp.fc", "mtp.norm", "layers.0.linear_attn.state", "layers.7.out"],
     },
 }
 

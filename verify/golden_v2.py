@@ -1,7 +1,9 @@
-"""Golden vectors, version 2: every level, for the three models of cases.py, whose files are shipped with them.
+"""Golden vectors, version 2: every level, for the four models of cases.py, whose files are shipped with them.
 
     python verify/golden_v2.py --check           computes everything again and compares with verify/golden/v2/
-    python verify/golden_v2.py --write           for a new version only: vectors of one version never change
+    python verify/golden_v2.py --add             writes what is not there yet; files that are there stay as they are
+
+Vectors of one version never change: what a port agreed with once, it has to agree with for ever. A version may grow.
 
 Everything but the gradients is what reference_recurrent.py computes in float64, stored as float32. The gradients are
 qwen3_next.py's in float64. --check compares them with the reference's own loss: with its change along a random
@@ -136,19 +138,23 @@ def sums_of_files() -> list[str]:
     return [f"{sha256(path)}  {path.relative_to(GOLDEN).as_posix()}" for path in paths]
 
 
-def write():
-    """Writes checkpoints, vectors and sums."""
+def add():
+    """Writes the checkpoints and vectors that are not there yet, and the sums of all."""
     (GOLDEN / "ops").mkdir(parents=True, exist_ok=True)
     for name, (steps, fed) in ops.vectors().items():
         path = GOLDEN / "ops" / f"{name}.safetensors"
-        write_trace(path, steps, fed, producer=PRODUCER, dtype="float64", folder=None)
+        if not path.exists():
+            write_trace(path, steps, fed, producer=PRODUCER, dtype="float64", folder=None)
     for model in MODELS:
-        write_model(model, folder_of(model))
+        if not folder_of(model).exists():
+            write_model(model, folder_of(model))
     for name, case in CASES.items():
+        path = GOLDEN / f"{name}.safetensors"
+        if path.exists():
+            continue
         steps, fed = vectors(name)
         if "gradients" in fed:
             steps["gradients"] = {key: stored(x) for key, x in gradients(name).items()}
-        path = GOLDEN / f"{name}.safetensors"
         write_trace(path, steps, fed, producer=PRODUCER, dtype="float64", folder=folder_of(case.model))
     (GOLDEN / "SHA256SUMS").write_text("\n".join(sums_of_files()) + "\n", encoding="utf-8")
 
@@ -157,10 +163,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--check", action="store_true")
-    task.add_argument("--write", action="store_true")
+    task.add_argument("--add", action="store_true")
     args = parser.parse_args()
-    if args.write:
-        write()
+    if args.add:
+        add()
         return 0
     wrong = check()
     print(*(wrong or ["all as stored"]), sep="\n")

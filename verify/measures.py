@@ -11,6 +11,8 @@ import numpy as np
 from verify.floors import EPSILON, Noise  # noqa: F401, as both belong to the measure
 from verify.stages import ROWS, VALUE_HEADS, Array, axes_of
 
+STATES = ("linear_attn.state", "state_out")  # the stage, and the output of its operation
+
 # ---- Difference -----------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +86,9 @@ def layouts(stage: str, r: Array, m: Array, heads: Array | None) -> Iterator[tup
         return
     for a, b in itertools.combinations(range(m.ndim), 2):
         if m.shape[a] == m.shape[b]:
-            yield np.swapaxes(m, a, b), f"axes {a} and {b} swapped"
+            turned = stage in STATES and (a, b) == (m.ndim - 2, m.ndim - 1)
+            words = "the state is transposed, (V, K); it is (K, V)" if turned else f"axes {a} and {b} swapped"
+            yield np.swapaxes(m, a, b), words
     axes = axes_of(stage)
     key_heads_repeat = stage.endswith("_l2norm")  # so that their order can only be that of other values
     if stage in VALUE_HEADS and (heads is not None or not key_heads_repeat):

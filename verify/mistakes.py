@@ -46,7 +46,10 @@ def recurrence(
         alpha = np.ones_like(g[t]) if variant == "no decay" else np.exp(g[t])
         alpha = alpha[:, None, None]
         decayed = alpha * S
-        recall = np.einsum("hkv,hk->hv", S if variant == "decay after the error" else decayed, k[t])
+        recalled_from = S if variant == "decay after the error" else decayed
+        if variant == "recall transposed":
+            recalled_from = recalled_from.swapaxes(-1, -2)
+        recall = np.einsum("hkv,hk->hv", recalled_from, k[t])
         if variant == "no error":
             recall = np.zeros_like(recall)
         strength = beta[t][:, None]
@@ -59,6 +62,8 @@ def recurrence(
         write = np.einsum("hk,hv->hkv", k[t], delta)
         S = alpha * (S + write) if variant == "decay after the write" else decayed + write
         read = decayed if variant == "read before the write" else S
+        if variant == "read transposed":
+            read = read.swapaxes(-1, -2)
         out.append(np.einsum("hkv,hk->hv", read, q[t]))
         if variant in ("bfloat16", "float16"):
             S = half_precision(S, variant)
@@ -73,6 +78,8 @@ RECURRENCES = {
     "no error": "beta v is written, not beta (v - S^T k): plain linear attention",
     "no beta": "beta is missing",
     "beta on v alone": "beta multiplies v, not v - S^T k",
+    "read transposed": "the state is read transposed: out = S q; it is S^T q, S (K, V)",
+    "recall transposed": "the state is transposed in the error: v - S k; it is v - S^T k, S (K, V)",
     "bfloat16": "the state is kept in bfloat16; if that is meant, announce it: --state-dtype bfloat16",
     "float16": "the state is kept in float16; if that is meant, announce it: --state-dtype float16",
     "forgets every 32": "the state is dropped between chunks of 32 tokens",

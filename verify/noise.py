@@ -3,7 +3,7 @@
     python verify/noise.py
 
 For each dtype, this project's model in that dtype is compared with reference_recurrent.py in float64: the same weights
-(all of them bfloat16's), the same experts chosen, over tiny/ and the models of golden.py, two inputs each, and all
+(all of them bfloat16's), the same experts chosen, over tiny/ and the models of golden.py, four inputs each, and all
 scenarios. What is stored of a stage, its floor, is the largest relative RMS error that it had. The "chained" ones, to
 which the errors of the layers before add up, are divided by the root of the layer's number. These models are narrow:
 what wider sums lose is measured by noise_sums.py, and stays in the file.
@@ -31,7 +31,7 @@ from verify.stages import IDS, LAYER, Trace, split_batches, split_tokens, stage_
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 MODES = ("chained", "isolated")
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2, 3)
 
 
 def errors(model, reference: Reference, seed: int, isolated: bool):

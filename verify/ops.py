@@ -2,7 +2,8 @@
 
 The outputs are those of reference_recurrent.py's functions in float64, the inputs float32. A file has a step for each
 case. What it is fed says the operation, the keys of its inputs, its parameters, and how large the relative RMS error
-may be by dtype. golden_v2.py writes and checks these files with the others.
+may be by dtype. golden_v2.py writes and checks these files with the others. A file has the name of its operation,
+except for those in OPERATION_OF.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2
 FAR = {**TOLERANCE, "float32": 1e-3}
 ROPE = {"head_dim": 12, "partial_rotary_factor": 0.5, "rope_theta": 10000.0}
 YARN = {**ROPE, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}
+# 32 pairs, of which the ramp takes in ten, and a context that is 32 times the original one
+STRETCH = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+STRETCHED = {"head_dim": 128, "partial_rotary_factor": 0.5, "rope_theta": 1e6}
+STRETCHED_TOLERANCE = {**TOLERANCE, "float32": 4e-3}  # for positions to 131,071
 
 
 def norm(x: Array, w: Array, eps: float) -> Values:
@@ -66,7 +71,9 @@ def verify(p: Array, q: Array, drafts: Array, uniforms: Array, uniform_next: Arr
         n = 0
         while n < drafts.shape[1]:
             x = drafts[row, n]
-            if not uniforms[row, n] < p[row, n, x] / q[row, n, x]:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = p[row, n, x] / q[row, n, x]
+            if not uniforms[row, n] < ratio:  # nor is it where both are 0
                 break
             n += 1
         rest = p[row, n]
@@ -88,6 +95,8 @@ OPERATIONS: dict[str, Callable[..., Values]] = {
     "delta_rule": delta_rule,
     "verify": verify,
 }
+OPERATION_OF = {"yarn": "rope", "acceptance": "verify"}  # file -> operation, where the names differ
+FILES = (*OPERATIONS, *OPERATION_OF)
 
 
 def unit(x: Array) -> Array:
@@ -133,6 +142,60 @@ def greedy(rng: np.random.Generator) -> Values:
     }
 
 
+def stretched(x: Array) -> dict[str, tuple[Values, dict, dict]]:
+    """YaRN with a long ramp and a large factor, and with each of its options. x (tokens, heads, 128)."""
+    usual = {"positions": [0, 1, 300, 4095, 40000, 131071], **STRETCHED}
+    options = {
+        "stretched": {},
+        "attention_factor": {"attention_factor": 0.8},
+        "not truncated": {"truncate": False, "beta_fast": 20, "beta_slow": 2},
+        "two scales": {"mscale": 0.8, "mscale_all_dim": 0.3},
+        "one scale alone": {"mscale": 0.8},
+    }
+    cases = {name: {**usual, "rope_scaling": {**STRETCH, **more}} for name, more in options.items()}
+    near = {**usual, "positions": [0, 1, 300, 1023, 4095, 8191], "rope_scaling": STRETCH}
+    cases["the ramp ends after the last pair"] = {**near, "rope_theta": 100.0}
+    near["rope_scaling"] = {**STRETCH, "original_max_position_embeddings": 1024}
+    cases["the ramp ends at R - 1"] = {**near, "rope_theta": 10.0}
+    return {name: ({"x": x}, parameters, STRETCHED_TOLERANCE) for name, parameters in cases.items()}
+
+
+def edges() -> dict[str, tuple[Values, dict, dict]]:
+    """Where the rule of speculative sampling turns over. All numbers are exact in any dtype."""
+    p = [3 / 8, 1 / 8, 1 / 8, 3 / 8]
+    q = [1 / 8, 1 / 2, 1 / 4, 1 / 8]  # p / q is 3, 1/4, 1/2, 3; max(p - q, 0) is 1/4, 0, 0, 1/4
+    without_0 = [0, 1 / 2, 1 / 4, 1 / 4]
+    without_1 = [1 / 2, 0, 1 / 4, 1 / 4]
+    without_3 = [1 / 2, 1 / 4, 1 / 4, 0]
+    uneven = [1 / 4, 1 / 2, 1 / 8, 1 / 8]
+    below_1 = 255 / 256
+    rows = {  # what is tested: p and q of two drafts, the drafts, their uniforms, p of the token after, its uniform
+        "u = p / q is rejected": ((p, q), (p, p), (1, 0), (1 / 4, 0), p, 1 / 4),
+        "u just below p / q is accepted": ((p, q), (p, p), (1, 0), (63 / 256, 0), p, 1 / 4),
+        "p = q is accepted, whatever u": ((p, p), (q, q), (1, 3), (below_1, below_1), p, 7 / 16),
+        "p > q is accepted, whatever u": ((p, q), (q, p), (0, 1), (below_1, below_1), p, below_1),
+        "u = 0 is accepted": ((p, q), (p, q), (1, 2), (0, 0), p, 0),
+        "p = 0 is rejected, even by u = 0": ((without_1, uneven), (p, p), (1, 0), (0, 0), p, 5 / 8),
+        "q = 0 < p is accepted": ((p, without_3), (p, p), (3, 0), (below_1, 0), p, 15 / 16),
+        "p = q = 0 is rejected, and p has the next token": ((without_3, without_3), (p, p), (3, 0), (0, 0), p, 5 / 8),
+        "the second draft's u = p / q is rejected": ((p, p), (p, q), (0, 2), (below_1, 1 / 2), p, 1 / 4),
+        "what follows a rejected draft is rejected": ((p, q), (p, p), (2, 0), (3 / 4, 0), p, 3 / 4),
+        "a cumulative sum that is u is not enough": ((p, q), (p, p), (1, 0), (1 / 2, 0), p, 1 / 2),
+        "u = 0 takes no token without probability": ((p, p), (p, p), (0, 3), (0, 0), without_0, 0),
+    }
+    found = {}
+    for name, (first, second, drafts, uniforms, after, uniform_next) in rows.items():
+        inputs = {
+            "p": np.array([[first[0], second[0], after]]),
+            "q": np.array([[first[1], second[1]]]),
+            "drafts": np.array([drafts]),
+            "uniforms": np.array([uniforms], np.float64),
+            "uniform_next": np.array([uniform_next], np.float64),
+        }
+        found[name] = inputs, {}, TOLERANCE
+    return found
+
+
 def ops() -> dict[str, dict[str, tuple[Values, dict, dict]]]:
     """File -> case -> inputs, parameters, tolerances."""
     rng = np.random.default_rng(0)
@@ -174,6 +237,8 @@ def ops() -> dict[str, dict[str, tuple[Values, dict, dict]]]:
             "strong decay": (delta_inputs(rng, 70, 2, 8, 8, 20.0), {}, TOLERANCE),
         },
         "verify": {"sampled": (draws(rng), {}, TOLERANCE), "greedy": (greedy(rng), {}, TOLERANCE)},
+        "yarn": stretched(np.random.default_rng(1).standard_normal((6, 1, 128))),
+        "acceptance": edges(),
     }
 
 
@@ -181,13 +246,14 @@ def vectors() -> dict[str, tuple[dict[str, Values], dict[str, dict]]]:
     """File -> its steps, inputs and outputs as they are stored, and what each is fed."""
     found = {}
     for name, group in ops().items():
+        operation = OPERATION_OF.get(name, name)
         steps, fed = {}, {}
         for case, (inputs, parameters, tolerance) in group.items():
             given = {key: x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for key, x in inputs.items()}
             exact = {key: x.astype(np.float64) if x.dtype.kind == "f" else x for key, x in given.items()}
-            out = OPERATIONS[name](**exact, **parameters)
+            out = OPERATIONS[operation](**exact, **parameters)
             steps[case] = given | {k: x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for k, x in out.items()}
-            about = {"op": name, "inputs": list(given), "parameters": parameters, "tolerance": tolerance}
+            about = {"op": operation, "inputs": list(given), "parameters": parameters, "tolerance": tolerance}
             fed[case] = {"tokens": [], "before": [], **about}
         found[name] = steps, fed
     return found

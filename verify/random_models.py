@@ -78,7 +78,8 @@ def weights(fields: dict, mtp: bool, seed: int) -> dict[str, np.ndarray]:
     heads, interval = c["linear_num_value_heads"], c["full_attention_interval"]
     numbers = range(c["num_hidden_layers"])
     kinds = c.get("layer_types") or ["linear_attention" if (i + 1) % interval else "full_attention" for i in numbers]
-    sparse = [c["num_experts"] > 0 and (i + 1) % c["decoder_sparse_step"] == 0 for i in numbers]
+    dense = c["mlp_only_layers"]
+    sparse = [c["num_experts"] > 0 and i not in dense and (i + 1) % c["decoder_sparse_step"] == 0 for i in numbers]
     layers = [(f"model.layers.{i}.", kind, moe) for i, (kind, moe) in enumerate(zip(kinds, sparse))]
     layers += [("mtp.layers.0.", "full_attention", c["num_experts"] > 0)] * mtp
     shapes["model.embed_tokens.weight"] = (c["vocab_size"], D)

@@ -22,6 +22,12 @@ def rotated_width(config: dict) -> int:
     return int(config["head_dim"] * rope_fields(config).get("partial_rotary_factor", 0.25))
 
 
+def has_yarn(config: dict) -> bool:
+    """Whether config.json asks for YaRN, by either name of the field."""
+    fields = rope_fields(config)
+    return fields.get("rope_type", fields.get("type", "default")) == "yarn"
+
+
 def frequencies(config: dict, width: int | None = None) -> tuple[Array, float]:
     """Radians per position of each pair, (R/2,), and the factor on cos and sin. KeyError for what config lacks."""
     fields = rope_fields(config)
@@ -29,7 +35,7 @@ def frequencies(config: dict, width: int | None = None) -> tuple[Array, float]:
     theta = fields["rope_theta"]
     i = np.arange(width // 2)
     plain = theta ** (-2 * i / width)
-    if fields.get("rope_type", fields.get("type", "default")) != "yarn":
+    if not has_yarn(config):
         return plain, 1.0
     original = fields.get("original_max_position_embeddings") or fields["max_position_embeddings"]
 

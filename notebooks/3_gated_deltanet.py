@@ -1,0 +1,766 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. The Gated DeltaNet layer
+#
+# *Tom has a ring. Nora has a cup. Tom gave the ring to Mira.* A memory that is written by the delta rule can follow
+# this, as [notebook 2](2_delta_rule.ipynb) shows: give it a key for the ring, and a value for whoever has it. But a
+# layer gets no keys and no values. It gets one row of numbers a token. Where do the key, the value, the query, the
+# decay and the write strength come from? And why are there six more parts between the input and the output?
+#
+# We build the layer part by part. Each part first gets its reason and then three or four lines of code, which we
+# compare with [`qwen3_next.py`](../qwen3_next.py) and with a second implementation that shares no code with it. Then we
+# take the parts away again, one at a time, from a trained model, and measure what breaks. In the end we look at the
+# layer's relatives, from linear attention to Kimi Delta Attention. They differ in one line.
+#
+# You need notebook 2, up to its section 6. Allow 50 minutes.
+#
+# | | |
+# |---|---|
+# | [GDN] | Gated Delta Networks, [arXiv 2412.06464](https://arxiv.org/abs/2412.06464): the layer is in section 3.4 |
+# | [M2] | Mamba-2, [arXiv 2405.21060](https://arxiv.org/abs/2405.21060): where this form of the decay comes from |
+# | [DN] | DeltaNet, [arXiv 2406.06484](https://arxiv.org/abs/2406.06484): convolution, SiLU and unit keys around a delta rule |
+# | [KDA] | Kimi Linear, [arXiv 2510.26692](https://arxiv.org/abs/2510.26692): a decay for each row of the memory |
+
+# %%
+from start import root
+
+# %%
+import functools
+import math
+from contextlib import contextmanager
+
+import corpus
+import course
+import figures
+import torch
+import torch.nn.functional as F
+from course import same
+from pictures import gated_deltanet as pictures
+
+import reference_recurrent
+from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer, chunk_gated_delta_rule
+from verify.trace import recording
+
+figures.setup()
+
+# %% [markdown]
+# ## 1. The layer, and a text to watch
+#
+# We use `tiny/`, a small Qwen3-Next that was trained on stories, phone books and accounts of who has what. We load it
+# in float64. Then two ways to compute the same thing agree to about 12 digits, and no mistake can pass for rounding.
+#
+# The picture is the plan of this notebook. Follow the ways from top to bottom. On the left, the layer decides how much to
+# keep and how much to write. In the middle, queries, keys and values are prepared. On the right, `z` goes around the
+# memory, and meets at the end what was read.
+
+# %%
+model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)
+tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
+config = model.config
+LAYERS = [i for i, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+LAYER = LAYERS[-1]  # the one that we build; try another
+pictures.layer(config)
+
+# %% [markdown]
+# The model reads a text about a ring and a cup. Meanwhile, `recording` keeps every value that the layer computes, by
+# name. Our only input is `x`, the output of the norm before the layer. Everything else we compute ourselves, and then
+# compare with what was recorded.
+
+# %%
+TEXT = (
+    "Mira, Tom and Nora are friends. Tom has a ring. Nora has a cup. Tom gave the ring to Mira. "
+    "Nora put the cup in the barn.\n\nWho has the ring now?"
+)
+ids = tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": TEXT}]))
+with torch.no_grad(), recording(model) as trace:
+    model(torch.tensor([ids]))
+prefix = f"model.layers.{LAYER}."
+x = trace[prefix + "input_layernorm.out"][None]  # (B, T, D): one sequence
+inside = prefix + "linear_attn."
+seen = {name.removeprefix(inside): value[None] for name, value in trace.items() if name.startswith(inside)}
+for name, value in {"x": x, **seen}.items():
+    print(f"{name:18} {tuple(value.shape)}")
+
+# %%
+layer = model.get_submodule(prefix + "linear_attn")  # a GatedDeltaNet
+W = {name: weight.detach() for name, weight in layer.named_parameters()}
+B, T, D = x.shape
+KEY_HEADS, H = config.linear_num_key_heads, config.linear_num_value_heads
+K, V = config.linear_key_head_dim, config.linear_value_head_dim
+r = H // KEY_HEADS  # value heads that share a key head
+print(f"{sum(weight.numel() for weight in W.values()):,} parameters:")
+for name, weight in W.items():
+    print(f"{name:20} {str(tuple(weight.shape)):14} {weight.numel():8,}")
+
+# %% [markdown]
+# ## 2. Two projections, and how their rows are ordered
+#
+# A token has to say six things: under which key to write ($k$) and what ($v$), what to ask for ($q$), how much to
+# forget ($a$), how strongly to write ($b$), and how much of the answer to let out ($z$). Each is a linear map of $x$.
+# The first four are large and come from one matrix, `in_proj_qkvz`. The two small ones come from `in_proj_ba`. One
+# large product is faster than four smaller ones.
+#
+# There are fewer key heads than value heads. Value head $i$ has a memory of its own, but it shares its keys and queries
+# with the $r - 1$ others of its group, as in grouped-query attention, only the other way round: there, queries are
+# many. Keys are addresses, and several memories can use the same address for different contents.
+#
+# So how are the rows ordered? **Group by group.** A key head comes with the value heads that share it:
+#
+# $$W_{qkvz}\, x = [\,\underbrace{q_0 \mid k_0 \mid v_0 \dots v_{r-1} \mid z_0 \dots z_{r-1}}_{\text{key head } 0}
+# \;\mid\; \underbrace{q_1 \mid k_1 \mid v_r \dots v_{2r-1} \mid z_r \dots z_{2r-1}}_{\text{key head } 1} \mid \dots]$$
+#
+# Why like this? Whoever spreads the layer over several devices gives each device some groups. With this order, its
+# share is one block of rows. We reshape to groups first, and then cut inside each group.
+
+
+# %%
+def unpack(qkvz, ba):
+    """Both projections' outputs (B, T, ...) -> q, k (B, T, KEY_HEADS, K), v, z (B, T, H, V), b, a (B, T, H)"""
+    q, k, v, z = qkvz.unflatten(-1, (KEY_HEADS, -1)).split([K, K, r * V, r * V], dim=-1)
+    b, a = ba.unflatten(-1, (KEY_HEADS, -1)).split([r, r], dim=-1)
+    v, z = (part.flatten(2).unflatten(-1, (H, V)) for part in (v, z))
+    return q, k, v, z, b.flatten(2), a.flatten(2)
+
+
+qkvz, ba = x @ W["in_proj_qkvz.weight"].T, x @ W["in_proj_ba.weight"].T
+q, k, v, z, b, a = unpack(qkvz, ba)
+for name, ours in {"q": q, "k": k, "v": v, "z": z, "b": b, "a": a}.items():
+    same(ours, seen[name])
+
+# %% [markdown]
+# A hasty reader takes it for "all q, all k, all v, all z". Every shape is right then, nothing fails, and the model
+# still writes something. Compare the two bars of the picture. Which block is read rightly by both?
+
+# %%
+parts = qkvz.split([KEY_HEADS * K, KEY_HEADS * K, H * V, H * V], dim=-1)
+for name, wrong, right in zip("qkvz", parts, (q, k, v, z)):
+    print(f"{name} cut in the wrong place: relative error {course.apart(wrong.reshape(right.shape), right):.2f}")
+pictures.rows_of_projection(KEY_HEADS, r, K, V)
+
+# %% [markdown]
+# ## 3. A convolution, because a token alone is a poor key
+#
+# In *Tom gave the ring to Mira*, the token *Mira* should be written under the key of the ring. But $k$ at *Mira* is a
+# linear map of what the stream says at *Mira*. The ring was two tokens earlier. Attention could look back, and this
+# layer has no attention. It has the memory, which answers only at the end of the layer, too late for the layer's own
+# keys. So before they are used, $q$, $k$ and $v$ get a look at their neighbours: a weighted sum over the token itself
+# and the three before it, with weights of its own for each channel:
+#
+# $$y_t[c] = \sum_{j=0}^{3} w_j[c]\; x_{t-3+j}[c]$$
+#
+# It is *causal*, since no token looks ahead, and *depthwise*, since channels do not mix. That makes it cheap: four
+# multiplications a channel. All channels of $q$, $k$ and $v$ go through it, but not $z$, $a$ and $b$.
+
+
+# %%
+def convolve(x, w):
+    """x (B, T, channels), w (channels, taps) -> (B, T, channels): each token with the taps - 1 before it"""
+    taps = w.shape[1]
+    padded = F.pad(x, (0, 0, taps - 1, 0))  # zeros before the first token
+    return sum(w[:, j] * padded[:, j : j + x.shape[1]] for j in range(taps))
+
+
+qkv = torch.cat([part.flatten(2) for part in (q, k, v)], dim=-1)  # (B, T, channels): all q, all k, all v
+w = W["conv1d.weight"][:, 0]  # (channels, taps), the last tap is the token's own
+mixed = convolve(qkv, w)
+same(F.silu(mixed), seen["conv_out"])  # SiLU comes in section 4
+
+# %% [markdown]
+# Which of the four tokens does a trained layer look at? The picture shows the share of the weights that each tap has,
+# as a mean over the layers. If neighbours did not matter, only the token itself would have a bar.
+
+# %%
+shares = {name: [] for name in "qkv"}
+for i in LAYERS:
+    weight = model.model.layers[i].linear_attn.conv1d.weight.detach()[:, 0].abs()
+    for name, part in zip("qkv", weight.split([KEY_HEADS * K, KEY_HEADS * K, H * V])):
+        shares[name].append(part.sum(0) / part.sum())
+pictures.taps({name: torch.stack(rows) for name, rows in shares.items()})
+
+# %% [markdown]
+# ### The window
+#
+# When the model writes an answer, tokens come one at a time. Then the convolution needs the three inputs before the
+# new one, and the cache has to keep them: the *window*. It is the second thing that this layer remembers, next to the
+# state. What exactly has to be kept? The convolution's *inputs*, before the sum and before SiLU. We cut the text in
+# two and show that nothing is lost.
+
+# %%
+cut = T // 2
+window = qkv[:, cut - w.shape[1] + 1 : cut]  # (B, taps - 1, channels)
+second = convolve(torch.cat([window, qkv[:, cut:]], dim=1), w)[:, window.shape[1] :]
+same(second, mixed[:, cut:])
+same(qkv[:, T - w.shape[1] + 1 :].mT, seen["conv_state"])  # what the module keeps after the last token
+forgotten = convolve(qkv[:, cut:], w)[:, 0]  # as if nothing had come before
+print(f"the window: {window[0].numel():,} numbers; the state: {H * K * V:,}")
+print(f"without its window, the token after the cut is wrong by {course.apart(forgotten, mixed[:, cut]):.0%}")
+
+# %% [markdown]
+# ## 4. SiLU, and keys of length 1
+#
+# Up to here everything is linear in $x$. The next step is SiLU, $\mathrm{SiLU}(y) = y\,\sigma(y)$, entry by entry. It
+# lets large positive entries pass and keeps negative ones above $-0.28$. Why is that good for a key? A key says "this is
+# there", with its positive entries. It has no need to say "that is not there" with negative ones. After SiLU, more of a
+# key's length is always in its positive entries than before. Two keys that have nothing in common are then close to
+# right angles, and a write under one hardly changes what the other returns.
+#
+# After that, $q$ and $k$ are divided by their lengths. Notebook 2 (section 5) shows why: if $\beta |k|^2$ exceeds 2,
+# repeated writes make the state explode. A constant $10^{-6}$ under the root keeps a vector of zeros from being divided
+# by zero. The query is also divided by $\sqrt K$, as in attention.
+
+
+# %%
+def unit(x):
+    """x (..., K) with length 1"""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6) ** -0.5
+
+
+q, k, v = F.silu(mixed).split([KEY_HEADS * K, KEY_HEADS * K, H * V], dim=-1)
+v = v.unflatten(-1, (H, V))
+q, k = (unit(part.unflatten(-1, (KEY_HEADS, K))) for part in (q, k))
+q, k = (part.repeat_interleave(r, dim=2) for part in (q, k))  # value heads i r .. i r + r - 1 share key head i
+q = q * K**-0.5
+same(q, seen["q_l2norm"])
+same(k, seen["k_l2norm"])
+same(v, seen["v_conv"])
+
+
+# %%
+def positive(keys):
+    """The share of all keys' squared length that is in positive entries"""
+    return (keys.clamp(min=0).square().sum() / keys.square().sum()).item()
+
+
+raw = mixed.split([KEY_HEADS * K, KEY_HEADS * K, H * V], dim=-1)[1]
+print(f"of the keys' squared length, {positive(raw):.0%} is positive before SiLU, {positive(F.silu(raw)):.0%} after it")
+assert all(positive(F.silu(key)) >= positive(key) for key in raw[0])
+
+# %% [markdown]
+# Another trap has the right shape, too. `repeat_interleave` gives the heads 0 0 1 1, and `repeat` gives 0 1 0 1. With
+# `repeat`, a value head is written under the key of another group. With one key head, no test could tell.
+
+# %%
+tiled = k[:, :, ::r].repeat(1, 1, r, 1)
+print(f"key heads repeated as 0 1 0 1: relative error {course.apart(tiled, k):.2f} of the keys")
+
+# %% [markdown]
+# ## 5. How much to write, and how much to keep
+#
+# **The write strength** is easy. $\beta = \sigma(b)$ lies between 0 and 1, one number for each head. One token may
+# write nothing, and the next one all it has.
+#
+# **The decay** $\alpha$ also has to lie between 0 and 1. But the decays that matter are all close to 1. A head that
+# remembers for 700 tokens needs $\alpha = 0.999$, and one for 7,000 tokens 0.9999. So the layer works with the logarithm
+# of $\alpha$, in the form of [M2]:
+#
+# $$g = -\underbrace{e^{\texttt{A\_log}}}_{A > 0} \cdot \underbrace{\mathrm{softplus}(a + \texttt{dt\_bias})}_{\Delta > 0},
+# \qquad \alpha = e^{g} = e^{-A \Delta}$$
+#
+# Read it as physics. A quantity that decays at rate $A$ has shrunk to $e^{-A\Delta}$ after a time $\Delta$. Each head
+# has its own rate $A$, and each token decides for how long the clock runs: hardly at all for a comma, for very long
+# when a new story begins. Softplus, $\ln(1 + e^y)$, is the smooth way to make a number positive. `A_log` is stored as a
+# logarithm, so that $A$ stays positive whatever training does, and so that a training step changes it by a factor.
+#
+# Is that so different from a sigmoid? No: $-\mathrm{softplus}(y) = \ln \sigma(-y)$, so
+# $\alpha = \sigma(-a - \texttt{dt\_bias})^A$. What is new is the power $A$, a time scale for each head, and that the
+# sigmoid itself is never computed, only its logarithm.
+
+
+# %%
+def decay(a, A_log, dt_bias):
+    """g, the log of the decay, (B, T, H), never above 0"""
+    return -A_log.exp() * F.softplus(a + dt_bias)
+
+
+g, beta = decay(a, W["A_log"], W["dt_bias"]), b.sigmoid()
+same(g, seen["g"])
+same(beta, seen["beta"])
+same(g.exp(), (-a - W["dt_bias"]).sigmoid() ** W["A_log"].exp())
+half_life = math.log(2) / -g[0]  # (T, H)
+for head, times in enumerate(half_life.T):
+    A, low, high = W["A_log"][head].exp(), times.min(), times.max()
+    print(f"head {head}: A = {A:5.2f}, half-lives from {low:.2g} to {high:,.0f} tokens")
+
+# %% [markdown]
+# ### Why in float32
+#
+# The weights of the released model are bfloat16, and most products are computed in it. Not this one. bfloat16 has 8
+# significant bits, so the last number before 1 is $1 - 2^{-8} = 0.996$. An $\alpha$ of 0.999 is rounded to 1, and a head
+# that should forget slowly never forgets at all. The right panel of the picture shows which half-lives are left. The
+# left panel shows $\alpha$ for three rates $A$.
+
+# %%
+steps = torch.linspace(-8, 3, 100, dtype=torch.float64)
+rates = {f"{A}": (steps, decay(steps, torch.tensor(A).double().log(), 0.0).exp()) for A in (1, 4, 16)}
+wanted = torch.logspace(0, 4, 400, dtype=torch.float64)
+alpha = 2 ** (-1 / wanted)
+got = {}
+for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+    got[name] = -math.log(2) / alpha.to(dtype).double().log()
+pictures.decays(rates, wanted, got)
+longest = math.log(2) / -math.log1p(-(2**-9))  # halfway between 1 and the number before it
+assert torch.equal(got["bfloat16"].isinf(), wanted > longest)
+assert ((got["float32"] / wanted - 1).abs() < 1e-3).all()
+
+# %% [markdown]
+# A training starts with $A$ between 1 and 16 and with $\Delta$ between 0.001 and 0.1 (`init_weights`), so with
+# half-lives from half a token to 700 tokens. The bias is drawn so that $\mathrm{softplus}(\texttt{dt\_bias})$ is this
+# $\Delta$. transformers' own initialisation has `dt_bias` = 1 instead. That is a $\Delta$ of 1.3, and a token would
+# wipe the memory.
+#
+# ### What does it decide?
+#
+# Here are both decisions, for every token of our text and every head. Columns are tokens. Look for heads that keep
+# everything and heads that keep nothing. Then look for tokens that write in most heads.
+
+# %%
+tokens = [tokenizer.decode([token]).strip() or "␣" for token in ids]
+pictures.decisions(tokens, g[0].exp(), beta[0])
+
+# %% [markdown]
+# ## 6. The delta rule, once more
+#
+# Now we have all five, and the rest is notebook 2. Decay, recall, delta, write, read:
+
+
+# %%
+def delta_rule(q, k, v, *, g, beta):
+    """q, k (B, T, H, K), v (B, T, H, V), g, beta (B, T, H) -> out (B, T, H, V), the last state (B, H, K, V)"""
+    S, outputs = v.new_zeros(len(k), H, K, V), []
+    for t in range(k.shape[1]):
+        S = g[:, t, :, None, None].exp() * S
+        recalled = torch.einsum("bhkv,bhk->bhv", S, k[:, t])
+        delta = beta[:, t, :, None] * (v[:, t] - recalled)
+        S = S + torch.einsum("bhk,bhv->bhkv", k[:, t], delta)
+        outputs.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+    return torch.stack(outputs, dim=1), S
+
+
+read, S = delta_rule(q, k, v, g=g, beta=beta)
+same(read, seen["delta_out"])
+same(S, seen["state"])
+arbiter = reference_recurrent.gated_delta_rule(*(part[0].numpy() for part in (q, k, v, g, beta)))
+same(read[0], torch.from_numpy(arbiter[0]))
+
+# %% [markdown]
+# ## 7. Norm, gate, and the way out
+#
+# What comes out of a memory can be of any size. A fresh memory returns little, a full one a lot, and a head with slow
+# decay more than one with fast decay. But the next layers expect numbers of a familiar size. So each head's answer is
+# divided by its root mean square, and scaled by $w$, a vector that all heads share. This one is *not* zero-centred: it
+# starts at 1 and scales by $w$, where every other norm of the model scales by $1 + w$.
+#
+# Now every head speaks with the same loudness, even one that found nothing. That calls for a gate. $z$ has waited since
+# the first projection. It knows the token, not the memory, and decides entry by entry what is wanted:
+#
+# $$o = W_o\,\big[\, w \odot \frac{y^h}{\mathrm{rms}(y^h)} \odot \mathrm{SiLU}(z^h) \,\big]_{h = 1 \dots H}$$
+#
+# The gate is a SiLU, not a sigmoid as in gated attention. It can also turn a sign around and make an entry larger.
+
+
+# %%
+def rms_norm(y, w):
+    """y (..., V) divided by its root mean square, times w (V,)"""
+    return y * (y.square().mean(-1, keepdim=True) + config.rms_norm_eps) ** -0.5 * w
+
+
+gated = rms_norm(read, W["norm.weight"]) * F.silu(z)  # (B, T, H, V)
+same(gated, seen["norm.out"], atol=1e-10)
+out = gated.flatten(2) @ W["out_proj.weight"].T  # (B, T, D)
+same(out, seen["out_proj.out"], atol=1e-10)
+sizes = read.square().mean(-1).sqrt()[0]  # (T, H)
+print("size of what is read, smallest and largest over the text, by head:")
+for head, size in enumerate(sizes.T):
+    print(f"head {head}: {size.min():.1e} to {size.max():.1e}")
+
+# %% [markdown]
+# ## 8. The whole layer, in fifteen lines
+#
+# Here is all of it. Each part is an argument, so that we can exchange it later.
+
+
+# %%
+def gated_delta_net(
+    x, W, convolve=convolve, silu=F.silu, unit=unit, decay=decay, strength=torch.sigmoid,
+    rule=chunk_gated_delta_rule, norm=rms_norm, gate=F.silu,
+):  # fmt: skip
+    """The layer: x (B, T, D) -> (B, T, D). W: its parameters, by name"""
+    q, k, v, z, b, a = unpack(x @ W["in_proj_qkvz.weight"].T, x @ W["in_proj_ba.weight"].T)
+    qkv = torch.cat([part.flatten(2) for part in (q, k, v)], dim=-1)
+    qkv = silu(convolve(qkv, W["conv1d.weight"][:, 0]))
+    q, k, v = qkv.split([KEY_HEADS * K, KEY_HEADS * K, H * V], dim=-1)
+    q, k = (unit(part.unflatten(-1, (KEY_HEADS, K))).repeat_interleave(r, dim=2) for part in (q, k))
+    g, beta = decay(a, W["A_log"], W["dt_bias"]), strength(b)
+    y, _ = rule(q * K**-0.5, k, v.unflatten(-1, (H, V)), g=g, beta=beta)
+    return (norm(y, W["norm.weight"]) * gate(z)).flatten(2) @ W["out_proj.weight"].T
+
+
+# %% [markdown]
+# The rule is the project's chunked one here, which is faster than our loop
+# ([notebook 4](4_chunked_form.ipynb) derives it). Is the layer right? The arbiter is
+# [`reference_recurrent.py`](../reference_recurrent.py), the same model in NumPy, token by token. It reads the weights
+# from the file itself.
+
+# %%
+arbiter = reference_recurrent.Reference.from_pretrained(root / "tiny")
+theirs = torch.from_numpy(arbiter.gated_delta_net(prefix + "linear_attn.", x[0].numpy()))
+same(gated_delta_net(x, W)[0], theirs, atol=1e-10)
+same(gated_delta_net(x, W, rule=delta_rule), out, atol=1e-10)
+
+
+# %% [markdown]
+# And now in the model: we put our layer in the place of all of its Gated DeltaNet layers. The logits have to stay what
+# they were.
+
+
+# %%
+@contextmanager
+def with_our_layer(**other):
+    """The model with `gated_delta_net` in the place of all its Gated DeltaNet layers"""
+    modules = [model.model.layers[i].linear_attn for i in LAYERS]
+    for module in modules:
+        weights = {name: weight.detach() for name, weight in module.named_parameters()}
+        ours = functools.partial(gated_delta_net, W=weights, **other)
+        module.forward = lambda x, step, cache, ours=ours: ours(x)
+    try:
+        yield model
+    finally:
+        for module in modules:
+            del module.forward
+
+
+with torch.no_grad():
+    expected = model(torch.tensor([ids]), use_cache=False).logits
+    with with_our_layer():
+        same(model(torch.tensor([ids]), use_cache=False).logits, expected, atol=1e-9)
+print(f"{len(LAYERS)} layers exchanged, and the logits are the same; the answer begins with", end=" ")
+print(repr(tokenizer.decode(expected[0, -1].argmax().view(1))))
+
+# %% [markdown]
+# ## 9. What breaks without it
+#
+# Does a layer need all this? We leave out one part at a time, in all layers at once, and let the model read held-out
+# text of three kinds. Which part do you expect to matter most? Decide before you run the cells.
+#
+# One part needs a rule of its own: *without recall*, the memory adds what it should replace. That is
+# $S \leftarrow \alpha S + \beta\, k v^\top$. Without recall, no write depends on the ones before, and so all of it is
+# one product, masked and decayed, as in section 1 of notebook 2.
+
+
+# %%
+def add_only(q, k, v, *, g, beta):
+    """S <- alpha S + beta k v^T, for all tokens at once; the same signature as the delta rule"""
+    G = g.cumsum(1).transpose(1, 2)  # (B, H, T)
+    past = (G[..., :, None] - G[..., None, :]).tril().exp().tril()  # e^{G_t - G_s} for s <= t
+    weights = torch.einsum("bthk,bshk->bhts", q, k) * past
+    return torch.einsum("bhts,bshv->bthv", weights, beta[..., None] * v), None
+
+
+WITHOUT = {
+    "nothing": {},
+    "convolution": {"convolve": lambda x, w: x * w[:, -1]},  # the token's own tap alone
+    "SiLU after it": {"silu": lambda x: x},
+    "length 1": {"unit": lambda x: x},
+    "decay": {"decay": lambda a, A_log, dt_bias: torch.zeros_like(a)},
+    "write strength": {"strength": torch.ones_like},
+    "recall": {"rule": add_only},
+    "norm": {"norm": lambda y, w: y * w},
+    "output gate": {"gate": torch.ones_like},
+}
+
+
+# %% [markdown]
+# We measure the mean loss in nats a token (0 is perfect, and $\ln$ of the vocabulary's size is guessing). The digits of a
+# phone book are random, so nobody can guess them when they are first read. But when the book is asked for a number, the
+# answer is certain. So we also count how many tokens of the answers are the model's first choice.
+
+# %%
+DOCUMENTS = 4  # of each kind
+KINDS = {"stories": ("story", {}), "accounts": ("moves", {}), "phone books": ("book", {"entries": 6})}
+
+
+def documents(kind, settings):
+    """Held-out documents: the token ids of each (1, T), and which of them are answers (T,)"""
+    source, found = corpus.Corpus("held out", {kind: 1.0}, **settings), []
+    for number in range(DOCUMENTS):
+        ids, roles = zip(*course.ids_and_roles(source.document(f"without:{number}"), tokenizer.encode))
+        found.append((torch.tensor([ids]), torch.tensor([role == "answer" for role in roles])))
+    return found
+
+
+texts = {name: documents(*kind) for name, kind in KINDS.items()}
+
+
+# %%
+@torch.no_grad()
+def measure(**other):
+    """{kind of text: mean loss}, and the share of answers that are the first choice, with parts exchanged"""
+    losses, right = {}, []
+    with with_our_layer(**other):
+        for name, rows in texts.items():
+            surprise = []
+            for ids, is_answer in rows:
+                logits = model(ids, use_cache=False).logits[0, :-1]
+                surprise.append(F.cross_entropy(logits, ids[0, 1:], reduction="none"))
+                right.append((logits.argmax(-1) == ids[0, 1:])[is_answer[1:]])
+            losses[name] = torch.cat(surprise).mean().item()
+    return losses, torch.cat(right).double().mean().item()
+
+
+measured = {part: measure(**other) for part, other in WITHOUT.items()}
+
+# %%
+print(f"{'without':16}" + "".join(f"{kind:>14}" for kind in KINDS) + "       right answers")
+for part, (losses, right) in measured.items():
+    print(f"{part:16}" + "".join(f"{loss:14.2f}" for loss in losses.values()) + f"{right:20.0%}")
+
+# %% [markdown]
+# The picture shows by how much each loss rises, on a logarithmic scale; a rise below 0.004 has no bar. Compare stories
+# with the other two. In which kind of text does this layer matter most?
+
+# %%
+losses = {part: found[0] for part, found in measured.items()}
+pictures.ablations(losses)
+whole = sum(losses.pop("nothing").values())
+rise = {part: sum(kinds.values()) - whole for part, kinds in losses.items()}
+rise = {part: value if math.isfinite(value) else math.inf for part, value in rise.items()}
+print("from what hurts most to what hurts least:", ", ".join(sorted(rise, key=rise.get, reverse=True)))
+figures.expect("every part is missed", min(rise.values()) > 0)
+figures.expect("the convolution is missed more than recall", rise["convolution"] > rise["recall"])
+
+# %% [markdown]
+# Be careful with the conclusion. These weights were trained *with* every part, so the numbers say how much this model
+# relies on it. A model trained without a part learns to do without it, and loses much less. For that question, models
+# have to be trained anew: [GDN] does so in its appendix, and [notebook 6](6_why_hybrid.ipynb) here, for whole layers.
+# Three things hold for any weights. Without length 1, writes overshoot, and the state may explode. Without the norm,
+# the size of an answer depends on how full the memory is. And without decay, nothing but the delta rule ever takes
+# anything back.
+#
+# ## 10. Relatives: one line, five models
+#
+# Linear attention is from 2020, and its descendants differ from it in the line that writes. Here they are in our
+# notation, $S$ with a row for each key dimension. The third column says what a token decides:
+#
+# | model | $S \leftarrow$ | a token decides | paper |
+# |---|---|---|---|
+# | linear attention | $S + k v^\top$ | nothing | [2006.16236](https://arxiv.org/abs/2006.16236) |
+# | Mamba-2 | $\alpha S + k v^\top$ | how much is kept | [2405.21060](https://arxiv.org/abs/2405.21060) |
+# | DeltaNet | $S + \beta k\,(v - S^\top k)^\top$ | how much is written | [2102.11174](https://arxiv.org/abs/2102.11174), [2406.06484](https://arxiv.org/abs/2406.06484) |
+# | Gated DeltaNet | $\alpha S + \beta k\,(v - \alpha S^\top k)^\top$ | both | [2412.06464](https://arxiv.org/abs/2412.06464) |
+# | Kimi Delta Attention | $\alpha \odot S + \beta k\,(v - (\alpha \odot S)^\top k)^\top$ | both, with an $\alpha$ for each row of $S$ | [2510.26692](https://arxiv.org/abs/2510.26692) |
+#
+# Mamba-2 comes from another family, state space models, and calls things otherwise: its $B$ is our $k$, $C$ is $q$, $x$
+# is $v$, and $\Delta$ also scales what is written. The form $e^{-A\Delta}$ of section 5 is its legacy. In Kimi Delta
+# Attention, $\alpha$ is a vector with one number for each row of the state, so that a head can keep some features of
+# its keys and forget others.
+#
+# All five are one function:
+
+
+# %%
+def write(S, k, v, alpha=1.0, beta=1.0, recall=True):
+    """One pair into S (K, V), by any of the five rules. alpha: one number, or (K,), one for each row"""
+    S = torch.as_tensor(alpha, dtype=S.dtype).reshape(-1, 1) * S
+    recalled = S.T @ k if recall else torch.zeros_like(v)
+    return S + torch.outer(k, beta * (v - recalled))
+
+
+# %% [markdown]
+# All five get the same six pairs. A key is a thing, and a value is a person: one axis for each, so that we can read an
+# answer directly. The keys are nearly at right angles, but not quite. The ring is written twice, because Tom gave it to
+# Mira.
+
+# %%
+PAIRS = [("ring", "Tom"), ("cup", "Nora"), ("coin", "Sam"), ("ring", "Mira"), ("drum", "Leo"), ("book", "Rosa")]
+holder = dict(PAIRS)  # who has it in the end
+things, people = list(holder), list(dict.fromkeys(person for _, person in PAIRS))
+N, P = len(things) + 1, len(people)  # rows and columns of the memory: room for all
+noise = torch.randn(N - 1, N, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+keys = dict(zip(things, unit(torch.eye(N - 1, N) + 0.07 * noise)))
+values = dict(zip(people, torch.eye(P).double()))
+asked, truth = torch.stack([*keys.values()]), torch.stack([values[person] for person in holder.values()])
+
+# %%
+fading = torch.ones(N).double()
+fading[2] = 0.5  # only the third row, the coin's, fades
+RULES = {
+    "linear attention": {"recall": False},
+    "Mamba-2": {"alpha": 0.8, "recall": False},
+    "DeltaNet": {},
+    "Gated DeltaNet": {"alpha": 0.8},
+    "Kimi Delta Attention": {"alpha": fading},
+}
+answers = {}
+for rule, options in RULES.items():
+    S = torch.zeros(N, P).double()
+    for thing, person in PAIRS:
+        S = write(S, keys[thing], values[person], **options)
+    answers[rule] = asked @ S  # (things, people)
+
+# %% [markdown]
+# In the picture, each panel is one memory, asked for all five things. A row should have one dark cell, in the frame.
+# Look at the ring first, then at the cup and the coin, which were written early.
+
+# %%
+pictures.six_pairs(answers, things, people, [people.index(person) for person in holder.values()])
+distance = {rule: (found - truth).norm(dim=1) for rule, found in answers.items()}
+print(f"{'distance to the truth':21}" + "".join(f"{thing:>7}" for thing in things))
+for rule, errors in distance.items():
+    print(f"{rule:21}" + "".join(f"{error:7.2f}" for error in errors))
+course.finding("DeltaNet is the best of the five", min(distance, key=lambda rule: distance[rule].mean()) == "DeltaNet")
+
+# %% [markdown]
+# - **Linear attention** gives the ring to Tom *and* Mira.
+# - **Mamba-2** makes Tom fainter, and with him everything old, whether it is still true or not.
+# - **DeltaNet** replaces Tom by Mira, and keeps the rest. With six pairs and room for all of them, nothing has to be
+#   forgotten, and this is the best of the five.
+# - **Gated DeltaNet** replaces, too, and lets all rows fade alike. That pays when more is said than fits.
+# - **Kimi Delta Attention** lets one row fade and keeps the others. The coin is forgotten, the cup is not.
+#
+# Are these really the published rules? The two delta rules have to agree with the arbiter, the two sums with masked
+# attention, and the last one with the matrix form of [KDA],
+# $(I - \beta k k^\top)\,\mathrm{Diag}(\alpha)\,S + \beta k v^\top$.
+
+# %%
+K6, V6 = torch.stack([keys[thing] for thing, _ in PAIRS]), torch.stack([values[person] for _, person in PAIRS])
+ages = torch.arange(len(PAIRS) - 1, -1, -1).double()  # how many pairs came later
+for rule in ("linear attention", "Mamba-2"):
+    alpha = RULES[rule].get("alpha", 1.0)
+    same(answers[rule], (asked @ K6.T * alpha**ages) @ V6)
+for rule in ("DeltaNet", "Gated DeltaNet"):
+    alpha = torch.full((len(PAIRS), 1), RULES[rule].get("alpha", 1.0), dtype=torch.float64)
+    inputs = (K6[:, None], K6[:, None], V6[:, None], alpha.log(), torch.ones_like(alpha))  # one head
+    _, state = reference_recurrent.gated_delta_rule(*(part.numpy() for part in inputs))
+    same(answers[rule], asked @ torch.from_numpy(state[0]))
+S = torch.zeros(N, P).double()
+for key, value in zip(K6, V6):
+    S = (torch.eye(N) - torch.outer(key, key)) @ torch.diag(fading) @ S + torch.outer(key, value)
+same(answers["Kimi Delta Attention"], asked @ S)
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Fill in.** While a model writes, the convolution gets one token at a time. Complete the function, so that the
+# test turns green.
+
+
+# %%
+def convolve_one(window, x, w):
+    """window (B, taps - 1, channels), x (B, channels), w (channels, taps) -> y (B, channels), the next window"""
+    ...  # your lines
+
+
+def test_convolve_one(convolve_one):
+    window, outputs = torch.zeros(B, w.shape[1] - 1, qkv.shape[2]).double(), []
+    for t in range(T):
+        y, window = convolve_one(window, qkv[:, t], w)
+        outputs.append(y)
+    same(torch.stack(outputs, dim=1), mixed)
+
+
+course.try_it(test_convolve_one, convolve_one)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The window and the new token are the inputs that the taps see. Without its oldest row, that is the next window.
+#
+# ```python
+# def convolve_one(window, x, w):
+#     seen = torch.cat([window, x[:, None]], dim=1)  # (B, taps, channels)
+#     return (seen * w.T).sum(1), seen[:, 1:]
+#
+# test_convolve_one(convolve_one)
+# ```
+#
+# </details>
+#
+# **2. Measure.** How many of this model's decays would be 1 in bfloat16, and what would it cost? Change `decay`, and
+# use `measure`.
+#
+# <details><summary>Solution</summary>
+#
+# Round $\alpha$, not $g$: near 0, bfloat16 is as fine as anywhere else. How much the loss rises depends on how many
+# heads of your model want to forget slowly. In documents of 150 tokens there is not much time to forget slowly, so
+# expect little. In a text of 100,000 tokens, it is another matter.
+#
+# ```python
+# def rounded(a, A_log, dt_bias):
+#     return decay(a, A_log, dt_bias).exp().bfloat16().double().log()
+#
+# share = (rounded(a, W["A_log"], W["dt_bias"]) == 0).double().mean()
+# print(f"layer {LAYER}: {share:.0%} of the decays would be 1")
+# found, right = measure(decay=rounded)
+# for kind, loss in found.items():
+#     print(f"{kind:12} {loss - measured['nothing'][0][kind]:+.4f} nats")
+# ```
+#
+# </details>
+#
+# **3. Explain.** Multiply the query by 7, and then the value by 7. What happens to the layer's output, and why? When
+# would it be otherwise?
+#
+# <details><summary>Solution</summary>
+#
+# A read is linear in $q$, and the norm divides its size out again. So the length of a query does not matter, and
+# neither does $K^{-1/2}$. It is the same for the values: the state is linear in all of them, so all reads grow alike.
+# Only the small constant in the norm sees a difference, when a read is not much larger than its root, 0.001. Section 7
+# printed the sizes: at some tokens that is so, and there a factor of 7 can be seen. (If the values of
+# *one* token grew, it would matter. The others' would then weigh less.)
+#
+# ```python
+# def louder(q, k, v, q_scale, v_scale, **rest):
+#     return chunk_gated_delta_rule(q_scale * q, k, v_scale * v, **rest)
+#
+# for scales in ((7, 1), (1, 7)):
+#     changed = functools.partial(louder, q_scale=scales[0], v_scale=scales[1])
+#     print(scales, f"relative change of the output {course.apart(gated_delta_net(x, W, rule=changed), out):.1e}")
+# y, _ = delta_rule(7 * q, k, v, g=g, beta=beta)
+# exact = lambda y: y / y.square().mean(-1, keepdim=True).sqrt()  # a norm without the constant
+# same(exact(y), exact(read))
+# ```
+#
+# </details>
+#
+# ## Four questions
+#
+# 1. The rows of `in_proj_qkvz` are grouped by key head. What goes wrong if you cut them as all q, all k, all v, all z,
+#    and why may no test on shapes notice it?
+# 2. What does the layer have to remember from one token to the next? Of which of the two could you say how old its
+#    content is?
+# 3. In $\alpha = e^{-A\,\mathrm{softplus}(a + \texttt{dt\_bias})}$, what belongs to the head, and what does the token decide?
+#    Why is it not computed in bfloat16?
+# 4. Which two of the five relatives can replace the value of a key without a trace of the old one and also forget what
+#    nobody asks for? What does the younger one add?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Most rows of q, k, v and z are taken for something else. All shapes are the same for both orders, and with a single
+#    key head both orders are the same.
+# 2. The state of each value head, and the window, the last three inputs of the convolution. The window holds exactly
+#    the last three tokens. In the state, everything since the beginning is mixed.
+# 3. The rate $A$ and the bias belong to the head. The token's $a$ says how long the clock runs. The decays that matter
+#    are close to 1, and in bfloat16 everything above 0.998 is 1: such a head would never forget.
+# 4. Gated DeltaNet and Kimi Delta Attention. The latter has a decay for each row of the state, not one for all.
+#
+# </details>
+#
+# ## Three sentences to remember
+#
+# 1. Projections and a short convolution turn each token into a key, a value and a query, and into two decisions, how
+#    much to keep and how much to write.
+# 2. The decay is computed in float32 and as a logarithm, because the decays that matter are those close to 1.
+# 3. The read is normalised, so its size says nothing, and the gate decides what of it the token wants.
+#
+# Next: [4_chunked_form](4_chunked_form.ipynb), the same recurrence with matrix products.
