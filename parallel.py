@@ -184,11 +184,8 @@ class ParallelForCausalLM(Qwen3NextForCausalLM):
         device = own_device(str(device_map))
         folder = qwen3_next.find_checkpoint(path_or_repo, fields, qwen3_next.FIELDS)
         config, tensors, dtype = qwen3_next.read_weights(folder, dtype, fields)
-        names = {qwen3_next.BACKBONE.sub(cls.backbone, name): name for name in tensors}
-        qwen3_next.check("names", folder, tensors.keys() - names.values())
-        tensors = {place: tensors[name] for place, name in names.items()}
         share = Share(config, dist.get_rank(), dist.get_world_size())
-        model = qwen3_next.build(cls, config, tensors, folder)
+        model, tensors = qwen3_next.build(cls, config, tensors, folder, delta_rule)
         experts = {name: x for name, x in tensors.items() if ".experts." in name and share.holds(name)}
         formats.place(model, experts, qwen3_next.linear, device, True, dtype)  # those in 8 bits
         names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta and share.holds(name)]
@@ -202,10 +199,6 @@ class ParallelForCausalLM(Qwen3NextForCausalLM):
         divide(model, share)
         if device.type == "cuda":
             grouped.stack(model, Experts)
-        for module in model.modules():
-            if isinstance(module, GatedDeltaNet):
-                module.delta_rule = delta_rule
-        model.generation_config = qwen3_next.read_json(folder / "generation_config.json", {})
         return model.eval()
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_size: int | str = "5GB"):

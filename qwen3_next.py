@@ -207,10 +207,10 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
 # ==== Linear layers and norms =========================================================================================
 
 
-SLOW_HALF = []  # the half precisions that this processor has no units for: it multiplies float32 several times faster
-if torch.backends.mkldnn.is_available():
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    SLOW_HALF = [half[n] for n in half if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{n}_supported")()]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16} if torch.backends.mkldnn.is_available() else {}
+# The half precisions that this processor has no units for: it multiplies float32 several times faster
+SLOW_HALF = [HALF[n] for n in HALF if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{n}_supported")()]
+TILES = torch.cpu._is_amx_tile_supported()  # asked once: torch.compile takes no such call for a part of a whole graph
 
 
 def widened(x: Tensor, W: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
             return single(x, W)
         if x.numel() > 4 * W.shape[1] and W.dtype in SLOW_HALF and not torch.is_grad_enabled():
             return widened(x, W)
-        if x.ndim == 2 and 2 * x.numel() < W.numel() and torch.cpu._is_amx_tile_supported():
+        if x.ndim == 2 and 2 * x.numel() < W.numel() and TILES:
             return (W @ x.t()).t()
     if x.ndim == 1 and bias is None:
         return torch.mv(W, x)
@@ -1385,8 +1385,11 @@ def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfi
     return config, tensors, found
 
 
-def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source: Path) -> PreTrainedModel:
-    """A model on the meta device. A head that the tensors lack is drawn and added to them. Raises ValueError."""
+def build(cls: type, config: Qwen3NextConfig, tensors: dict, source: Path, delta_rule: str) -> tuple:
+    """A folder's model on the meta device, and its tensors by the model's names, a head drawn anew if it lacks."""
+    names = {BACKBONE.sub(cls.backbone, name): name for name in tensors}
+    check("names", source, tensors.keys() - names.values())
+    tensors = {place: tensors[name] for place, name in names.items()}
     check("sizes", config, tensors, source)
     gc.disable()  # it would go through a hundred thousand new modules again and again
     try:
@@ -1405,7 +1408,11 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict[str, Tensor], source
     found = {name: size for name, size in found.items() if not name.endswith("_scale_inv")}
     check("tensors", want, found, source)
     expect(want == found, f"{source}: the tensors do not fit config.json")
-    return model
+    for module in model.modules():
+        if isinstance(module, GatedDeltaNet):
+            module.delta_rule = delta_rule
+    model.generation_config = read_json(source / "generation_config.json", {})
+    return model, tensors
 
 
 # These become methods at the end of this part: they need what is above, and the classes do not.
@@ -1442,10 +1449,7 @@ def from_pretrained(
     large = sibling("large", "in_memory=True" if in_memory else "")
     folder = find_checkpoint(path_or_repo, fields, FIELDS)
     config, tensors, dtype = read_weights(folder, dtype, fields)
-    names = {BACKBONE.sub(cls.backbone, name): name for name in tensors}
-    check("names", folder, tensors.keys() - names.values())
-    tensors = {place: tensors[name] for place, name in names.items()}
-    model = build(cls, config, tensors, folder)
+    model, tensors = build(cls, config, tensors, folder, delta_rule)
     if large:
         experts_device, device = large.choose_devices(device, str(device_map) == "auto", tensors, dtype, in_memory)
     if any(tensor.dtype == FP8 for tensor in tensors.values()):
@@ -1457,12 +1461,8 @@ def from_pretrained(
     grouped = sibling("grouped") if experts_device.type == "cuda" else None
     if grouped:
         grouped.stack(model, Experts)
-    for module in model.modules():
-        if isinstance(module, GatedDeltaNet):
-            module.delta_rule = delta_rule
     if large:
         large.attach(model, Experts, tensors, folder, device)
-    model.generation_config = read_json(folder / "generation_config.json", {})
     if compile:
         sibling("compiling", "compile=True").compile_mixers(model, DecoderLayer)
     return model.eval()
@@ -1830,9 +1830,7 @@ def read_options(defaults: dict, options: dict, T: int) -> tuple[Sampling, int, 
 
 
 def as_callable(streamer: Any, prompt: Tensor) -> Callable[[Tensor], Any] | None:
-    """What takes each new token (1,): from a function of its number, or a streamer of transformers', which has `put`
-    and is shown the prompt first.
-    """
+    """What takes each new token (1,): a function of its number, or transformers' streamer, shown the prompt first."""
     if hasattr(streamer, "put"):
         streamer.put(prompt.cpu())
         return lambda token: streamer.put(token.cpu())

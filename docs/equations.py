@@ -52,9 +52,8 @@ COMPONENTS = (
     ),
     Component(
         "Partial rotary position embedding",
-        "[arXiv 2104.09864](https://arxiv.org/abs/2104.09864), section 3.2. Only the first $R$ of the $d$ "
-        "dimensions of "
-        "a head are turned, and dimension $i$ is paired with $i + R/2$. Position $t$:",
+        "[arXiv 2104.09864](https://arxiv.org/abs/2104.09864), section 3.2. Only the first $R$ of the $d$ dimensions "
+        "of a head are turned, and dimension $i$ is paired with $i + R/2$. Position $t$:",
         (
             r"\theta_i = \theta^{-2i/R} \qquad 0 \le i < R/2",
             r"\begin{pmatrix} x'_i \\ x'_{i+R/2} \end{pmatrix} = "
@@ -73,10 +72,9 @@ COMPONENTS = (
     Component(
         "YaRN",
         "[arXiv 2309.00071](https://arxiv.org/abs/2309.00071), sections 3.2 and 3.4, for contexts $s$ times as long as "
-        "the original $L$. Where a pair turns often, its frequency is kept; where it turns seldom, it is "
-        "divided by $s$; "
-        "$\\rho$ rises from 0 to 1 in between: in the paper with the number of turns, in its published code, and here, "
-        "with the index $i$. Cosines and sines are multiplied by $m$.",
+        "the original $L$. Where a pair turns often, its frequency is kept; where it turns seldom, it is divided by "
+        "$s$; $\\rho$ rises from 0 to 1 in between: in the paper with the number of turns, in its published code, and "
+        "here, with the index $i$. Cosines and sines are multiplied by $m$.",
         (
             r"\theta'_i = (1 - \rho_i)\,\theta_i + \rho_i \frac{\theta_i}{s} \qquad m = 1 + 0.1 \ln s",
             r"\rho_i = \mathrm{clip}\Big(\frac{i - i_{\mathrm{fast}}}{i_{\mathrm{slow}} - i_{\mathrm{fast}}}, 0, "
@@ -93,9 +91,9 @@ COMPONENTS = (
     Component(
         "Gated attention",
         "[arXiv 2505.06708](https://arxiv.org/abs/2505.06708), section 2.2; grouped queries, "
-        "[arXiv 2305.13245](https://arxiv.org/abs/2305.13245). Query head $h$ reads key head $h'$. $R_t$ is "
-        "the rotation "
-        "above, and the rows of $W_q$ are the query and the gate of the first head, then of the second, and so on.",
+        "[arXiv 2305.13245](https://arxiv.org/abs/2305.13245). Query head $h$ reads key head $h'$. $R_t$ is the "
+        "rotation above, and the rows of $W_q$ are the query and the gate of the first head, then of the second, and "
+        "so on.",
         (
             r"[q_t^h, g_t^h] = W_q^h x_t \qquad k_t^{h'} = W_k^{h'} x_t \qquad v_t^{h'} = W_v^{h'} x_t \qquad "
             r"\hat q_t^h = R_t\,\mathrm{norm}(q_t^h) \qquad \hat k_t^{h'} = R_t\,\mathrm{norm}(k_t^{h'})",
@@ -116,8 +114,8 @@ COMPONENTS = (
     ),
     Component(
         "Convolution",
-        "[GDN], section 3.4. Over the token and the three before it "
-        "($W = 4$), with weights of its own for each channel $c$ of q, k and v. What it saw last, the window, is kept.",
+        "[GDN], section 3.4. Over the token and the three before it ($W = 4$), with weights of its own for each "
+        "channel $c$ of q, k and v. What it saw last, the window, is kept.",
         (r"y_t[c] = \mathrm{SiLU}\Big(\sum_{j=0}^{W-1} w_j[c]\, x_{t-(W-1)+j}[c]\Big)",),
         (
             ("few tokens", "CausalConv.forward: y < taps", "causal_conv: out < window"),
@@ -172,9 +170,8 @@ COMPONENTS = (
     Component(
         "The gated delta rule, chunk by chunk",
         "[GDN], section 3.3; the triangular solve, [arXiv 2406.06484](https://arxiv.org/abs/2406.06484), section 3.2. "
-        "$G_i$ is the sum of $g$ from the chunk's first token to token $i$, and $S$ the state before the "
-        "chunk. The rows "
-        "of $Q$, $K$, $V$ and $\\Delta$ are tokens. The result is the one above, and so is the reference's.",
+        "$G_i$ is the sum of $g$ from the chunk's first token to token $i$, and $S$ the state before the chunk. The "
+        "rows of $Q$, $K$, $V$ and $\\Delta$ are tokens. The result is the one above, and so is the reference's.",
         (
             r"A_{ij} = \beta_i\, e^{G_i - G_j}\, (k_i \cdot k_j) \;\; (j < i) \qquad M = (I + A)^{-1}\, "
             r"\mathrm{diag}(\beta)",
@@ -263,11 +260,9 @@ COMPONENTS = (
     ),
     Component(
         "Accepting drafts",
-        "Speculative decoding, [arXiv 2211.17192](https://arxiv.org/abs/2211.17192), section 2.3. A draft "
-        "$x$ was drawn "
-        "from $q$; the model's distribution is $p$. The first draft that is rejected is replaced, and those "
-        "after it go. "
-        "The text is distributed as by $p$ alone.",
+        "Speculative decoding, [arXiv 2211.17192](https://arxiv.org/abs/2211.17192), section 2.3. A draft $x$ was "
+        "drawn from $q$; the model's distribution is $p$. The first draft that is rejected is replaced, and those "
+        "after it go. The text is distributed as by $p$ alone.",
         (
             r"P(\text{accept } x) = \min\Big(1, \frac{p(x)}{q(x)}\Big) \qquad "
             r"\text{after a rejection: } x \sim \frac{\max(p - q,\, 0)}{\sum_y \max(p(y) - q(y),\, 0)}",
@@ -282,11 +277,9 @@ COMPONENTS = (
     ),
     Component(
         "Losses",
-        "Cross-entropy over the $N$ predicted tokens, $n$ ahead (1 for the model, 2 for MTP); the "
-        "load-balancing loss of "
-        "Switch Transformers, [arXiv 2101.03961](https://arxiv.org/abs/2101.03961), Eq. 4 to 6, over all "
-        "layers pooled: "
-        "$f_e$ is the share of tokens that chose expert $e$, and $\\bar p_e$ its mean probability.",
+        "Cross-entropy over the $N$ predicted tokens, $n$ ahead (1 for the model, 2 for MTP); the load-balancing loss "
+        "of Switch Transformers, [arXiv 2101.03961](https://arxiv.org/abs/2101.03961), Eq. 4 to 6, over all layers "
+        "pooled: $f_e$ is the share of tokens that chose expert $e$, and $\\bar p_e$ its mean probability.",
         (
             r"L_n = -\frac{1}{N} \sum_i \ln P(t_{i+n} \mid t_{<i+n}) \qquad L_{\mathrm{aux}} = E \sum_e f_e\, \bar p_e "
             r"\qquad L = L_1 + c_{\mathrm{aux}} L_{\mathrm{aux}} + c_{\mathrm{MTP}} L_2",

@@ -55,9 +55,10 @@ class Config:
         """A field, or the default where there is none."""
         return getattr(self, name, default)
 
-    def to_json_string(self) -> str:
-        """The content of config.json."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
+    def to_json_string(self, without: tuple[str, ...] = ()) -> str:
+        """The content of config.json, some fields left out."""
+        content = {name: x for name, x in self.to_dict().items() if name not in without}
+        return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
     def save_pretrained(self, path: str | os.PathLike):
         """Writes config.json into a folder, which is made if need be.
@@ -66,8 +67,7 @@ class Config:
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {name: x for name, x in self.to_dict().items() if name not in ("dtype", "torch_dtype")}
-        text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+        text = self.to_json_string(without=("dtype", "torch_dtype"))
         (folder / "config.json").write_text(text, encoding="utf-8")
 
 
@@ -88,7 +88,13 @@ class Output:
 
     def keys(self) -> list[str]:
         """Names of the items."""
-        return list(self)
+        hidden = set(self.never)
+        if self.logits is not None:
+            hidden.add("last_hidden_state")
+        if self.start_logits is not None:
+            hidden.add("logits")
+        names = dict.fromkeys((*self.first, *(field.name for field in fields(self))))
+        return [name for name in names if name not in hidden and getattr(self, name) is not None]
 
     def values(self) -> tuple:
         """The items."""
@@ -96,27 +102,20 @@ class Output:
 
     def items(self) -> list[tuple[str, Any]]:
         """Names and items."""
-        return [(name, self[name]) for name in self]
+        return list(zip(self.keys(), self.to_tuple()))
 
     def get(self, name: str, default: Any = None) -> Any:
         """The item of that name, or the default."""
-        found = dict(self.items())
-        return found.get(name, default)
+        return dict(self.items()).get(name, default)
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        return name in self.keys()
 
     def __iter__(self) -> Iterator[str]:
-        hidden = set(self.never)
-        if self.logits is not None:
-            hidden.add("last_hidden_state")
-        if self.start_logits is not None:
-            hidden.add("logits")
-        names = dict.fromkeys((*self.first, *(field.name for field in fields(self))))
-        return iter([name for name in names if name not in hidden and getattr(self, name) is not None])
+        return iter(self.keys())
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self.keys())
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
@@ -133,7 +132,7 @@ class Output:
 
     def to_tuple(self) -> tuple:
         """What there is, in the order of `keys`."""
-        return tuple(getattr(self, name) for name in self)
+        return tuple(getattr(self, name) for name in self.keys())
 
 
 # ==== Model ===========================================================================================================
