@@ -192,7 +192,7 @@ def test_ruff():
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "verify/README.md", "verify/SPEC.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/README.md", "verify/README.md", "verify/SPEC.md"]
 DOCUMENTS += sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
 
 
