@@ -357,10 +357,7 @@ for name, mine, theirs in (("aux", aux_loss, out.aux_loss), ("mtp", mtp_loss, ou
 
 # %%
 progress = np.linspace(0, 0.999, 400)
-once = getattr(
-    train, "CURRICULUM", 1.0
-)  # the share of the steps that the curriculum takes, before anything comes again
-stages = [train.curriculum(x / once, 512) for x in progress]
+stages = [train.curriculum(x, 512) for x in progress]
 kinds = {
     "phone books": ["book"],
     "accounts of moves": ["moves"],
