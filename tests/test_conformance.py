@@ -22,6 +22,8 @@ from verify import (  # noqa: E402
     cases,
     causes,
     compare,
+    conform,
+    engines,
     floors,
     golden_v2,
     levels,
@@ -576,6 +578,81 @@ def test_one_value_with_fewer_digits_than_the_others_is_found():
     )
     assert done.first is not None and done.first.name == f"prefill/{key}"
 
+
+# ---- Released engines -----------------------------------------------------------------------------------------------
+
+ENGINES = sorted(engines.RESULTS.glob(f"{engines.PREFIX}*.json"))
+
+
+def test_the_engines_table_is_made_by_its_program():
+    """Catches a table in verify/README.md that was written by hand, or is not of the results that are there."""
+    text = engines.README.read_text(encoding="utf-8")
+    assert text.count(engines.BEGIN) == text.count(engines.END) == 1
+    made = text.split(engines.BEGIN)[1].split(engines.END)[0]
+    assert made.strip() == engines.table().strip()
+    assert {json.loads(path.read_bytes())["engine"] for path in ENGINES} == set(engines.ENGINES)
+
+
+@pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
+def test_an_engines_result_is_of_todays_vectors(path):
+    """Catches a result of vectors that were changed since, one that lacks a case or a level, and one that names
+    folders of the machine it was made on.
+    """
+    text = path.read_text(encoding="utf-8")
+    found = json.loads(text)
+    engine = engines.ENGINES[found["engine"]]
+    assert path == engines.file_of(found["engine"], found["version"], found["note"])
+    assert (found["keys"], found["models"], found["dtype"]) == (engine.shown, engine.models, engine.dtype)
+    assert found["wider"] == engine.wider
+    assert not re.search(r"/(tmp|home|root|usr|opt)/", text)
+    counted = {}
+    for case in [*(f"ops/{name}" for name in ops.FILES), *cases.CASES]:
+        if conform.model_of(case, engine.models).name in engine.models:
+            ref = golden_trace(case)
+            split = stages.split_batches(ref, ref.tokens, "right")
+            for level in levels.count_levels(split, stages.Trace({}, {}, {}), [], ref.tokens, engine.shown):
+                if level.name in engine.levels:
+                    counted[case, level.name] = level.of
+    assert {(case["case"], case["level"]): case["reference"] for case in found["cases"]} == counted
+
+
+@pytest.mark.parametrize(
+    ("verdict", "compared", "words"),
+    [("complete", 5, "all 5"), ("incomplete", 3, "3 of 5"), ("incomplete", 0, "-"), ("differs", 3, "differs")]
+    + [("failed", 3, "failed")],
+)
+def test_a_cell_of_the_engines_table(verdict, compared, words):
+    """Catches a level that is called reached when a part of it is there, and an error that looks like a gap."""
+    assert engines.cell({"verdict": verdict, "compared": compared, "reference": 5}) == words
+    assert engines.cell(None) == "-"
+
+
+def test_vectors_of_wider_models(tmp_path, monkeypatch):
+    """Catches vectors for an engine's own sizes that are of another model, or lack what the stored ones have."""
+    monkeypatch.chdir(ROOT)
+    engine = engines.ENGINES["vLLM"]
+    engines.widened(engine, tmp_path)
+    config = json.loads((tmp_path / "models" / "mixed" / "config.json").read_bytes())
+    assert config["linear_value_head_dim"] == engine.wider["linear_value_head_dim"] == 64
+    port = conform.Port(REFERENCE, keys=engine.shown, models=engine.models, golden=tmp_path)
+    results = conform.conform(port, engine.levels)
+    assert conform.reached(results) == "decode", [result.words for result in results]
+    wide, stored = (stages.read_trace(folder / "mixed-decode.safetensors") for folder in (tmp_path, golden_v2.GOLDEN))
+    assert {step: set(found) for step, found in wide.steps.items()} == {
+        step: set(found) for step, found in stored.steps.items()
+    }
+    assert wide.steps["decode 1"]["model.layers.0.linear_attn.state"].shape == (3, 64, 64)
+
+
+def test_transformers_as_a_port():
+    """Catches a driver of the installed transformers that no longer runs, or writes values under other names."""
+    pytest.importorskip("transformers")
+    driver = f"{sys.executable} verify/examples/transformers_port.py --model {{model}} --like {{trace}} --trace {{out}}"
+    done = run(sys.executable, "verify/conform.py", "--cmd", driver, "--models", "pair", "--level", "gradients")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "reached: gradients"), done.stdout + done.stderr
+
+
+# ---- Angles ---------------------------------------------------------------------------------------------------------
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
 ANGLES = {

@@ -70,7 +70,7 @@ class Result:
 
 @dataclass
 class Port:
-    """How to run a port, and what to ask of it."""
+    """How to run a port, and what to ask of it. golden: where the vectors are, and their models."""
 
     command: str
     dtype: str | None = None
@@ -78,6 +78,7 @@ class Port:
     keys: list[str] = field(default_factory=lambda: ["*"])
     timeout: float = 600.0
     models: list[str] = field(default_factory=lambda: model_names())
+    golden: Path = GOLDEN
 
     def run(self, model: Path, trace: Path, out: Path):
         """Runs the command. Raises CannotCompare if it fails or writes nothing."""
@@ -103,10 +104,10 @@ def model_names() -> list[str]:
     return sorted(path.name for path in (GOLDEN / "models").iterdir())
 
 
-def model_of(case: str, models: list[str] | None = None) -> Path:
+def model_of(case: str, models: list[str] | None = None, golden: Path = GOLDEN) -> Path:
     """The checkpoint of a case: its name's first part. Operations have none, and get the first of `models`."""
     models = models or model_names()
-    return GOLDEN / "models" / next((name for name in model_names() if case.startswith(name + "-")), models[0])
+    return golden / "models" / next((name for name in model_names() if case.startswith(name + "-")), models[0])
 
 
 def judge(case: str, ref: Trace, out: Path, port: Port, wanted: list[str]) -> list[Result]:
@@ -117,7 +118,7 @@ def judge(case: str, ref: Trace, out: Path, port: Port, wanted: list[str]) -> li
     mine = split_batches(mine, tokens, "right")
     ref = split_batches(ref, tokens, "right")
     try:
-        reference = None if case.startswith("ops/") else load_reference(model_of(case))
+        reference = None if case.startswith("ops/") else load_reference(model_of(case, golden=port.golden))
     except CannotCompare:
         reference = None
     dtype = port.dtype or mine.manifest.get("dtype", "float32")
@@ -140,10 +141,10 @@ def judge(case: str, ref: Trace, out: Path, port: Port, wanted: list[str]) -> li
 def conform(port: Port, wanted: list[str]) -> list[Result]:
     """The results of all files that have something of the levels asked for."""
     results = []
-    paths = sorted((GOLDEN / "ops").glob("*.safetensors")) + sorted(GOLDEN.glob("*.safetensors"))
+    paths = sorted((port.golden / "ops").glob("*.safetensors")) + sorted(port.golden.glob("*.safetensors"))
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
-            case = path.relative_to(GOLDEN).with_suffix("").as_posix()
+            case = path.relative_to(port.golden).with_suffix("").as_posix()
             if model_of(case, port.models).name not in port.models:
                 continue
             ref = read_trace(path)
@@ -156,7 +157,7 @@ def conform(port: Port, wanted: list[str]) -> list[Result]:
             out.unlink(missing_ok=True)
             began = time.perf_counter()
             try:
-                port.run(model_of(case, port.models), path, out)
+                port.run(model_of(case, port.models, port.golden), path, out)
                 found = judge(case, ref, out, port, wanted)
             except CannotCompare as error:
                 found = [Result(case, level, error=f"{case}: {error}") for level in levels]

@@ -200,7 +200,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         r"rollback/model\.layers\.0\.linear_attn\.state",
         "state",
     ),
-    "norm behind the delta rule with 1 +": (
+    "norm after the delta rule with 1 +": (
         "shape, upcast(self.weight)",
         "shape, 1 + upcast(self.weight)",
         r"model\.layers\.0\.linear_attn\.norm\.out",
