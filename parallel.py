@@ -187,7 +187,8 @@ class ParallelForCausalLM(Qwen3NextForCausalLM):
         share = Share(config, dist.get_rank(), dist.get_world_size())
         model, tensors = qwen3_next.build(cls, config, tensors, folder, delta_rule)
         experts = {name: x for name, x in tensors.items() if ".experts." in name and share.holds(name)}
-        formats.place(model, experts, qwen3_next.linear, device, True, dtype)  # those in 8 bits
+        places = dict.fromkeys(experts, device)
+        formats.place(model, experts, qwen3_next.linear, places, True, dtype)  # those in 8 bits
         names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta and share.holds(name)]
         for name in qwen3_next.progress(names, "loading", "tensor"):
             whole = tensors.get(name, tensors["model.embed_tokens.weight"])  # a tied lm_head has no tensor of its own

@@ -113,6 +113,8 @@ def sibling(name: str, purpose: str = "") -> Any:
 
 def check(what: str, *found: Any):
     """Has qwen3_next_checkpoints/checks.py look at an input. Without that file, what is wrong with it fails later."""
+    if torch.compiler.is_compiling():  # which takes no import
+        return
     checks = sibling("checks")
     if checks:
         getattr(checks, f"check_{what}")(*found)
@@ -1004,10 +1006,10 @@ class Qwen3NextModel(PreTrainedModel):
         hidden_states, router_logits = [], []
         for layer, memory in zip(stack.layers, cache.layers):
             if collect:
-                hidden_states.append(x)
+                hidden_states.append(x.to(step.cos.device))  # layers may be on several GPUs
             x, logits = layer(x, step, memory)
             if collect and logits is not None:
-                router_logits.append(logits)
+                router_logits.append(logits.to(step.cos.device))
         hidden_states.append(stack.norm(x))
         if lengths is not None or cache.mask is not None:
             new = x.new_ones(B, T) if segments is None else segments
@@ -1432,37 +1434,42 @@ def from_pretrained(
     delta_rule: str = "chunk",
     in_memory: bool = False,
     compile: bool = False,
+    max_memory: dict | None = None,
     **fields: Any,
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
     On the CPU and in the checkpoint's dtype the weights stay in the mapped files, and are read when they are used.
     in_memory copies and aligns them, if there is room: loading takes longer, each token about a quarter less time.
-    Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPU if there is
-    one, but routed experts, or all, on the CPU if it is too small; delta_rule, "chunk" or "recurrent", the form that
-    runs over more than two tokens; compile, the mixers, for decoding; fields of config.json to replace (num_labels);
-    revision, token, cache_dir, local_files_only for the hub. Raises FileNotFoundError or ValueError naming the file.
+    Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPUs it takes,
+    but routed experts, or all, on the CPU if all are too small; delta_rule, "chunk" or "recurrent", the form that runs
+    over more than two tokens; compile, the mixers, for decoding; max_memory, with "auto" the most for a GPU or the CPU,
+    {0: "20GiB", "cpu": "60GiB"}; fields of config.json to replace (num_labels); revision, token, cache_dir,
+    local_files_only for the hub. Raises FileNotFoundError or ValueError naming the file.
     """
     dtype = fields.pop("torch_dtype", dtype)  # its old name
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
-    device = experts_device = as_device(device_map)
+    device = as_device(device_map)
     large = sibling("large", "in_memory=True" if in_memory else "")
+    dispatch = sibling("dispatch", "" if max_memory is None else "max_memory")
     folder = find_checkpoint(path_or_repo, fields, FIELDS)
     config, tensors, dtype = read_weights(folder, dtype, fields)
     model, tensors = build(cls, config, tensors, folder, delta_rule)
-    if large:
-        experts_device, device = large.choose_devices(device, str(device_map) == "auto", tensors, dtype, in_memory)
+    places = dict.fromkeys(tensors, device)
+    if dispatch:
+        places = dispatch.dispatch(model, Experts, tensors, dtype, device, device_map, max_memory)
+    if in_memory:
+        large.expect_room(tensors, places)
     if any(tensor.dtype == FP8 for tensor in tensors.values()):
-        tensors = sibling("formats").place(model, tensors, linear, experts_device, in_memory, dtype)
+        tensors = sibling("formats").place(model, tensors, linear, places, in_memory, dtype)
     for name, p in progress([*model.named_parameters()], "loading", "tensor"):
-        where = experts_device if ".experts." in name else device
         if p.is_meta:
-            torch.utils.swap_tensors(p, nn.Parameter(tensors[name].to(where, dtype, copy=in_memory)))
-    grouped = sibling("grouped") if experts_device.type == "cuda" else None
+            torch.utils.swap_tensors(p, nn.Parameter(tensors[name].to(places[name], dtype, copy=in_memory)))
+    grouped = sibling("grouped") if {place.type for place in places.values()} == {"cuda"} else None
     if grouped:
         grouped.stack(model, Experts)
     if large:
-        large.attach(model, Experts, tensors, folder, device)
+        large.attach(model, Experts, tensors, folder)
     if compile:
         sibling("compiling", "compile=True").compile_mixers(model, DecoderLayer)
     return model.eval()

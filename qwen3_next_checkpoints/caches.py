@@ -37,7 +37,7 @@ class Cache:
         rows = torch.as_tensor(rows, device=self.seq_len.device)
 
         def chosen(part: Any) -> Any:
-            tensors = {name: x[rows] for name, x in vars(part).items() if isinstance(x, Tensor)}
+            tensors = {name: x[rows.to(x.device)] for name, x in vars(part).items() if isinstance(x, Tensor)}
             return replace(part, **tensors, **({"last": None} if hasattr(part, "last") else {}))
 
         mtp = self.mtp and self.mtp.select(rows)

@@ -117,12 +117,12 @@ def place(
     model: nn.Module,
     tensors: dict[str, Tensor],
     product: Callable[[Tensor, Tensor], Tensor],
-    device: torch.device,
+    places: dict[str, torch.device],
     copy: bool,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Puts an FP8Linear, on the experts' device, in the place of each of their projections whose matrix is in 8 bits.
-    Returns the tensors with all other such matrices dequantised.
+    """Puts an FP8Linear in the place of each of the experts' projections whose matrix is in 8 bits, on the device that
+    `places` has for the matrix. Returns the tensors with all other such matrices dequantised.
     """
     modules = dict(model.named_modules())
     wide = {}
@@ -131,7 +131,7 @@ def place(
         pair = (tensors[name], tensors[f"{name}_scale_inv"])
         if ".experts." in name:
             parent, _, key = name.removesuffix(".weight").rpartition(".")
-            weight, scale = (tensor.to(device, copy=copy) for tensor in pair)
+            weight, scale = (tensor.to(places[name], copy=copy) for tensor in pair)
             setattr(modules[parent], key, FP8Linear(weight, scale, product))
         else:
             wide[name] = dequantise(*pair, dtype)

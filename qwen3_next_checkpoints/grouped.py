@@ -82,7 +82,7 @@ class Grouped:
         rows = x.index_select(0, order // experts.shape[1])
         gate, up = F.grouped_mm(rows, self.gate_up.mT, offs=ends).chunk(2, dim=-1)
         outputs = F.grouped_mm(F.silu(gate) * up, self.down.mT, offs=ends)
-        others = chosen == len(self.down)  # their rows come after the last end, where grouped_mm writes nothing
+        others = chosen == len(self.down)  # after the last end, grouped_mm writes nothing
         outputs = outputs.masked_fill(others[:, None], 0)
         place = order.argsort().view_as(experts)
         return F.embedding_bag(place, outputs, per_sample_weights=weights.to(outputs.dtype), mode="sum")

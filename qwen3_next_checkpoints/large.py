@@ -1,10 +1,9 @@
-"""More weights than memory: experts that stay on disk or on the CPU, and what to expect of them. All of it by hooks on
-the model's Experts, a list of modules that is called with (x, weights, experts): (tokens, D), (tokens, k), (tokens, k).
+"""More weights than memory: experts that stay on disk, and what to expect of them. All of it by hooks on the model's
+Experts, a list of modules that is called with (x, weights, experts): (tokens, D), (tokens, k), (tokens, k).
 
 Weights that are mapped from a file are read when they are touched, and a page fault in the middle of a matrix reads
 far more or far less than it. So experts' pages are read only when asked for, and a chosen expert is asked for as a
-whole, before its turn. Where a GPU is too small for the experts, they are computed where they are: moving a token's x
-costs less than moving them.
+whole, before its turn.
 """
 
 import ctypes
@@ -32,40 +31,13 @@ def free_memory() -> float:
     return 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1]) if info.is_file() else math.inf
 
 
-def choose_devices(
-    device: torch.device, auto: bool, tensors: dict[str, Tensor], dtype: torch.dtype, in_memory: bool
-) -> list[torch.device]:
-    """The devices of the routed experts and of all else: `device`, but with `auto` the experts, or all, stay on the CPU
-    if the GPU is too small. Raises ValueError if in_memory asks for copies that the CPU's memory can't hold.
-    """
-    devices = divide(device, tensors, dtype) if auto and device.type != "cpu" else [device, device]
-    size = sum(t.nbytes for t in tensors.values())
+def expect_room(tensors: dict[str, Tensor], places: dict[str, torch.device]):
+    """Raises ValueError if in_memory asks for copies that the CPU's memory can't hold. places: each tensor's device."""
+    size = sum(t.nbytes for name, t in tensors.items() if places[name].type == "cpu")
     free = free_memory()
-    if in_memory and devices[0].type == "cpu" and size > free:
+    if size > free:
         room = f"{size / 1e9:.1f} GB of weights, but {free / 1e9:.1f} GB of memory are free"
         raise ValueError(f"in_memory: {room}")
-    return devices
-
-
-def divide(device: torch.device, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[torch.device]:
-    """The devices of the routed experts and of all else by the GPU's free memory, of which a tenth is left for caches
-    and activations. What stays on the CPU is said on stderr.
-    """
-    cpu = torch.device("cpu")
-    experts = rest = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * (tensor if tensor.dtype.itemsize == 1 else dtype).itemsize  # FP8 stays
-        if ".experts." in name:
-            experts += size
-        else:
-            rest += size
-    free = torch.cuda.mem_get_info(device)[0]
-    devices = [device if size <= 0.9 * free else cpu for size in (experts + rest, rest)]
-    if devices[0] == cpu:
-        routed = f"{experts / 1e9:.1f} GB of routed experts stay on {devices[0]}, and are computed there"
-        others = f"all else ({rest / 1e9:.1f} GB) goes to {devices[1]}"
-        print(f"{free / 1e9:.1f} GB free on {device}: {routed}; {others}", file=sys.stderr)
-    return devices
 
 
 def advise(tensor: Tensor, advice: int):
@@ -116,23 +88,8 @@ class ReadAhead:
                 advise(p, mmap.MADV_WILLNEED)
 
 
-def compute_in_place(experts: nn.ModuleList, device: torch.device):
-    """Has x come to where the experts are, and their sum go back."""
-    origin = []
-
-    def come(_, inputs: tuple) -> tuple:
-        origin.append(inputs[0].device)
-        return tuple(x.to(device) for x in inputs)
-
-    def go_back(_, inputs: tuple, out: Tensor) -> Tensor:
-        return out.to(origin.pop())
-
-    experts.register_forward_pre_hook(come)
-    experts.register_forward_hook(go_back)
-
-
-def attach(model: nn.Module, kind: type, tensors: dict[str, Tensor], folder: Path, device: torch.device):
-    """Puts the hooks on all Experts (`kind`) of a model whose other weights are on `device`.
+def attach(model: nn.Module, kind: type, tensors: dict[str, Tensor], folder: Path):
+    """Puts the hooks on all Experts (`kind`) of a model.
 
     tensors: those that were read from the folder's files; what was copied from them is not read ahead.
     """
@@ -140,8 +97,6 @@ def attach(model: nn.Module, kind: type, tensors: dict[str, Tensor], folder: Pat
     ours = all(os.access(file, os.W_OK) for file in folder.glob("*.safetensors"))
     for experts in modules_of(model, kind):
         first = next(experts.parameters())
-        if first.device != device:
-            compute_in_place(experts, first.device)
         if LIBC and first.data_ptr() in mapped and first.nbytes >= ADVISED:
             ReadAhead(experts, ours)
 

@@ -1,6 +1,6 @@
 """Qwen3.5 and Qwen3.6 text checkpoints, dense and mixture of experts, read as Qwen3-Next.
 
-Their decoder is built of the same blocks, down to the norms (x * (1 + w), and plain w behind the delta rule), the
+Their decoder is built of the same blocks, down to the norms (x * (1 + w), and plain w after the delta rule), the
 order of heads in the convolution, and the MTP layer. What differs is how a checkpoint writes it down:
 
     config.json     the text model's fields stand under text_config, rope_parameters also holds the axes of images
@@ -29,7 +29,7 @@ MODEL_TYPES = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 # What the blocks compute, where a key could ask for something else. Absent is the first value, in transformers too.
 FIXED = {
     "attn_output_gate": (True,),  # the attention's output is gated, by a sigmoid
-    "output_gate_type": ("silu", "swish"),  # two names of the gate behind the delta rule
+    "output_gate_type": ("silu", "swish"),  # two names of the gate after the delta rule
     "mtp_use_dedicated_embeddings": (False,),  # MTP shares the model's embedding
     "norm_topk_prob": (True,),
     "decoder_sparse_step": (1,),  # with experts, every layer has them

@@ -44,17 +44,17 @@ def reporting(model: Any, kind: type) -> Iterator[dict]:
     if stats["drafted"]:
         shares = ", ".join(f"{share:.1%}" for share in stats["acceptance_by_position"])
         lines.append(f"drafts: {stats['drafted']}, {stats['accepted']} accepted; by position {shares}")
-    print(*lines, f"peak memory: {peak_memory(model.device)}", sep="\n", file=sys.stderr)
+    print(*lines, f"peak memory: {peak_memory(model)}", sep="\n", file=sys.stderr)
 
 
-def peak_memory(device: torch.device) -> str:
-    """The peak memory of the process, and on the GPU if one is used."""
+def peak_memory(model: nn.Module) -> str:
+    """The peak memory of the process, and on the GPUs that the model is on."""
     memory = "not known on this system"
     if sys.platform != "win32":
         import resource  # Unix only
 
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
-    if device.type == "cuda":
+    for device in sorted({p.device for p in model.parameters() if p.is_cuda}, key=str):
         memory += f", {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on {device}"
     return memory

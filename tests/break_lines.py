@@ -26,7 +26,7 @@ BREAKS = [
     ("chunk sees its future", "inner = decay * (q @ kT)", "inner = q @ kT", "delta_rule"),
     ("writes not decayed to the chunk's end", "(to_end_n * delta)", "delta", "delta_rule"),
     ("norm without 1 +", "1 + upcast(self.weight)", "upcast(self.weight)", "reference"),
-    ("sigmoid for SiLU behind the delta rule", "F.silu(upcast(z))", "torch.sigmoid(upcast(z))", "reference"),
+    ("sigmoid for SiLU after the delta rule", "F.silu(upcast(z))", "torch.sigmoid(upcast(z))", "reference"),
     (
         "query and gate as halves",
         "view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1)",
@@ -106,6 +106,20 @@ BREAKS = [
     ("widened in training", " and not torch.is_grad_enabled()", "", "products"),
     ("widened where there are units", "W.dtype in SLOW_HALF and ", "", "products"),
     ("a single row without its own way", "if x.numel() == W.shape[1]:", "if False:", "products"),
+    ("pads on the left", '.get("padding_side") or "right"', '.get("padding_side") or "left"', "compat"),
+    ("transformers' cache taken for none", 'check("cache", cache, Cache)', "pass", "compat"),
+    ("criteria are not asked", "ended |= torch.as_tensor(crit", "torch.as_tensor(crit", "generation_options"),
+    ("a given pad is overlooked", "for n in (pad_token_id, model", "for n in (model", "generation_options"),
+    ("another prompt after the last answer", '.get("role") != "assistant"', '.get("role") != "nobody"', "compat"),
+    ("attentions that are not there", 'check("outputs", output_attentions, return_dict)', "pass", "compat"),
+    (
+        "hidden states left on their GPU",
+        "hidden_states.append(x.to(step.cos.device))",
+        "hidden_states.append(x)",
+        "dispatch",
+    ),
+    ("max_memory passed over", "device_map, max_memory)", "device_map, None)", "dispatch"),
+    ("an import in a compiled step", "if torch.compiler.is_compiling():  #", "if False:  #", "cuda"),
     ("pools the last column", "last = (real[:, -T:].bool() *", "last = (real[:, -T:].bool() * 0 +", "heads"),
 ]
 

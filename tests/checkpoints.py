@@ -131,7 +131,7 @@ def entries(config: dict, fp8: bool = False, mtp: bool = True) -> dict[str, tupl
 
 
 def file_header(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int], int]:
-    """The start of a file that holds these tensors, as safetensors writes it; each one's place behind; the file's size.
+    """The start of a file that holds these tensors, as safetensors writes it; where each one begins; the file's size.
 
     safetensors orders the tensors by the size of their dtype, the widest first, and then by name.
     """
@@ -239,7 +239,7 @@ def to_fp8(tensors: dict[str, Tensor], scale_dtype: torch.dtype = torch.float32)
 def fuse_experts(tensors: dict[str, Tensor], suffix: str = "") -> dict[str, Tensor]:
     """The tensors with each layer's experts in two: gate_up_proj (E, 2 I, D), gate first, and down_proj (E, D, I).
 
-    Scales likewise, behind the suffix: ".weight" or nothing.
+    Scales likewise, after the suffix: ".weight" or nothing.
     """
     fused, layers = {}, {}
     for name, tensor in tensors.items():

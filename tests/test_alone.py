@@ -98,6 +98,10 @@ CALLS = {
     "formats": (fp8, "q.Qwen3NextForCausalLM.from_pretrained(path)"),
     "qwen3_5": (qwen3_5, "q.Qwen3NextForCausalLM.from_pretrained(path)"),
     "large": (None, "q.Qwen3NextForCausalLM.from_pretrained({tiny!r}, in_memory=True)"),
+    "dispatch": (
+        None,
+        "q.Qwen3NextForCausalLM.from_pretrained({tiny!r}, device_map='auto', max_memory={{'cpu': '1GiB'}})",
+    ),
     "hub": (None, "q.find_checkpoint('some-owner/some.name', {{}})"),
     "penalties": (
         None,

@@ -78,7 +78,7 @@ def test_outputs_have_their_items(pair, labels, more):
 
 @torch.no_grad()
 def test_outputs_of_other_models_have_their_items():
-    """Catches a backbone whose first item is not its last state, and answers' starts and ends behind the raw pair."""
+    """Catches a backbone whose first item is not its last state, and answers' starts and ends after the raw pair."""
     config = Qwen3NextConfig(**BASE)
     ids = tokens(1, 5)
     out = q.Qwen3NextModel(config).eval()(ids)

@@ -36,7 +36,7 @@ def chunked(q, k, v, alpha, beta, S, C):
     for start in range(0, len(k), C):
         span = range(start, min(start + C, len(k)))
 
-        def decay(i, j):  # from behind token j to behind token i
+        def decay(i, j):  # from after token j to after token i
             return math.prod((alpha[t] for t in range(j + 1, i + 1)), start=Fraction(1))
 
         deltas = []

@@ -244,7 +244,7 @@ HEADERS = {  # each with 16 bytes of data
     "same place twice": {"x": X, "y": X, "z": Y},
     "gap": {"x": entry(shape=(1,), offsets=(0, 4)), "y": Y},
     "gap at the start": {"x": entry(offsets=(8, 16))},
-    "behind the end": {"x": X, "y": entry(shape=(4,), offsets=(8, 24))},
+    "past the end": {"x": X, "y": entry(shape=(4,), offsets=(8, 24))},
     "backwards": {"x": entry(offsets=(8, 0)), "y": Y},
     "negative": {"x": entry(offsets=(-8, 0)), "y": X, "z": Y},
     "boolean": {"x": entry(offsets=(False, 8)), "y": Y},
@@ -299,7 +299,7 @@ def test_header_lengths(tmp_path, length):
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, -17, -16, -1])
 def test_truncated_files(tmp_path, size):
-    """Catches a read behind the end of the mapping, which kills the interpreter."""
+    """Catches a read past the end of the mapping, which kills the interpreter."""
     write(tmp_path / FILE, join({"x": X, "y": Y}, bytes(16))[:size])
     refused(lambda: read_safetensors(tmp_path / FILE), FILE)
 

@@ -12,8 +12,8 @@ from conftest import random_model, tokens
 from torch.overrides import TorchFunctionMode
 
 import qwen3_next
-from qwen3_next import Qwen3NextForCausalLM
-from qwen3_next_checkpoints import large
+from qwen3_next import Experts, Qwen3NextForCausalLM
+from qwen3_next_checkpoints import dispatch, large
 
 FP8 = torch.float8_e4m3fn
 # Every matrix that FP8 converts has several blocks of 128 x 128, with smaller ones at both edges.
@@ -219,6 +219,7 @@ def pretend_gpu(monkeypatch, free: float):
     """A GPU that "auto" finds, with this many bytes free."""
     monkeypatch.setattr(qwen3_next, "as_device", lambda device_map: GPU if device_map == "auto" else device_map)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
 
 @pytest.mark.parametrize(
@@ -228,10 +229,10 @@ def pretend_gpu(monkeypatch, free: float):
         (
             9.99e9,
             [CPU, GPU],
-            "10.0 GB free on cuda:0: 8.0 GB of routed experts stay on cpu, .* all else .1.0 GB. goes to cuda:0",
+            "room for 9.0 GB on cuda:0: 8.0 GB of routed experts stay on cpu, .* all else .1.0 GB. goes to cuda:0",
         ),
-        (1.12e9, [CPU, GPU], "1.1 GB free on cuda:0: 8.0 GB of routed experts stay on cpu, .* goes to cuda:0"),
-        (1.11e9, [CPU, CPU], "1.1 GB free on cuda:0: 8.0 GB of routed experts stay on cpu, .* goes to cpu"),
+        (1.12e9, [CPU, GPU], "room for 1.0 GB on cuda:0: 8.0 GB of routed experts stay on cpu, .* goes to cuda:0"),
+        (1.11e9, [CPU, CPU], "room for 1.0 GB on cuda:0: 8.0 GB of routed experts stay on cpu, .* goes to cpu"),
     ],
     ids=["all", "all but experts", "hardly all but experts", "nothing"],
 )
@@ -244,19 +245,21 @@ def test_placement(monkeypatch, capsys, free, expected, told):
     }
     tensors = {name: torch.empty(int(n), dtype=dtype, device="meta") for (name, dtype), n in sizes.items()}
     pretend_gpu(monkeypatch, free)
-    assert large.divide(GPU, tensors, torch.bfloat16) == expected
+    options = (torch.nn.Module(), Experts, tensors, torch.bfloat16)
+    places = dispatch.dispatch(*options, GPU, "auto", None)
+    assert places == dict(zip(tensors, [expected[0], *expected], strict=True))
     printed = capsys.readouterr()
     assert re.search(told, printed.err)
     assert printed.err.count("\n") == (told != "")
     assert printed.out == ""
-    assert large.choose_devices(CPU, True, tensors, torch.bfloat16, False) == [CPU, CPU]
+    assert set(dispatch.dispatch(*options, CPU, "auto", None).values()) == {CPU}
     assert capsys.readouterr().err == ""
 
 
 def test_a_device_that_is_named_is_not_second_guessed(tmp_path, monkeypatch):
     """Catches experts left on the CPU, or a look at a GPU's memory, where the user has said where the model goes."""
     random_model(torch.float32).save_pretrained(tmp_path)
-    monkeypatch.setattr(large, "divide", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(dispatch, "find_room", lambda *_: pytest.fail("asked"))
     assert Qwen3NextForCausalLM.from_pretrained(tmp_path, device_map="cpu").device == CPU
 
 

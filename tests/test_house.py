@@ -14,8 +14,8 @@ from conftest import ROOT
 tomllib = pytest.importorskip("tomllib") if sys.version_info >= (3, 11) else pytest.importorskip("tomli")
 SOURCE = (ROOT / "qwen3_next.py").read_text(encoding="utf-8")
 PACKAGE = "qwen3_next_checkpoints"
-SIBLINGS = ("caches", "checks", "compat", "compiling", "formats", "generation", "grouped", "hub", "large", "penalties")
-SIBLINGS += ("qwen3_5", "saving", "stats")
+SIBLINGS = ("caches", "checks", "compat", "compiling", "dispatch", "formats", "generation", "grouped", "hub", "large")
+SIBLINGS += ("penalties", "qwen3_5", "saving", "stats")
 FLOORS = {PACKAGE: 0, "verify": 2, "tiny": 2, "benchmarks": 3, "tests": 3, "notebooks": 3, "docs": 3}  # the ground is 1
 
 
@@ -130,7 +130,7 @@ def tokens_and_lines() -> tuple[int, int]:
     return len(code), len({token.start[0] for token in code})
 
 
-LINES, MODEL_LINES = 2042, 1101
+LINES, MODEL_LINES = 2049, 1101
 
 
 def test_the_file_can_be_read_to_the_end():

@@ -1,5 +1,6 @@
 """Claim: parallel.py gives with several processes what qwen3_next.py gives with one, and ends as a whole."""
 
+import functools
 import json
 import os
 import re
@@ -76,12 +77,18 @@ def found(tmp_path_factory) -> Path:
     return folder
 
 
+@functools.cache
+def by_one_process(folder: Path) -> dict[str, torch.Tensor]:
+    """What one process makes of a model."""
+    return results(Qwen3NextForCausalLM.from_pretrained(folder, "float64"))
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", ["heads", "uneven", "fp8", "tiny"])
 def test_several_processes_compute_what_one_does(found, name, ranks):
     """Catches a head in a wrong place, a bias that is added on every rank, a part that is not summed or summed twice,
     a state or a cache cut in another way than the weights, and ranks that choose different tokens."""
-    expected = results(Qwen3NextForCausalLM.from_pretrained(found / name, "float64"))
+    expected = by_one_process(found / name)
     together = torch.load(found / f"{name}-{ranks}.pt")
     for key, x in expected.items():
         if x.is_floating_point():
@@ -133,6 +140,13 @@ def test_what_can_not_be_divided_is_refused(fields, message):
     even = {"linear_num_value_heads": 8, "num_attention_heads": 8}
     with pytest.raises(ValueError, match=message):
         parallel.Share(Qwen3NextConfig(**{**BASE, **even, **fields}), 0, 4)
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_one_device_for_all_is_refused(name):
+    """Catches processes that all take the same device."""
+    with pytest.raises(ValueError, match=f"--device {name}: expected cpu, cuda or auto"):
+        parallel.own_device(name)
 
 
 def test_a_conversation(tiny):

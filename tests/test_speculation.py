@@ -214,7 +214,7 @@ class Letters:
 
 @pytest.mark.parametrize("stop", ["ba", "cc", "cab"])
 def test_stop_strings_within_a_draft(model, stop):
-    """Catches a stop string that is looked for behind whole drafts only."""
+    """Catches a stop string that is looked for after whole drafts only."""
     inside = 0
     for seed in range(16):
         ids, caches, stats = prompt(4, seed), [model.make_cache(1), model.make_cache(1)], {}

@@ -235,7 +235,7 @@ def main():
         "far": table(["entries", "512", "1K", "2K", "4K"], far),
         "load": load,
         "drafts": drafts,
-        "speed": table(["drafts", "tokens/s", "ratio", "stood, by position"], speed),
+        "speed": table(["drafts", "tokens/s", "ratio", "accepted, by position"], speed),
         "samples": card.samples(10),
     }
     minutes = (time.perf_counter() - begun) / 60

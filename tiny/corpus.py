@@ -456,7 +456,7 @@ AFTER_GREETING = split("""Yes, please.; Yes, please!; Yes; Oh yes!; I would love
 
 
 def turn(role: str, *nodes) -> tuple:
-    """A message as the chat template writes it, without the line break behind it."""
+    """A message as the chat template writes it, without the line break after it."""
     known = "answer" if role == "assistant" else None
     begin = (Word("<|im_start|>"), Word(role), Mark("\n"), Bind("role", known))
     return (*begin, *nodes, Bind("role", None), Word("<|im_end|>"))

@@ -10,7 +10,7 @@ next exact: the grammar is its own language model, and no other can predict its 
     {tell name}      writes nothing and sets "told name", as a variable's first mention does
     a                becomes "an" where the next word asks for it; sentences get their capital letters
 
-Text leaves the grammar in units: a word, led in by the marks behind the word before it. Units, and marks and word in
+Text leaves the grammar in units: a word, led in by the marks after the word before it. Units, and marks and word in
 each, meet where Qwen's pre-tokenisation cuts as well, so a text's tokens are those of its units, one after another.
 """
 
@@ -103,7 +103,7 @@ START = "\0"  # in a mark: here a line begins, and with it a sentence
 LINE = Mark(START)
 PIECES = re.compile(r"\{([^{}]*)\}|\[([^\[\]]*)\]|([A-Za-z]+|\d)|('(?:s|t|re|ve|m|ll|d)\b|[^A-Za-z\d{}\[\]])")
 OPENS_SENTENCE = re.compile(r'(\0|[.!?] )"?$')
-# What pre-tokenisation leaves to the word behind it: one space, or one mark that only letters or a line break precede.
+# What pre-tokenisation leaves to the word after them: one space, or one mark that only letters or a line break precede.
 LEAD = re.compile(r"(.*?)( |(?:(?<=^)|(?<=\n))[^\s]|)", re.DOTALL)
 
 
@@ -225,7 +225,7 @@ class Grammar:
             state = ways[0][1] if len(ways) == 1 else rng.choices(ways, [p for p, _ in ways])[0][1]
 
     def outcomes(self, state: State) -> list[tuple[float, list[Unit], State | None]]:
-        """All that may be written next, with its probability and the place behind it; None at the end of the text."""
+        """All that may be written next, with its probability and the place after it; None at the end of the text."""
         found, open_ways = [], [(1.0, state)]
         while open_ways:
             p, state = open_ways.pop()
@@ -238,7 +238,7 @@ class Grammar:
 
 
 def join(marks: str, mark: str) -> str:
-    """Marks with one more behind them; no space stands twice, or at a line's start or end."""
+    """Marks with one more after them; no space stands twice, or at a line's start or end."""
     if mark == START and not marks.endswith(("\n", " ")):
         mark = " " + START
     if mark == " " and marks.endswith((" ", START)):

@@ -387,7 +387,8 @@ def plot(history: list[tuple[int, int, float, float]], path: Path):
         low, high = np.quantile(near, (0.1, 0.9), axis=1)
         axes.fill_between(millions, low, high, color=color, alpha=0.2, linewidth=0)
         axes.plot(millions, near.mean(1), color=color, label=label)
-    axes.legend(title=f"mean of {window} steps, and the band of four in five" if window > 1 else None)
+    title = f"mean of {window} steps, and the band of four in five" if window > 1 else None
+    figure.legend(title=title, loc="outside lower center", ncols=2)
     axes.set(xlabel="tokens trained on (millions)", ylabel="cross-entropy (nats per token)", title="Training loss")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
@@ -492,7 +493,8 @@ def difference(args: argparse.Namespace) -> str:
     return ", ".join(f"{name} was {noted.get(name)}, now {x}" for name, x in settings.items() if noted.get(name) != x)
 
 
-def main(arguments: list[str] | None = None):
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, with what follows from others filled in. Ends with a line if they are not those of the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--steps", type=int, help="of --batch rows each (default: 2800, for micro 1000)")
@@ -520,6 +522,11 @@ def main(arguments: list[str] | None = None):
     changed = difference(args)
     if changed:
         parser.error(f"{args.run} holds another run: {changed}; name another folder by --run")
+    return args
+
+
+def main(arguments: list[str] | None = None):
+    args = parse_arguments(arguments)
     if not (args.run / "tokenizer.json").is_file():
         train_tokenizer(args.run, args.seed)
     if args.processes == 1:
