@@ -55,7 +55,7 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
         NOTEBOOK + "6.-What-g-and-beta-do",
     ),
     "beta": (
-        "beta, the write strength, between 0 and 1: how much of what is lacking gets written.",
+        "beta, the write strength, between 0 and 1: how much of the difference gets written.",
         NOTEBOOK + "6.-What-g-and-beta-do",
     ),
     "recall": (
@@ -67,7 +67,7 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "delta": (
-        "delta = beta (v − Sᵀk): what the memory lacks of v, and then gets.",
+        "delta = beta (v − Sᵀk): how far the recall is from v, times beta. This is written.",
         NOTEBOOK + "4.-A-step-of-gradient-descent,-taken-by-every-token",
     ),
     "read": (
@@ -101,7 +101,8 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
         "7_mixture_of_experts.ipynb#1.-The-router",
     ),
     "next": (
-        "softmax of the logits, before sampling: how likely the model thinks each word is to come next.",
+        "softmax of the logits, before sampling: how likely the model thinks each word is to come next. The true "
+        "probabilities are known as long as the text is one that the grammar behind the training texts can write.",
         "train_tiny.ipynb#2.-The-floor-is-exact",
     ),
     "draft": (
@@ -113,13 +114,14 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
 
 VERDICTS = [  # on linear attention, decay only, the delta rule, the gated delta rule
     "Values pile up: each is added to what is there, nothing is taken out, and whoever asks for one gets a mixture.",
-    "The pile fades, so it stays small. But no word looks at what its key holds already: the latest drown the others.",
-    "Each word asks first and writes what is lacking, so a new value replaces the old. But nothing is ever cleared.",
-    "Qwen3-Next's rule: each word says how much of everything to clear, alpha, and how firmly to write, beta.",
+    "The pile fades, so it stays small. But no word asks what its key holds already: the latest drown the others.",
+    "Each word asks first and writes only the difference, so a new value replaces the old. But nothing ever fades.",
+    "Qwen3-Next's rule: each word sets how much of the memory to keep, alpha, and how firmly to write, beta.",
 ]
 SHARED = (
-    "words that resemble each other write what they have in common again and again. (So not all that is blue was kept "
-    "since its word was read: even under the key of another word, the memory returns OTHERS values.)"
+    "words that resemble each other write what they have in common again and again. How much of this is only "
+    "resemblance? Asked with the wrong word's key, the memory still returns OTHERS values. Only the rest is memory of "
+    "the particular word."
 )
 WHY = {  # why so many, or so few, values can be returned; the page puts numbers in the place of the capitals
     "none": "",
@@ -128,7 +130,7 @@ WHY = {  # why so many, or so few, values can be returned; the page puts numbers
     "kept": "Why so many? Nothing fades, and " + SHARED,
     "faded": "Why so many, if everything fades? A faded value is shorter, but keeps its direction: at half its length "
     "it counts as 75 % returned. And " + SHARED,
-    "cleared": "Why so few? This head clears its memory often: of what it held ten words ago, LEFT remains. Others "
+    "cleared": "Why so few? This head fades its memory fast: of what it held ten words ago, LEFT remains. Others "
     "keep more: choose a head below.",
     "replaced": "Why so few? Nothing fades, but the keys are alike, and new values take the place of old ones.",
 }
@@ -311,13 +313,15 @@ def layer_data(model: Any, ids: list[int], asked: Iterable[int] | None, blob: Bl
     return data, logits.float().softmax(-1).cpu()
 
 
-def likeliest(tokenizer: Any, p: Tensor, count: int = 6) -> list[list[list]]:
-    """For each row of p (T, vocab) the likeliest tokens: their texts and probabilities."""
-    top = p.topk(min(count, p.shape[-1]), dim=-1)
-    return [
-        [[tokenizer.decode(token), round(chance, 4)] for token, chance in zip(tokens, chances)]
-        for tokens, chances in zip(top.indices.tolist(), top.values.tolist())
-    ]
+def likeliest(tokenizer: Any, p: Tensor, ids: list[int], count: int = 6) -> list[list[list]]:
+    """For each row of p (T, vocab) the likeliest tokens, the one that follows in ids (T) being the last of them if it
+    is not there by itself: their texts and probabilities.
+    """
+    top = p.topk(min(count, p.shape[-1]), dim=-1).indices.tolist()
+    for tokens, follows in zip(top, ids[1:]):
+        if follows not in tokens:
+            tokens[-1] = follows
+    return [[[tokenizer.decode(n), round(row[n].item(), 4)] for n in tokens] for tokens, row in zip(top, p)]
 
 
 def true_chances(tokenizer: Any, ids: list[int]) -> list[dict[str, float]] | None:
@@ -387,17 +391,18 @@ def comparisons() -> list[dict]:
     writes = {
         "tip": "k",
         "title": "Six writes",
-        "text": "under random keys of length 1, key a twice; decay 0.9, write strength 1. Shown is how much of each "
-        "value its key returns in the end, the mean of 200 draws. Rules that ask first put a₂ in the place of a₁.",
+        "text": "under random keys of length 1. Key a comes twice, first with the value a₁, then with a₂. Decay 0.9, "
+        "write strength 1. Shown is how much of each value its key returns in the end, the mean of 200 draws. The "
+        "rules that ask first have put a₂ in the place of a₁.",
         "heads": ["returned, in %", "a₁", "b", "c", "a₂", "d", "e"],
         "rows": six_writes(),
     }
     trained = {
         "tip": "trained",
         "title": "Four small models,",
-        "text": "each trained with its own rule. They read 16 names, each with a thing, and then say which thing came "
-        "last with each name, if every name comes once; if it comes four times, with other things; and if two other "
-        "texts came before. What delta replaces and what decay clears can be read off.",
+        "text": "each trained with its own rule. A text gives each of 16 names a thing. The question: which thing "
+        "came last with a name? Once: each name comes once. Replaced: four times, with another thing each time. "
+        "New text: two other texts came before this one. Asking first is good at replacing, decay at forgetting.",
         "heads": ["right, in %", "once", "replaced", "new text"],
         "rows": trained_rules(),
     }
@@ -435,7 +440,7 @@ def page(
         "answer": len(prompt_tokens),
         "drafts": {place: [tokenizer.decode(draft), accepted] for place, (draft, accepted) in drafts.items()},
         "drafting": model.mtp is not None,
-        "next": likeliest(tokenizer, p),
+        "next": likeliest(tokenizer, p, ids),
         "truth": true_chances(tokenizer, ids),
         "notebooks": notebooks,
         "tips": TIPS,

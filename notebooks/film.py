@@ -5,7 +5,9 @@
     python notebooks/film.py --model DIR --out DIR      of another model, to another folder
 
 A story shows it if it comes to its end, a thing is lost in it and found later, the memory returns at least half of its
-words in the end, and under linear attention at most a quarter as many. If no seed has such a story, that is an error.
+words in the end, and under linear attention at most a quarter as many. The first choice is a story about the thing that
+the prompt asks for, named at the beginning and near the end. If no seed has one, it may be about another thing; if none
+shows it even then, that is an error.
 
 Needs Playwright, Pillow, and Chromium: Debian's, or that of `playwright install chromium`.
 """
@@ -24,9 +26,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT)]
-PROMPT = "Tell me a story about a fox and a lantern."
+THING = "lantern"
+PROMPT = f"Tell me a story about a fox and a {THING}."
 TOKENS = 230  # the longest answer
-SEEDS = 200  # how many are tried
+OPENING = 50  # tokens of an answer that tell what it is about
+SEEDS = 80  # how many are tried
+ANY_THING_SEEDS = 20  # and for stories about another thing
 PAGE_BYTES, FILM_BYTES = 2_000_000, 1_500_000  # limits
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LOST = re.compile(r"\b(lost|gone|not there|cannot find|fell into|slipped out)\b")
@@ -47,6 +52,13 @@ def lost_and_found(story: str) -> bool:
     """Whether something is lost in a story, and found after that."""
     lost = LOST.search(story)
     return lost is not None and FOUND.search(story, lost.end()) is not None
+
+
+def named_again(story: str, thing: str) -> bool:
+    """Whether a thing is named in the first third of a story's words and in the last third."""
+    words = re.findall(r"\w+", story)
+    third = len(words) // 3
+    return thing in words[:third] and thing in words[len(words) - third :]
 
 
 def open_page(browser, file: Path):
@@ -90,26 +102,42 @@ def make_html(model, tokenizer, seed: int, notebooks: str) -> str:
     return html
 
 
-def choose(model, tokenizer, browser, notebooks: str) -> tuple[int, str]:
-    """The first seed with a story that shows it, and its page. Raises ValueError if there is none."""
+def stories(model, tokenizer, thing: str | None):
+    """Seeds, in order, with a story that ends and in which a thing is lost and found: this one, or any for None."""
     import watch
 
     prompt = watch.prompt_ids(tokenizer, PROMPT)
-    candidates = []
-    for seed in range(SEEDS):
-        ids, _ = watch.answer(model, prompt, TOKENS, seed=seed)
-        if len(ids) == len(prompt) + TOKENS or not lost_and_found(tokenizer.decode(ids[len(prompt) :])):
+
+    def told(tokens: int, seed: int) -> tuple[str, bool]:
+        """A story's text so far, and whether it goes on."""
+        ids, _ = watch.answer(model, prompt, tokens, seed=seed)
+        return tokenizer.decode(ids[len(prompt) :]), len(ids) >= len(prompt) + tokens
+
+    for seed in range(SEEDS if thing else ANY_THING_SEEDS):
+        if thing and thing not in told(OPENING, seed)[0]:
             continue
-        html = make_html(model, tokenizer, seed, notebooks)
-        words, counts = returned(browser, html)
-        print(f"seed {seed}: of {words} words the four rules return {counts}", flush=True)
-        if shows_it(words, counts):
-            return seed, html
-        candidates.append(seed)
+        story, goes_on = told(TOKENS, seed)
+        if not goes_on and lost_and_found(story) and (thing is None or named_again(story, thing)):
+            yield seed
+
+
+def choose(model, tokenizer, browser, notebooks: str) -> tuple[int, str]:
+    """The first seed with a story that shows it, and its page. Raises ValueError if there is none."""
+    candidates = []
+    for thing in (THING, None):
+        for seed in stories(model, tokenizer, thing):
+            html = make_html(model, tokenizer, seed, notebooks)
+            words, counts = returned(browser, html)
+            print(f"seed {seed}: of {words} words the four rules return {counts}", flush=True)
+            if shows_it(words, counts):
+                return seed, html
+            candidates.append(seed)
+        if thing:
+            print(f"{SEEDS} seeds, and no story of a lost {thing} shows it: now of any lost thing", flush=True)
     if candidates:
         found = f"a thing is lost and found with seeds {candidates}, but none shows it: see the numbers above"
         raise ValueError(f"{found}; choose a seed with --seed")
-    raise ValueError(f"in {SEEDS} answers to {PROMPT!r}, nothing is lost and found: choose a seed with --seed")
+    raise ValueError(f"in the answers to {PROMPT!r}, nothing is lost and found: choose a seed with --seed")
 
 
 def make_page(file: Path, folder: Path, seed: int | None, browser):

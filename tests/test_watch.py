@@ -195,6 +195,8 @@ def test_experts_and_the_next_word(story, tiny_model, chromium):
     with recording(model, ["*.topk_ids", "lm_head.out"]) as trace:
         model(torch.tensor([ids]))
     best = trace["lm_head.out"][t].softmax(-1).max()
+    rows = data_of(story.read_text(encoding="utf-8"))["next"]
+    assert all(tokenizer.decode(new) in dict(row) for row, new in zip(rows, ids[1:]))  # likely or not
     with Opened(chromium, story) as page:
         page.click(f".word >> nth={t}")
         first = page.locator("#next .row").first.inner_text()
@@ -295,6 +297,16 @@ def test_what_the_small_models_learned():
 # ---- What the page is made from -------------------------------------------------------------------------------------
 
 
+def test_a_shorter_answer_is_the_beginning(tiny_model):
+    """Catches a film that leaves a story out, or takes one, by an opening that the story does not have."""
+    tokenizer, model = tiny_model
+    prompt = watch.prompt_ids(tokenizer, PROMPT)
+    for seed in (0, 4):
+        whole, _ = watch.answer(model, prompt, 90, seed=seed)
+        opening, _ = watch.answer(model, prompt, film.OPENING, seed=seed)
+        assert opening == whole[: len(prompt) + film.OPENING]
+
+
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"seed": 3}], ids=["greedy", "sampled"])
 def test_the_answer_is_generates(options, tiny_model):
     """Catches another text than `generate` writes, and drafts that are said to be accepted but were replaced."""
@@ -393,6 +405,11 @@ def test_the_films_story_shows_it():
     assert film.lost_and_found('"I have lost my kite," said Pip. Ada found it at the mill.')
     assert not film.lost_and_found("Pip found a kite. Then Pip lost it.")
     assert not film.lost_and_found("Pip flew a kite.")
+    assert film.named_again("The kite was new. It flew far away. Ada found the kite.", "kite")
+    assert not film.named_again("The kite was new. The kite flew far away. Ada was sad.", "kite")
+    assert not film.named_again("Pip sat still. It was a warm day. Ada found a kite.", "kite")
+    assert not film.named_again("The kites were new. They flew far away. Ada found two kites.", "kite")
+    assert film.THING in film.PROMPT
     assert film.shows_it(200, [25, 1, 190, 100])
     assert not film.shows_it(200, [0, 1, 190, 99])
     assert not film.shows_it(200, [26, 1, 190, 100])
@@ -474,11 +491,19 @@ def test_mouse_and_sliders(story, chromium):
         assert "recall" not in code
         assert "beta" not in code
         assert "alpha" not in code
+        assert "nothing fades" in code
+        assert "not asked" in code
         assert "outer(k, v)" in code
         page.click(".rules button >> nth=1")
-        assert "alpha" in page.locator("#code").inner_text()
+        code = page.locator("#code").inner_text()
+        assert "alpha" in code
+        assert "nothing fades" not in code
+        assert "not asked" in code
         page.click(".rules button >> nth=3")
         assert page.locator("#code span").count() == 5
+        code = page.locator("#code").inner_text()
+        assert "nothing fades" not in code
+        assert "not asked" not in code
 
 
 def shown(share: float) -> str:
@@ -495,8 +520,8 @@ def test_the_sentence(story, chromium):
         before = page.evaluate("share(times(words[30].alpha, memories[3][29].S), words[30])")
         assert f"fades the whole memory to {shown(alpha)}" in text
         if 0.65 < alpha < 0.999:
-            assert f": {np.log(2) / -np.log(alpha):.0f} words like it would halve it" in text
-        assert f"returns {shown(before)} of its value" in text
+            assert f", a rate that would halve it in {np.log(2) / -np.log(alpha):.0f} words" in text
+        assert f"returns {shown(before)} of its value; the word writes the difference" in text
         assert f"with strength {beta:.2f}" in text
         assert f"{blue(page)} of 31 words can still be returned" in text
         k, v, S = page.evaluate("[words.map(w => [...w.k]), words.map(w => [...w.v]), [...memories[3][30].S]]")
@@ -504,7 +529,8 @@ def test_the_sentence(story, chromium):
         others = np.array([k[(j + 17) % 31] for j in range(31)]) @ np.reshape(S, (k.shape[1], v.shape[1]))
         count = (1 - ((others - v) ** 2).sum(1) / (v**2).sum(1) >= 0.1).sum()
         left = np.prod(page.evaluate("words.slice(21, 31).map(w => w.alpha)"))
-        why = f"the memory returns {count} of 31 values" if blue(page) > 15 else f"ten words ago, {shown(left)} remains"
+        kept = f"the memory still returns {count} of 31 values"
+        why = kept if blue(page) > 15 else f"ten words ago, {shown(left)} remains"
         assert why in page.locator("#why").inner_text()
         page.click(".rules button >> nth=0")
         sizes = np.linalg.norm(k @ (k.T @ v), axis=1) / np.linalg.norm(v, axis=1)
