@@ -26,7 +26,8 @@
 #
 # You need to know PyTorch and the attention of a transformer. Here the parts are boxes with a size and a cost. The
 # notebooks that follow open them. All code comes from this repository's `qwen3_next.py`. You need no GPU and no
-# download.
+# download. For one lesson, take the first three sections and, of the last one, memory and bytes. Arithmetic and the
+# clock are homework.
 
 # %%
 from start import root
@@ -615,7 +616,7 @@ if not measured:
 # %% [markdown]
 # For prompts, the clock shows a smaller gain than arithmetic. A FLOP in a small matrix takes longer than a
 # FLOP in a large one. In a window of 2,048 tokens, an expert sees about 40 of them, while the dense MLP sees all. On a
-# CPU, with one text at a time, this costs a good part of what sparsity saves. Both ratios still grow with the context.
+# CPU, with one text at a time, this costs much of what sparsity saves. Both ratios still grow with the context.
 
 # %% [markdown]
 # ## Exercises
@@ -747,6 +748,35 @@ course.try_it(test_attention_parameters, attention_parameters)
 # - Switch Transformers, arXiv 2101.03961, and DeepSeekMoE, arXiv 2401.06066, for the mixture of experts
 # - DeepSeek-V3, arXiv 2412.19437, section 2.2, for MTP
 # - Sizes: config.json and model cards of Qwen/Qwen3-Next-80B-A3B-Instruct and Qwen/Qwen3-32B
+#
+# ## Five questions
+#
+# 1. Where are nearly all of the 80 billion parameters, and how many parameters does one token use? Why do the embedding
+#    and `lm_head`, which have the same size, count so differently?
+# 2. What connects one layer with the next? How can you find out what the model would say if it ended after an early
+#    layer, and what does the answer not show?
+# 3. In the phone book, one step made most of the digits right. Which kind of layer took it, and why that kind? Why did
+#    the blank before the digits not need it?
+# 4. Which part of Qwen3-Next's cache grows with the text, and which does not? For which texts does the dense model need
+#    less memory? Is Gated DeltaNet the only reason why the cache is ten times smaller for long texts?
+# 5. Does the hybrid move the context at which attention takes half of the arithmetic? Why is a prompt's measured gain
+#    over the dense model smaller than the computed one?
+#
+# <details><summary>Answers</summary>
+#
+# 1. In the routed experts. A token uses 10 of 512 of them in each layer, and about 3.5 billion parameters in all, with
+#    `lm_head`. The embedding is a look-up of one row, while `lm_head` is multiplied in full.
+# 2. The residual stream, and nothing else. You apply the final norm and `lm_head` to the stream after that layer. It
+#    shows where an answer becomes readable, not where it is made.
+# 3. An attention layer. It still has every earlier token and can look at any one of them, while a Gated DeltaNet layer
+#    has only what its state has kept. The blank follows from the tokens just before it.
+# 4. The keys and values of the 12 attention layers grow. The states and the convolutions' windows do not. The dense
+#    model needs less for texts of up to some three hundred tokens. It is not the only reason: the attention layers also
+#    have only two key and value heads.
+# 5. Hardly, because everything else became cheaper as well. A FLOP in a small matrix takes longer than one in a large
+#    matrix, and each expert sees only a few tokens of a window, while a dense MLP sees all of them.
+#
+# </details>
 #
 # ## Three sentences to remember
 #

@@ -19,8 +19,9 @@
 # add to it, and how decay and the delta rule repair that.
 #
 # Afterwards you can write the gated delta rule from memory. You can say what its five steps are for, how many pairs a
-# state holds, and what decay and write strength do in a trained one. You need to know softmax attention and PyTorch. We
-# compare everything with [`qwen3_next.py`](../qwen3_next.py).
+# state holds, and what decay and write strength do in a trained one. You need to know softmax attention and PyTorch,
+# and nothing from [notebook 1](1_tour.ipynb). Short on time? Sections 1 to 3 and exercise 4 are the core. We compare
+# everything with [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -60,9 +61,10 @@ pictures.two_memories()
 
 
 # %% [markdown]
-# The picture shows what one head of the released width keeps of a text. Attention's line rises with every token, and
-# the state's does not. Two helpers before we begin: random numbers in float64, in which two ways to compute one thing
-# agree to about 13 digits, and random directions. `same` fails unless two tensors agree.
+# The picture above compares how many numbers one head has to keep as the text grows. Its keys and values have 128
+# numbers each, as in the Gated DeltaNet layers of Qwen3-Next-80B, the published model. Two helpers: `normal` gives
+# random numbers, and `unit` random directions. We use float64, so that two ways to compute the same thing agree to
+# about 13 digits. `same` stops the notebook if two tensors differ.
 
 
 # %%
@@ -78,8 +80,9 @@ def unit(*shape):
 
 # %% [markdown]
 # Before we build such a memory, watch one work. `tiny/` reads a message and writes a story. Words are blue while the
-# memory of one head can still return their values. Press play, then try the other three rules: by the end of section 3
-# you will know what each of the five lines of code on the page is for.
+# memory of one head can still return their values. Press play, then try the other three rules. Section 2 compares all
+# four, and by the end of section 3 you will know what each of the five lines of code on the page is for. (The page shows
+# once you have run the cell; [docs/watch](../docs/watch/index.html) has it, too.)
 
 # %%
 tiny = root / "tiny"
@@ -89,9 +92,9 @@ watch.show(Qwen3NextForCausalLM.from_pretrained(tiny), Qwen3NextTokenizer.from_p
 # %% [markdown]
 # ## 1. Attention without the softmax is a matrix
 #
-# Token $t$ has a query $q_t$ and a key $k_t$, rows of width $K$, and a value $v_t$ of width $V$. Causal attention
-# returns a weighted sum of the values so far. If we leave out the softmax, each weight is just the product of query and
-# key:
+# Token $t$ has a query $q_t$ and a key $k_t$, vectors of $K$ numbers, and a value $v_t$ of $V$ numbers. Causal
+# attention returns a weighted sum of the values so far. If we leave out the softmax, each weight is just the product of
+# query and key:
 #
 # $$\mathrm{out}_t = \sum_{j \le t} (q_t \cdot k_j)\, v_j$$
 
@@ -101,7 +104,9 @@ q, k, v = normal(T, K), unit(T, K), normal(T, V)
 by_attention = (q @ k.T).tril() @ v  # (T, T) weights, the future cut off, times (T, V)
 
 # %% [markdown]
-# Without the softmax, nothing keeps the two products apart, so we can move the brackets:
+# The softmax stood between the product with the keys and the product with the values. Now that it is gone, we can
+# multiply in another order: $(q_t \cdot k_j)\, v_j = v_j\,(k_j^\top q_t) = (k_j v_j^\top)^\top q_t$. The query does not
+# depend on $j$, so it comes out of the sum:
 #
 # $$\mathrm{out}_t = \Big(\underbrace{\sum_{j \le t} k_j v_j^\top}_{S_t,\; K \times V}\Big)^{\!\top} q_t,
 # \qquad S_t = S_{t-1} + k_t v_t^\top$$
@@ -122,15 +127,15 @@ print(f"{T} tokens: a KV cache holds {T * (K + V)} numbers and grows; the state 
 # %% [markdown]
 # ## 2. A memory, on the whiteboard
 #
-# Read $S$ as a notebook of pairs: under key $k$ it holds the value $S^\top k$. Write one pair into an empty state and
-# ask with the same key. You get $(k v^\top)^\top k = |k|^2\, v$, which is exactly $v$ if the key has length 1. A read
-# is linear in the key. So a key at 45° to $k$ returns $0.71\, v$, although it was never written, and a key at right
-# angles returns nothing. But only $K$ directions are at right angles to each other. And what happens when a key gets a
-# *new* value?
+# Think of $S$ as a board with pairs on it: under key $k$ stands the value $S^\top k$. Write one pair into an empty
+# state and ask with the same key. You get $(k v^\top)^\top k = |k|^2\, v$, and that is $v$ itself if the key has the
+# length 1. A read is linear in the key. So a key at 45° to $k$ returns $0.71\, v$, although it was never written, and a
+# key at right angles returns nothing. But only $K$ directions are at right angles to each other. And what happens when
+# a key gets a *new* value?
 #
-# Let the keys be things and the values those who have them. Tom has the ring, Nora has the cup, and Sam has the coin.
-# Then Tom gives the ring to Mira: the ring gets a new value. The keys of ring and cup are at right angles, and the coin
-# is somewhat like a ring: their keys have cosine 0.6. Four rules write these four pairs, all with the same three lines.
+# Let the keys be objects and the values their owners. Tom has the ring, Nora has the cup, and Sam has the coin. Then
+# Tom gives the ring to Mira: the ring gets a new value. The keys of ring and cup are at right angles, and the coin is
+# somewhat like a ring: their keys have cosine 0.6. Four rules write these four pairs, all with the same three lines.
 # `alpha` is the share of the state that is kept. `erase` subtracts what the state already returns for this key:
 #
 # | rule | $S \leftarrow$ |
@@ -185,6 +190,8 @@ assert errors["delta rule"][1] == 0 < errors["delta rule"][2]
 plain, decayed = errors["linear attention"], errors["decay alone"]
 course.finding("linear attention misses the ring by more than 1, decay by less", plain[0] > 1 and decayed[0] < plain[0])
 course.finding("decay fades the cup by more than 0.1", decayed[1] > 0.1)
+gain = errors["delta rule"] - errors["gated delta rule"]  # of decay next to the delta rule: ring, cup, coin
+course.finding("next to the delta rule, decay costs the cup more than the coin gains", 0 < gain[2] < -gain[1])
 
 # %% [markdown]
 # Row by row, the picture shows this:
@@ -197,8 +204,10 @@ course.finding("decay fades the cup by more than 0.1", decayed[1] > 0.1)
 #   write disturbs it.
 # - **The gated delta rule** does both. The last pair is exact, and what nobody writes again fades.
 #
-# In this example decay does only harm. It helps when the subject changes ([GDN], section 3.1). The delta rule cleans up
-# one key at a time, but one token with a small $\alpha$ clears the whole board.
+# Alone, decay brings the ring and the coin closer to the truth, at the cup's expense. Next to the delta rule, it fades
+# the cup and barely helps the coin. It pays off when the subject changes ([GDN], section 3.1): the delta rule cleans up
+# one key at a time, while a single token with a small $\alpha$ wipes the whole board. Here we write a spoon, at right
+# angles to the rest, once with $\alpha = 1$ and once with $\alpha = 0.01$. Look at what is left of the other three.
 
 # %%
 for alpha in (1.0, 0.01):
@@ -355,7 +364,9 @@ same((S - gradient).detach(), S0 + torch.outer(k, v))
 #
 # With $|k| = 1$ and $\beta = 1$, the error is gone after one write. A shorter key undershoots and needs several writes.
 # A longer key overshoots. Once $\beta|k|^2$ exceeds 1, the sign of the error flips at every write. Above 2, the error
-# grows without end. $|k|^2$ is the curvature of the loss along $k$.
+# grows without end. In terms of section 4: move a column of $S$ by a distance $t$ along $k$, and its entry of
+# $S^\top k - v$ changes by $t\,|k|$. So the second derivative of the loss is $|k|^2$, its *curvature* along $k$, and
+# $\beta |k|^2$ is step size times curvature.
 #
 # The picture shows the error after each write for five lengths of the key, on a logarithmic scale. Look for the length
 # at which it grows.
@@ -382,7 +393,7 @@ pictures.rewriting(errors)
 # The error grows only for the longest key, whose $|k|^2$ is above 2. In a text the keys differ, but the danger is the
 # same. We write random pairs one after the other, with $\beta = 1$ and no decay, and vary only the length of the keys.
 # A write multiplies the state by $I - k k^\top$, and so it multiplies the part of each column along $k$ by $1 - |k|^2$.
-# As long as $|k|^2 \le 2$, that part gets no longer. Beyond that, it does.
+# Up to $|k|^2 = 2$, this factor is at most 1 in size, so that part cannot grow. Above 2, it grows with every write.
 #
 # The next picture shows how the size of the state develops. Lines are medians of 8 seeds, and bands run from the
 # smallest to the largest. Again, look for the length at which it grows.
@@ -407,9 +418,10 @@ pictures.state_sizes(range(20, T + 1, 20), sizes)
 # %% [markdown]
 # Beyond $|k|^2 = 2$ the state explodes. The layer therefore divides $k$ by its length, and $\beta$ is a sigmoid. Then
 # $\beta |k|^2 < 1$, and no write overshoots. The layer also divides $q$ by its length and by $\sqrt K$. That is not
-# about stability, since a read changes nothing. It keeps a long query from making a read large. All this happens before
-# the recurrence, which relies on it. One detail matters when you compare numbers: $10^{-6}$ is added to $|k|^2$ under
-# the root, so that a zero vector stays zero.
+# about stability, since a read changes nothing. It keeps a long query from making a read large. $\sqrt K$ is the scale
+# that attention uses as well; here it is only a constant. All this happens before the recurrence, which relies on it.
+# One detail matters when you compare numbers: $10^{-6}$ is added to $|k|^2$ under the root, so that a zero vector stays
+# zero.
 
 # %%
 x = normal(3, 5)
@@ -445,12 +457,13 @@ pictures.fading_and_learning(kept, errors)
 
 # %% [markdown]
 # A layer computes both from the token, so it can decide anew at each one. What does a trained model do? We load
-# `tiny/`, a small Qwen3-Next that was trained on stories, phone books and *accounts* such as the one printed below. It
-# reads twenty accounts. Meanwhile, `recording`, which keeps values of a pass by name, collects $g$ and $\beta$ of all
-# heads of its Gated DeltaNet layers.
+# `tiny/`, a small Qwen3-Next that was trained on stories, phone books and *accounts* of who has what, such as the one
+# printed below. It reads twenty accounts. `recording` saves intermediate values by name during the forward pass; we use
+# it for $g$ and $\beta$ in all linear-attention layers (called Gated DeltaNet).
 #
-# The picture after that has one dot per head, the median over all tokens. The bars span 10 to 90 %. On the left, look
-# for heads of different patience in one layer. On the right, look at the $\beta$ of the same heads.
+# The picture after that has one dot per head, its median over all tokens. The bar covers the middle 80 % of tokens: a
+# long bar means that a head decides token by token. On the left, look for long and short half-lives within one layer.
+# On the right, look at the $\beta$ of the same heads. Do heads that forget at once write strongly or weakly?
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -472,16 +485,21 @@ pictures.gates(LAYERS, half_life, beta)
 
 # %% [markdown]
 # A half-life far below one token wipes the board at every step. A half-life of hundreds of tokens keeps what the text
-# has said so far. Do the heads that wipe also write? Compare the $\beta$ of the same dots. The next cell prints the
-# averages. A long bar means that a head decides token by token.
+# has said so far. Here is how strongly the two kinds of heads write:
 
 # %%
-typical = half_life.median(0).values  # (layers, H)
-for what, which in (("below 1 token", typical < 1), ("above 50 tokens", typical > 50)):
-    wrote = f"; mean of their median beta {beta.median(0).values[which].mean():.2f}" if which.any() else ""
+typical, strength = half_life.median(0).values, beta.median(0).values  # (layers, H)
+short, long = typical < 1, typical > 50
+for what, which in (("below 1 token", short), ("above 50 tokens", long)):
+    wrote = f"; mean of their median beta {strength[which].mean():.2f}" if which.any() else ""
     print(f"half-life {what}: {which.sum()} of {which.numel()} heads{wrote}")
+weaker = strength[short].mean() < strength[long].mean()
+figures.expect("heads that forget at once write less than heads that remember", weaker)
 
 # %% [markdown]
+# In one training of `tiny/`, they wrote weakly. These averages do not tell us what such heads are for. They need not be
+# idle: a token reads after its own write, so even such a head can return what the token itself has just written.
+#
 # ## 7. How many pairs fit
 #
 # How much can one state hold? It has $K$ rows. We store $n$ random pairs, all vectors of length 1, and ask for each of
@@ -489,13 +507,16 @@ for what, which in (("below 1 token", typical < 1), ("above 50 tokens", typical 
 # as well have returned nothing. There is no decay, and $\beta = 1$.
 #
 # **What do we expect of linear attention?** Asked for pair $i$, it returns $v_i$, and also $(k_i \cdot k_j)\, v_j$ of
-# every other pair. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, because $K$ axes share a length of 1
-# equally. So the error is $(n-1)/K$, a straight line from the start.
+# every other pair. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, because the squared length of $k_j$,
+# which is 1, is spread evenly over $K$ axes on average. So the error is $(n-1)/K$, a straight line from the start.
 #
 # **What do we expect of the delta rule, if each pair is written once?** With $\beta = 1$, pair $i$ is exact right after
 # its own write, whatever came before. Only *later* writes disturb it. Each of them turns $S$ into
-# $S' = (I - k k^\top) S + k v^\top$ with a random unit key $k$. How much harm does that do? We follow
-# $x = \mathbb E |S^\top k_i|^2$, $c = \mathbb E\, (S^\top k_i) \cdot v_i$ and $s = \mathbb E |S|^2$:
+# $S' = (I - k k^\top) S + k v^\top$ with a random unit key $k$. How much harm does that do? The error of pair $i$ is
+# $|S^\top k_i - v_i|^2 = |S^\top k_i|^2 - 2\,(S^\top k_i) \cdot v_i + 1$. So we need two averages:
+# $x = \mathbb E |S^\top k_i|^2$, the squared length of what pair $i$ returns, and
+# $c = \mathbb E\, (S^\top k_i) \cdot v_i$, how much of it still points along $v_i$. A third one,
+# $s = \mathbb E |S|^2$, the squared size of the whole state, feeds into $x$. A prime means *after one more write*:
 #
 # $$x' = x\Big(1 - \frac2K + \frac{2}{K(K+2)}\Big) + \frac{s}{K(K+2)} + \frac1K, \qquad c' = c\Big(1 - \frac1K\Big), \qquad
 # s' = s\Big(1 - \frac1K\Big) + 1$$
@@ -503,8 +524,8 @@ for what, which in (("below 1 token", typical < 1), ("above 50 tokens", typical 
 # <details><summary>Where the three equations come from</summary>
 #
 # The pair now returns $S'^\top k_i = S^\top (I - k k^\top) k_i + (k \cdot k_i)\, v$. Let $M = S S^\top$. Then
-# $x = k_i^\top M k_i$ and $s = \mathrm{tr}\, M$. Now square, and average over $k$ and $v$. The mixed terms vanish with
-# the mean of $v$, and for symmetric $M$
+# $x = k_i^\top M k_i$ and $s = \mathrm{tr}\, M$. Now square, and average over $k$ and $v$. $v$ has mean 0, so the mixed
+# terms average to 0, and for symmetric $M$
 #
 # $$\mathbb E\, k k^\top = \frac{I}{K}, \qquad
 # \mathbb E\, k k^\top M k k^\top = \frac{2M + \mathrm{tr}(M)\, I}{K(K+2)}, \qquad
@@ -514,7 +535,7 @@ for what, which in (("below 1 token", typical < 1), ("above 50 tokens", typical 
 #
 # </details>
 #
-# Just after its own write, a pair has $x = c = 1$. Its error is $x - 2c + 1$.
+# Just after its own write, a pair has $x = c = 1$, and its error $x - 2c + 1$ is 0.
 
 
 # %%
@@ -579,6 +600,8 @@ for K in WIDTHS:
         n = int(load * K)
         plain, delta = (measured[rule, "random", K][place] for rule in ("linear attention", "delta rule"))
         expected = (n - 1) / K, expected_error(n, K).mean().item()
+        share = n > K or 0.5 * expected[0] <= expected[1] <= 0.65 * expected[0]
+        course.finding("up to n = K, the delta rule makes 50 to 65 % of linear attention's error", share)
         for rows, value in zip((plain, delta), expected):
             near = abs(rows.mean() - value) < 5 * rows.std() / seeds**0.5 + 0.01
             course.finding(f"K = {K}, {n} pairs: {rows.mean():.3f} is {value:.3f} within chance", near)
@@ -590,12 +613,12 @@ for rule in ("linear attention", "delta rule"):
 # %% [markdown]
 # Three things to see:
 #
-# - Only $n / K$ counts, apart from the 1 in $(n - 1) / K$. The points of the three widths nearly coincide. So the
-#   capacity is the number of *rows*, and $V$ does not appear.
+# - Only $n / K$ counts, apart from the 1 in $(n - 1) / K$. The points of the three widths nearly coincide. So what
+#   counts is pairs per *row*. $V$ is 32 here, and no equation contains it; exercise 2 tries others.
 # - With keys at right angles, neither rule makes any error. But there are no more than $n = K$ of them.
-# - With random keys, there is **no knee**. While there is room, the delta rule with one write per pair leaves a good
-#   half of the error of linear attention. Then its curve bends away. At twice as many pairs as rows, the delta rule is
-#   near 1, and linear attention is near 2.
+# - With random keys, there is **no knee**. Up to $n = K$, the delta rule with one write per pair makes 50 to 65 % of
+#   linear attention's error. After that its curve flattens. It reaches 1 a little below $n = 2K$, where linear
+#   attention is near 2. An error above 1 is worse than returning nothing.
 #
 # But then where is the room for $K$ pairs? Any $n \le K$ keys in general position are linearly independent, so *some*
 # state returns all values exactly. One pass of gradient descent does not find it. More passes do. The delta rule,
@@ -618,14 +641,14 @@ pictures.passes(loads, passes)
 # %%
 full = {times: rows[4].mean() for times, rows in passes.items()}  # as many pairs as rows
 half = {times: rows[2].mean() for times, rows in passes.items()}
-print("error at half as many pairs as rows, by times written:", {times: f"{x:.3f}" for times, x in half.items()})
+print("error at n = K/2, by number of passes:", {times: f"{x:.3f}" for times, x in half.items()})
 course.finding("16 passes leave less than 0.01 there, one leaves more than 0.1", half[16] < 0.01 < 0.1 < half[1])
 beyond = passes["least squares"][5].mean()
 course.finding("least squares is exact up to n = K and not beyond", full["least squares"] < 1e-10 < 0.15 < beyond)
 
 # %% [markdown]
-# There is the knee, at $n = K$. It is the rank of the state: a $K \times V$ matrix can satisfy $K$ independent
-# equations for each column. Beyond it, even the best state has an error of $1 - K/n$. That is the part of a random
+# There is the knee, at $n = K$: the capacity is the number of *rows*. A $K \times V$ matrix can satisfy $K$ independent
+# equations for each column. Beyond that, even the best state has an error of $1 - K/n$. That is the part of a random
 # $n$-vector outside a $K$-dimensional subspace. The delta rule with $\beta = 1$ stays above that, because its last
 # write is always exact at the expense of the others.
 #
@@ -670,7 +693,7 @@ pictures.ages(found, expected)
 #
 # </details>
 #
-# **2.** Section 7 says that $V$ does not matter for capacity. Then what is a larger $V$ good for, and what does it
+# **2.** In section 7, the expected errors do not depend on $V$. Then what is a larger $V$ good for, and what does it
 # cost? First measure the delta rule's error at $n = K = 16$ for $V = 4$ and $V = 256$.
 #
 # <details><summary>Solution</summary>
@@ -755,10 +778,10 @@ course.try_it(test_gated_write, gated_write)
 # ## Five questions
 #
 # 1. Linear attention costs the same at every position. What makes that possible, and what is given up for it?
-# 2. A key is written twice, with different values. What does each of the four rules return for it? And what do they
-#    return for another key, never written, at 45° to it?
-# 3. Which of the five steps would you move so that a token could not see its own value? Which would you move so that a
-#    faded memory is corrected as if it had not faded?
+# 2. A key is written twice into an empty state, with different values, and nothing else is written. What does each of
+#    the four rules return for it? And what do they return for another key, at 45° to it?
+# 3. Which of the five steps would you move so that a token could not see its own value? And where would you move the
+#    recall, so that a faded memory is corrected as if it had not faded?
 # 4. What do $|k|$, $\beta$ and their product $\beta |k|^2$ have to do with step size and curvature? Above which value
 #    do repeated writes diverge?
 # 5. With random keys, at how many pairs does linear attention reach an error of 1? At how many does the delta rule
@@ -770,7 +793,7 @@ course.try_it(test_gated_write, gated_write)
 #    list of tokens are given up, and exact recall with them.
 # 2. The values are $v$, then $v'$. Linear attention returns $v + v'$, decay $\alpha v + v'$, and the other two $v'$
 #    (with $\beta = 1$). The other key returns 0.71 of the same, because a read is linear in the key.
-# 3. Move the read before the write. Move the recall before the decay.
+# 3. Move the read before the write, and the recall before the decay.
 # 4. $|k|^2$ is the curvature along $k$, and $\beta$ is the step. A write leaves $1 - \beta |k|^2$ of the error, which
 #    grows once $\beta |k|^2$ exceeds 2.
 # 5. Linear attention reaches it at $n = K + 1$, the delta rule a little below $2K$. The knee is at $n = K$. At right
@@ -782,8 +805,8 @@ course.try_it(test_gated_write, gated_write)
 #
 # 1. Without the softmax, attention to all past tokens becomes one matrix of constant size, which every token writes to
 #    and reads from.
-# 2. Decay fades everything, and the delta rule corrects one key: it writes only what the memory lacks of the new value,
-#    which is a step of gradient descent.
+# 2. Decay fades everything, and the delta rule corrects one key: it writes only the difference between the new value
+#    and what the memory returns, which is a step of gradient descent.
 # 3. A state holds about $K$ independent pairs, and when it is overfull, the delta rule keeps the recent ones and
 #    forgets the oldest.
 #

@@ -20,7 +20,7 @@
 #
 # Afterwards you can read a state with a linear probe, and say what such a probe proves and what it does not. You need
 # the delta rule and linear regression. The method is that of Alain and Bengio, Understanding intermediate layers using
-# linear classifier probes, [arXiv 1610.01644](https://arxiv.org/abs/1610.01644).
+# linear classifier probes, [arXiv 1610.01644](https://arxiv.org/abs/1610.01644). It takes half a lesson.
 
 # %%
 from start import root
@@ -136,9 +136,9 @@ print(f"the state of a layer: {H} heads of {K} x {V}, {states['trained'][LAYERS[
 # $$\text{belief for a new state } x: \qquad x W = x X^\top (X X^\top + \lambda I)^{-1}\, Y$$
 #
 # The answer with the highest belief counts. $\lambda$ is fixed beforehand and not tuned. Four folds of accounts take
-# turns as the test set, so no account is on both sides of a fit. (Only centring and scaling, which see no answers, use
-# all rows.) The spread is that of the folds. A second probe gets the same states with *shuffled* answers, and it
-# reaches only chance.
+# turns as the test set, so no account is on both sides of a fit: states of one account resemble each other. (Only
+# centring and scaling, which see no answers, use all rows.) The spread is that of the folds. A second probe gets the
+# same states with *shuffled* answers, and it reaches only chance.
 #
 # The picture below shows the share of right answers for each layer. Compare the trained model with the untrained one,
 # and both with the shuffled labels.
@@ -298,8 +298,8 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
     print(f"{place} {sum(right_here)} of {len(right_here)}", end="; ")
 
 # %% [markdown]
-# Chance is about 1 in 12. In one training of `tiny/`, the belief was sharp just after some sentences about the ring. It
-# wandered off while the text went on about other things, and it hardly took in *found*. Yours may differ.
+# Chance is about 1 in 12. In one training of `tiny/`, the belief followed the truth from move to move, and kept it
+# while the text went on about other things. Yours may differ.
 #
 # What does this show, and what does it not show? The states hold where things are, in a form that a linear map can
 # read. If the blue line in the picture by age falls later than the orange one, then training makes the states hold it
@@ -379,6 +379,25 @@ course.try_it(test_ridge_belief, ridge_belief)
 #
 # test_ridge_belief(ridge_belief)
 # ```
+#
+# </details>
+#
+# ## Four questions
+#
+# 1. What is a linear probe, and how do we know that its success is not owed to the many numbers of a state alone?
+# 2. An untrained model's states answer many questions, too. Why? For which questions does training show?
+# 3. Why do the accounts of one fold never serve both to fit a probe and to test it?
+# 4. A probe reads from a layer who has the ring. May you say that the model uses this? What if the probe had failed?
+#
+# <details><summary>Answers</summary>
+#
+# 1. A linear map from the numbers of a state to the answers, fitted on some texts and tested on others. The same states
+#    with shuffled answers give a probe that reaches only chance.
+# 2. A random projection of the last few words into thousands of numbers is a memory of them. Training shows where the
+#    last move is some sentences ago.
+# 3. The states of one account resemble each other, so a probe could recognise the account instead of reading the fact.
+# 4. No. Something else in the model, such as attention, may find the sentence again. Had it failed, we would know only
+#    that the fact is not there in a form that a linear map can read.
 #
 # </details>
 #

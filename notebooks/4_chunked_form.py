@@ -19,7 +19,8 @@
 #
 # Afterwards you can derive the chunked form on paper. You can say why it needs a triangular solve, where it would
 # overflow if written carelessly, and when to use which form. You need to know [2_delta_rule](2_delta_rule.ipynb). The
-# steps and their numbers, 0 to 4, are those of `chunk_gated_delta_rule` in [`qwen3_next.py`](../qwen3_next.py).
+# steps and their numbers, 0 to 4, are those of `chunk_gated_delta_rule` in [`qwen3_next.py`](../qwen3_next.py). For one
+# lesson, take the steps in the order in which they come here. What overflows and what it costs are homework.
 #
 # | | |
 # |---|---|
@@ -409,7 +410,7 @@ for C in (64, 32):
 #
 # | | recurrence | chunked |
 # |---|---|---|
-# | decay, recall, write, read of the state | $KV + 2KV + 2KV + 2KV$ | $3 \cdot 2KV$, and $KV / C$ |
+# | decay of the state ($KV$), recall, write and read ($2KV$ each) | $7KV$ | $6KV$, and $KV / C$ |
 # | $\mathbf K \mathbf K^\top$ and $\mathbf Q \mathbf K^\top$ | | $4CK$ |
 # | $M$ and inner times $C \times V$ | | $4CV$ |
 # | the solve, $C$ right sides | | $C^2$ |

@@ -24,7 +24,8 @@
 #
 # After this notebook you can write the layer from its equations, explain what each of the five is for, and name the
 # mistakes that keep every shape right. You need softmax attention and PyTorch. We build the layer step by step on a
-# small trained model, and compare every step with [`qwen3_next.py`](../qwen3_next.py).
+# small trained model, and compare every step with [`qwen3_next.py`](../qwen3_next.py). For one lesson, take sections 1
+# to 3, section 5, and section 6 up to its experiment. The rest is homework.
 #
 # | | |
 # |---|---|
@@ -302,7 +303,7 @@ assert torch.equal(q_rope[..., R:], q_normed[..., R:])  # the other three quarte
 # How fast does each pair turn? The next two pictures show it.
 #
 # On the left, each row is one entry of a head of `tiny/`, each column a position, and the colour is the cosine of the
-# angle. The first pairs turn fast and the last ones hardly at all. Below the black line the cosine is always 1, because
+# angle. The first pairs turn fast and the last ones hardly at all. Below the white line the cosine is always 1, because
 # the entries there do not turn. The two entries of a pair lie $R/2$ apart and have the same row.
 #
 # On the right is the released model, with its 32 pairs and $\theta = 10^7$. It shows how often each pair turns within
@@ -317,8 +318,8 @@ pictures.turns(omega, R, d, large, released.max_position_embeddings)
 # What does the rotation buy? Let $q$ be a query at position $t$ and $k$ a key at position $j$, both after their norms.
 # We turn $q$ by $t\omega$ and $k$ by $j\omega$. Their product then depends on $t - j$ alone:
 #
-# $$\hat q \cdot \hat k = \sum_{i < R/2} \mathrm{Re}\big(\bar z^k_i\, z^q_i\, e^{\mathrm{i}(t - j)\omega_i}\big)
-# + \sum_{i \ge R} q_i k_i$$
+# $$\hat q \cdot \hat k = \sum_{i < R/2} \mathrm{Re}\big(\bar z^k_i\, z^q_i\, e^{\mathrm{i}(t - j)\omega_i}\big) +
+# \sum_{i \ge R} q_i k_i$$
 #
 # Here $z_i$ is pair $i$ as a complex number, and the bar is its conjugate. To check this, we put the same $q$ and the
 # same $k$ at every position. Their matrix of products must be constant along each diagonal, and it must be the same
@@ -725,7 +726,8 @@ figures.expect("its gates open more before what can be looked up", before["known
 
 # %% [markdown]
 # In one training of `tiny/` the gates were not sparse. Their means were near one half, where they started, and few
-# entries were below 0.1. They distinguished roles, but were not shut by default. The published figure comes from a
+# entries were below 0.1. They distinguished roles, but were not shut by default, and they opened only a little more
+# before what could be looked up. The published figure comes from a
 # model of 15 billion parameters, trained on hundreds of billions of tokens. A model 2,000 times smaller, trained for
 # two hours, need not show it.
 #
@@ -921,6 +923,34 @@ course.try_it(test_one_head, one_head)
 #
 # test_one_head(one_head)
 # ```
+#
+# </details>
+#
+# ## Five questions
+#
+# 1. In which order are the rows of `q_proj`? Which number of heads hides a wrong cut? Which numbers of key heads hide
+#    that query heads were tiled over the key heads instead of grouped?
+# 2. What do the norms of queries and keys bound, and what happens to a softmax without them? Why is the scale $1 + w$?
+# 3. Which entries of a head does the rotation turn, and on what does their part of a product depend? What are the other
+#    entries good for?
+# 4. Which pairs does YaRN leave alone, and which does it slow down? Why not slow down all of them?
+# 5. Why can a softmax head without a gate not be silent? Which two ways out are there, and what did training find when
+#    it had both?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Head by head: the rows of a head's query, then those of its gate. A single head hides the wrong cut. A single key
+#    head hides the tiling, and so do as many key heads as query heads.
+# 2. They bound every logit, whatever the activations are. Without them logits grow with the square of the activations,
+#    until each query attends to a single token. Weight decay pulls $w$ to 0, and so the scale to 1, its neutral value.
+# 3. The first quarter, entry $i$ together with entry $i + R/2$. Their part depends on the distance alone. The others
+#    match what they match at any distance.
+# 4. Fast pairs, with more than 32 turns in the original context, keep their frequency: they have seen every angle, and
+#    they distinguish neighbours. Pairs with less than one turn are divided by the factor, so that they see no new
+#    angle. Dividing all of them would blur the fast ones.
+# 5. It returns a mean of values, and a mean can't leave their convex hull. It may attend to a token whose value is
+#    nearly zero, a sink, or a gate may close. With both, training found a sink all the same: the gate makes it
+#    unnecessary, but does not forbid it.
 #
 # </details>
 #

@@ -23,7 +23,7 @@
 #
 # After this notebook you can say what each kind of layer keeps and what that costs, and you can predict at how many
 # facts a model without attention starts to fail. You need softmax attention, and the delta rule as in notebook
-# [2](2_delta_rule.ipynb).
+# [2](2_delta_rule.ipynb). For one lesson, take sections 1 to 5. Section 6 is homework.
 #
 # | | |
 # |---|---|
@@ -299,7 +299,7 @@ print(f"LLLL below 50 % and LLLF above 95 %, each of {count} seeds: at {split or
 # What the picture and the tables show:
 #
 # - **LLLL has a knee. LLLF and FFFF have none** up to the largest size measured. One attention layer in four is enough.
-# - **Where the knee lies**: in the estimated band, in its lower part.
+# - **Where the knee lies**: in the lower part of the estimated band. Two seeds lie a little below it.
 # - **What each costs**: LLLL's cache is a flat line. FFFF's and LLLF's rise in the same way, LLLF's at a quarter of the
 #   height once the constant of its states no longer counts. For texts with few pairs the states are the larger memory.
 #
@@ -494,6 +494,33 @@ course.try_it(test_recalled_share, recalled_share)
 #
 # test_recalled_share(recalled_share)
 # ```
+#
+# </details>
+#
+# ## Five questions
+#
+# 1. What does an attention layer keep of $n$ tokens, and what does a Gated DeltaNet layer? Which of the two is the
+#    larger memory for a short text?
+# 2. How many pairs should four layers without attention return, and what is that estimate made of? What does it say
+#    about the share that is right when a text lists more?
+# 3. Why do the untrained states of four layers return hardly more random pairs than those of one? What can training do
+#    about it?
+# 4. A model answers one time in $n$. What has it learned, and what not? Why is that no evidence about what it could
+#    hold?
+# 5. Two new models differ only in how their decays start. Why does the one that forgets at once learn so slowly to
+#    remember?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Attention keeps a key and a value of every token. Gated DeltaNet keeps its states and the last inputs of its
+#    convolution, however long the text is. For a short text these are the larger memory.
+# 2. Between $HK$, what one layer holds, and $4HK$, what all four hold: one pair for each dimension of the keys of each
+#    head. If a text lists $n$ pairs, more than the capacity $C$, the share is $C/n$. The number that comes back stays
+#    the same.
+# 3. All heads forget the same pairs, the oldest. Training can arrange the keys, and divide the pairs among the heads.
+# 4. It knows that the answer is one of the values in the text, but not which value belongs to which key. It may be on a
+#    plateau that it would leave with more steps or a lower rate, so you first have to look at the learning curves.
+# 5. What a pair wrote is gone before it is asked for. It never reaches the loss, so no gradient makes it last longer.
 #
 # </details>
 #

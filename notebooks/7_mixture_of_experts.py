@@ -13,15 +13,16 @@
 # %% [markdown]
 # # 7. A mixture of experts
 #
-# How can a model store 80 billion weights and use only 3 billion of them for a token? Qwen3-Next cuts the MLP of every
-# layer into many small ones, the *experts*. A *router* chooses a few of them for each token, and one more, the *shared
-# expert*, serves every token. That matters because reading weights is most of the cost of writing a token, and a weight
-# that is not used need not be read.
+# How can a model store 80 billion weights and use only 3 billion of them for a token? The released Qwen3-Next, *the
+# 80B* in what follows, cuts the MLP of every layer into many small ones, the *experts*. A *router* chooses a few of
+# them for each token, and one more, the *shared expert*, serves every token. That matters because reading weights is
+# most of the cost of writing a token, and a weight that is not used need not be read.
 #
 # After this notebook you can write the layer from its equations. You can say what the load-balancing loss balances, and
 # what it does not. You can measure what experts specialise in without being fooled by the estimate, and you know when
 # sparsity saves time. You need the MLP of a transformer and PyTorch. We build the layer step by step on a small trained
-# model, and compare every step with [`qwen3_next.py`](../qwen3_next.py).
+# model, and compare every step with [`qwen3_next.py`](../qwen3_next.py). For one lesson, take sections 1 to 4, and of
+# section 5 the table and what came out. Sections 6 and 7 are a second lesson.
 #
 # | | |
 # |---|---|
@@ -58,9 +59,10 @@ pictures.overview()
 # %% [markdown]
 # ## The layer, and a model to watch
 #
-# Let $x_t$ be the input of the layer at token $t$, a row of width $D$. There are $E$ experts. Each is a small MLP with
-# three matrices of its own and inner width $I$, and a token uses $k$ of them. With $\odot$ for the product entry by
-# entry and $\sigma$ for the sigmoid, the layer computes
+# Let $x_t$ be the input of the layer at token $t$, a vector of width $D$. (In the code it is a row of `x`, and $W x_t$
+# is a row of `x @ W.T`.) There are $E$ experts. Each is a small MLP with three matrices of its own and inner width $I$,
+# and a token uses $k$ of them. $W_r$ is the router's matrix, and the vector $u$ belongs to the gate of the shared
+# expert. With $\odot$ for the product entry by entry and $\sigma$ for the sigmoid, the layer computes
 #
 # $$\begin{aligned}
 # z_t &= W_r\, x_t \qquad p_t = \mathrm{softmax}(z_t) \in \mathbb{R}^E && \text{(router: logits, probabilities)}\\
@@ -73,7 +75,8 @@ pictures.overview()
 #
 # The model is `tiny/`, trained on generated stories, phone books and accounts of who moved what. We load it in float64.
 # Two ways to compute the same thing then agree to about 13 digits, and no mistake can pass for rounding. We run a
-# held-out story through it once, and `trace` records every intermediate value.
+# held-out story through it once, and `trace` records every intermediate value. What the text says of `tiny/` was found
+# with the weights in the repository. If you train it anew, the figures change; the findings should not.
 
 
 # %%
@@ -142,7 +145,8 @@ titles = [f"“{texts[i].strip()}” ({story[i][1]})\nchosen: {top[i].sum():.0%}
 pictures.choices(p[places], chosen[places].tolist(), titles, E)
 
 # %% [markdown]
-# The chosen experts never have all of the probability, so it matters whether we divide by their sum.
+# Often, experts that were not chosen have a good part of the probability. So it matters whether we divide by the sum of
+# the chosen.
 #
 # ### Before or after the choice?
 #
@@ -181,15 +185,17 @@ same(weights, top)
 same(plain, top.sum(-1, keepdim=True) * normalised)  # the same direction, shorter
 mass = top.sum(-1)
 print(f"sum of the chosen probabilities: {mass.min():.2f} to {mass.max():.2f}, mean {mass.mean():.2f}")
-figures.expect(f"that shortens the sum by more than 10 %: {1 - mass.mean():.0%} on average", mass.mean() < 0.9)
+smaller = f"without the division, the experts' output is more than 10 % smaller: {1 - mass.mean():.0%} on average"
+figures.expect(smaller, mass.mean() < 0.9)
 
 # %% [markdown]
-# ### Why in float32
+# ### Why the softmax is in float32
 #
-# The choice compares numbers that are close. bfloat16 keeps 8 bits, so neighbouring numbers are 0.4 to 0.8 % apart.
-# Many of 512 probabilities then become equal, and chance decides which of two equal ones is chosen. The logits come
-# from a bfloat16 product and are already rounded. The softmax should not round them again. We count how often that
-# would matter, with random logits and a choice of 10 of 512:
+# Here everything is in float64. In a bfloat16 model, `qwen3_next.py` takes the router's softmax in float32. Why? The
+# choice compares numbers that are close. bfloat16 keeps 8 bits, so neighbouring numbers are 0.4 to 0.8 % apart. Many of
+# 512 probabilities then become equal, and chance decides which of two equal ones is chosen. The logits come from a
+# bfloat16 product and are already rounded. The softmax should not round them again. We count how often that would
+# matter, with random logits and a choice of 10 of 512:
 
 # %%
 logits = torch.randn(4096, 512, generator=normal).bfloat16()
@@ -202,7 +208,7 @@ def sets(p, k=10):
 
 other = (sets(logits.softmax(-1)) != sets(logits.float().softmax(-1))).any(-1).float().mean()
 print(f"softmax in bfloat16: {other:.1%} of the tokens get another set of experts than in float32")
-course.finding("more than 0.2 %", other > 0.002)
+course.finding("more than 0.2 % of the tokens", other > 0.002)
 
 # %% [markdown]
 # ## 2. The experts
@@ -321,27 +327,27 @@ within = torch.stack([gates[:, mask].std(1) for mask in of_role.values()]).mean(
 print(f"standard deviation of the gate: {within:.2f} within a role, {gates.std(1).mean():.2f} in all")
 
 # %% [markdown]
-# If the values change down a column, the gate depends on the token and is not just a constant. If they change along a
-# row, the layers use it differently. In one training of this model the gate was nearly closed for most tokens in most
-# layers, and half open or more for some. Two tokens of one role can differ, too: compare the two figures in the last
-# line.
+# The values change down a column, so the gate depends on the token and is not just a constant. They change along a row,
+# so the layers use it differently. For most roles and layers it is less than half open, and for some it is more. Two
+# tokens of one role differ, too: the last line shows that much of the spread is left within a role.
 #
 # ## 4. Load
 #
 # Do all experts get their share of the work? The *load* of an expert is its share of all choices, times the number of
 # experts, so that 1 is even. In the next picture each layer is a line, with its experts sorted and the busiest first.
-# The thick line is different: it counts experts of all layers with the same *number* together, as if they were one.
-# Compare how steeply the lines fall.
+# The thick line is different: it *pools* the experts of all layers by number. It counts those with the same number
+# together, as if they were one. Compare how steeply the lines fall.
 
 # %%
 load = picked.mean(1) / k * E  # (L, E)
 pooled = load.mean(0)  # (E,)
 pictures.loads(load)
-print(f"within a layer {load.min():.2f} to {load.max():.2f}, over all layers {pooled.min():.2f} to {pooled.max():.2f}")
+ranges = f"{load.min():.2f} to {load.max():.2f}; pooled by number: {pooled.min():.2f} to {pooled.max():.2f}"
+print("loads within one layer:", ranges)
 
 # %% [markdown]
-# Within a layer, the loads may be far from even. Counted over all layers, every number has nearly its even share:
-# compare the two printed ranges. That is no accident. It is what the loss asks for, as we will see.
+# Within one layer, the loads are far from even. Pooled by number, they are nearly even: compare the two printed ranges.
+# That is no accident. It is what the loss asks for, as we will see.
 #
 # ### The balancing loss
 #
@@ -398,7 +404,8 @@ same(load_balancing_loss([rows[LAYER]], k), balancing_loss(rows[LAYER], k))
 #
 # In words: compare the load of expert $j$ with the mean load of the experts that this token likes. If $j$ is busier,
 # the token's logit for $j$ is pushed down. If $j$ is less busy, it is pushed up. It does not matter whether this token
-# chose $j$, only how many tokens did.
+# chose $j$, only how many tokens did. The factor $p_{tj}$ says how hard: if the token gives $j$ almost no probability,
+# the push is tiny.
 
 # %%
 one = rows[LAYER].clone().requires_grad_()
@@ -424,8 +431,9 @@ for _ in range(101):
     with torch.no_grad():
         W_r -= 0.05 * slope
 paths = torch.stack(paths)  # (steps, E)
-print(f"busiest {paths[0].max():.2f} -> {paths[-1].max():.2f}, least {paths[0].min():.2f} -> {paths[-1].min():.2f}")
-figures.expect("the loads become more even by a third and more", paths[-1].std() < 0.7 * paths[0].std())
+print(f"load of the busiest expert: {paths[0].max():.2f} at the start, {paths[-1].max():.2f} at the end")
+print(f"of the least busy one: {paths[0].min():.2f} and {paths[-1].min():.2f}")
+figures.expect("the spread of the loads shrinks by more than 30 %", paths[-1].std() < 0.7 * paths[0].std())
 
 # %%
 pictures.balancing(f * E / k, gradient.sum(0), paths)
@@ -437,11 +445,11 @@ pictures.balancing(f * E / k, gradient.sum(0), paths)
 #
 # ### Balanced over what?
 #
-# `tiny/` was trained with this loss. Why can its loads still be so uneven? It depends on *which tokens* the mean is
-# taken over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py` puts the tokens of all layers into
-# one pool first, like the function in transformers whose values it reproduces. Expert 3 of layer 0 and expert 3 of
-# layer 7 are different MLPs, but in the pool they are one. Here is the smallest example: two layers, two experts,
-# $k = 1$. Each layer has collapsed, but onto a different expert.
+# `tiny/` was trained with this loss. Why are its loads still so uneven? It depends on *which tokens* the mean is taken
+# over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py` puts the tokens of all layers into one pool
+# first, like the function in transformers whose values it reproduces. Expert 3 of layer 0 and expert 3 of layer 7 are
+# different MLPs, but in the pool they are one. Here is the smallest example: two layers, two experts, $k = 1$. Each
+# layer has collapsed, but onto a different expert.
 
 # %%
 first = torch.tensor([[50.0, 0.0]]).double().expand(8, 2)
@@ -458,14 +466,14 @@ alone = [load_balancing_loss([logits], k).item() for logits in router_logits]
 together = load_balancing_loss(list(router_logits), k).item()
 print("loss of each layer:", " ".join(f"{value:.2f}" for value in alone), f" mean {statistics.mean(alone):.2f}")
 print(f"pooled: {together:.2f} (even: {k}, collapse: {E})")
-print(f"load, all layers: {load.min():.2f} to {load.max():.2f}; pooled: {pooled.min():.2f} to {pooled.max():.2f}")
+print("loads within one layer:", ranges)
 wide, narrow = load.max() - load.min(), pooled.max() - pooled.min()
 figures.expect("within a layer loads spread more than three times as far as in the pool", wide > 3 * narrow)
-figures.expect("pooled, the loss is lower than that of the layers alone", together < statistics.mean(alone))
+figures.expect("the pooled loss is lower than the mean of the layers' own", together < statistics.mean(alone))
 
 # %% [markdown]
-# Training has brought the pooled loss near its even value. If the layers' own losses are higher, each layer prefers
-# some of the expert numbers, and the layers together cover them all.
+# Training has brought the pooled loss near its even value. The layers' own losses are higher: each layer prefers some
+# of the expert numbers, and the layers together cover them all.
 #
 # ## 5. An experiment: what balancing costs and gains
 #
@@ -488,7 +496,7 @@ def measures(entry):
         "busiest expert of a layer": load.amax(1).mean().item(),
         "idle experts": (load < 0.05).sum().item(),
         "effective number of experts": torch.special.entr(load / load.shape[1]).sum(1).exp().mean().item(),
-        "busiest number, pooled": load.mean(0).max().item(),
+        "busiest expert number in the pool": load.mean(0).max().item(),
         "held-out loss": entry["loss"],
     }
 
@@ -515,7 +523,7 @@ units = {
     "busiest expert of a layer": "load (1: even)",
     "effective number of experts": "experts of 16",
     "idle experts": "idle experts of 64",
-    "busiest number, pooled": "load (1: even)",
+    "busiest expert number in the pool": "load (1: even)",
 }
 pictures.three_ways(steps, curves, units)
 
@@ -528,10 +536,12 @@ print()
 for kind in ("pooled", "layer"):
     gap = (curves[kind]["held-out loss"] - curves["none"]["held-out loss"])[:, -1]
     each = " ".join(f"{value:+.3f}" for value in gap)
-    print(f"held-out loss, {kind} minus none, by seed: {each}; mean {gap.mean():+.3f} ± {gap.std() / 5**0.5:.3f}")
+    print(f"held-out loss, {kind} minus none, by seed: {each}")
+    print(f"    mean {gap.mean():+.3f} ± {gap.std() / 5**0.5:.3f} (standard error)")
 final = {kind: {name: curve[:, -1].double().mean() for name, curve in curves[kind].items()} for kind in balance.KINDS}
 assert final["layer"]["busiest expert of a layer"] < final["none"]["busiest expert of a layer"]
-assert final["pooled"]["busiest number, pooled"] < final["none"]["busiest number, pooled"]
+busiest = "busiest expert number in the pool"
+assert final["pooled"][busiest] < final["none"][busiest]
 
 # %% [markdown]
 # What came out:
@@ -557,9 +567,9 @@ alt = "A heat map of the share of tokens that choose each expert: rows are roles
 pictures.by_role(100 * table, rows, f"expert of layer {LAYER}", "tokens that choose it (%)", alt, most=100)
 
 # %% [markdown]
-# The rows differ, and it is tempting to give experts names: one for numbers, say, or one for kinds and adjectives. But
-# digits are also just ten tokens. Does an expert respond to the role, or simply to which token it is? The picture can't
-# decide that, so let us measure.
+# The rows differ, and it is tempting to give experts names: one for numbers, say, or one for pronouns. But digits are
+# also just ten tokens. Does an expert respond to the role, or simply to which token it is? The picture can't decide
+# that, so let us measure.
 #
 # Let $X$ be something that we know about a token, such as its role or its identity (which token it is). Let $e$ be one
 # of its $k$ experts, taken at random. The *mutual information*
@@ -587,7 +597,7 @@ def information(X, picked):
 index = torch.randint(E, (5000,), generator=normal)  # a made-up X that determines all experts: X, X + 1 ...
 made_up = torch.zeros(5000, E).scatter(1, (index[:, None] + torch.arange(k)) % E, 1.0)
 ceiling = entropy(made_up.sum(0)) - math.log2(k)
-print(f"X decides all: {information(index, made_up):.4f} bits, the most possible {ceiling:.4f}")
+print(f"an X that determines all experts: {information(index, made_up):.4f} bits, the most possible {ceiling:.4f}")
 same(information(index, made_up), ceiling, atol=1e-6)
 
 # %% [markdown]
@@ -652,13 +662,13 @@ ratio = told["identity"].mean() / told["role"].mean()
 figures.expect(f"identity reveals more than twice as much as role: {ratio:.1f} times", ratio > 2)
 
 # %% [markdown]
-# Identity may well give more bits than role. But identity nearly decides the role: "the" is never a digit. So does the
-# role add anything *beyond* identity? That is conditional mutual information,
+# Identity gives far more bits than role. But identity nearly decides the role: "the" is never a digit. So does the role
+# add anything *beyond* identity? That is conditional mutual information,
 #
 # $$I(e; Y \mid X) = I(e; (X, Y)) - I(e; X)$$
 #
-# with $X$ the identity and $Y$ the role. The baseline must keep what identity gives, so we shuffle roles only among
-# equal tokens.
+# with $X$ the identity and $Y$ the role. It can't be more than $H(Y \mid X)$, the bits of the role that are still open
+# once the token is known. The baseline must keep what identity gives, so we shuffle roles only among equal tokens.
 #
 # In the picture, the left panel shows what each says about an expert, and the right panel what the roles add beyond
 # identity. Note the two scales.
@@ -672,26 +682,26 @@ for name in ("role", "next role"):
     chance = torch.tensor([[information(m, layer) for m in mixed] for layer in picked])  # (L, 10)
     beyond[name], spread[name] = real - chance.mean(1), chance.std(1)
     left_open = entropy(pair(token, Y).bincount()) - entropy(token.bincount())
-    print(f"{name}: {entropy(Y.bincount()):.2f} bits, {left_open:.2f} once the token is known")
-    print("  beyond identity: " + " ".join(f"{b:.3f}±{s:.3f}" for b, s in zip(beyond[name], spread[name])))
+    print(f"{name}: {entropy(Y.bincount()):.2f} bits, of which {left_open:.2f} are open once the token is known")
+    print("  added beyond identity: " + " ".join(f"{b:.3f}±{s:.3f}" for b, s in zip(beyond[name], spread[name])))
 left_over = beyond["role"].mean() / told["identity"].mean()
-figures.expect(f"beyond identity the role reveals less than a fifth of it: {left_over:.0%}", left_over < 0.2)
+figures.expect(f"what the role adds is less than a fifth of what identity reveals: {left_over:.0%}", left_over < 0.2)
 
 # %%
 pictures.information(most, told, {name: deviation for name, (_, deviation) in noise.items()}, beyond, spread)
 
 # %% [markdown]
-# In one training of this model (yours may differ):
+# What came out:
 #
-# - The token's identity gave most by far: more than half of all that is possible in the first layers, and less later.
-# - Role alone gave little, and most of that was identity in disguise. Beyond identity (on the right) only a few
-#   hundredths of a bit were left.
-# - The role of the *next* token gave more than the role of the token itself, and more with depth. To some extent, the
-#   routers of late layers chose by what comes next.
+# - The token's identity gives most by far: about half of all that is possible in the first layers, and less later.
+# - Role alone gives little, and most of that is identity in disguise. Beyond identity (on the right) it adds only a
+#   small part of the bits that are still open.
+# - Beyond identity, the role of the *next* token gives more than the role of the token itself, and more with depth. To
+#   some extent, the routers of late layers choose by what comes next.
 #
-# So such experts serve, above all, groups of tokens. They are not experts for names or for answers. The error bars are
-# smaller than the marks, but they cover only chance in counting; other documents would move the figures more. And the
-# measure shows which tokens an expert gets, not what it does with them.
+# So such experts serve, above all, certain entries of the vocabulary, wherever these occur. They are not experts for
+# names or for answers. The error bars are smaller than the marks, but they cover only chance in counting; other
+# documents would move the figures more. And the measure shows which tokens an expert gets, not what it does with them.
 
 # %% [markdown]
 # ## 7. Why sparsity changes the cost
@@ -705,19 +715,24 @@ E80, k80, layers, width, expert_width = 512, 10, 48, 2048, 512  # the released c
 each = 3 * width * expert_width * 2  # bytes of one expert
 print(f"one expert: {each / 1e6:.1f} MB")
 print(f"all routed experts: {layers * E80 * each / 1e9:.0f} GB")
-print(f"of a token: {layers * k80 * each / 1e9:.2f} GB routed, {layers * each / 1e9:.2f} GB shared")
-print(f"read of the routed experts: {k80 / E80:.1%}")
+print(f"read for one token: {layers * k80 * each / 1e9:.2f} GB of them, or {k80 / E80:.1%},", end=" ")
+print(f"and {layers * each / 1e9:.2f} GB of shared experts")
 
 # %% [markdown]
+# At two bytes a weight, a token uses 1.7 billion weights of experts. The rest of its 3 billion is outside the experts,
+# most of it in Gated DeltaNet and attention.
+#
 # ### Several tokens at once
 #
-# A prompt, a batch of users, or drafted tokens to be verified: each of these passes several tokens through the layer
-# together. Then every expert that *any* of them chose must be read, once. How many is that? Suppose all choices were
-# equally likely and independent. Then a token leaves an expert out with probability $1 - k/E$, and $T$ tokens touch
+# A prompt and a batch of users pass several tokens through the layer together. So do *drafts* (notebook 8): guesses at
+# the next tokens, made by a cheap extra layer, which the model checks in one pass. Then every expert that *any* of the
+# tokens chose must be read, once. How many is that? Suppose all choices were equally likely and independent. Then a
+# token leaves an expert out with probability $1 - k/E$, and $T$ tokens touch
 #
 # $$\mathbb{E}[\text{experts}] = E\,\big(1 - (1 - k/E)^T\big)$$
 #
-# different experts on average. We check the formula with random draws, and against the bytes that `--stats` counts.
+# different experts on average. We check the formula with random draws. We also check that the program's own counter of
+# bytes read (its option `--stats`) counts each expert once that any of three tokens chose.
 
 
 # %%
@@ -728,19 +743,19 @@ def touched(T, E, k):
 for n in (1, 3, 16, 256):
     drawn = torch.rand(200, n, E80, generator=normal).topk(k80, dim=-1).indices.flatten(1)  # 200 times n tokens
     mean = torch.zeros(200, E80).scatter(1, drawn, 1.0).sum(1).mean().item()
-    print(f"{n:4} tokens: {mean:6.1f} of 512 drawn, {touched(n, E80, k80):6.1f} by the formula", end=", ")
+    print(f"T = {n:3}: {mean:6.1f} of 512 drawn, {touched(n, E80, k80):6.1f} by the formula", end=", ")
     print(f"{touched(n, E80, k80) / E80:6.1%} of the bytes, {touched(n, E80, k80) / n:5.2f} experts a token")
     assert abs(mean / touched(n, E80, k80) - 1) < 0.02
 
-stats = {"prefill_seconds": 0.0}  # as if a prompt had been read
+stats = {"prefill_seconds": 0.0}  # the counter leaves the prompt out; this tells it that the prompt is over
 with torch.no_grad(), counting(model, Experts, stats):
     block(x[None, :3])  # three tokens
 assert stats["routed_bytes"] == len(chosen[:3].unique()) * 3 * D * inner * 8  # float64: 8 bytes
 
 # %% [markdown]
 # One token reads 2 % of the experts' bytes, and 256 tokens read nearly all of them. Three tokens, one new and two
-# drafted, read almost three times as much as one. So verifying drafts is nearly free in a dense model, but far from
-# free in a sparse one ([notebook 8](8_multi_token_prediction.ipynb), section 8).
+# drafted, read almost three times as much as one. A dense MLP is read once for all three. So checking drafts is nearly
+# free in a dense model, but far from free in a sparse one ([notebook 8](8_multi_token_prediction.ipynb), section 8).
 #
 # But real tokens do not choose at random. In `tiny/` we count the experts of $T$ tokens that follow each other in a
 # document, and of $T$ tokens taken from anywhere. The left picture shows the formula for the 80B, and the right one the
@@ -768,10 +783,10 @@ formula = [touched(n, E, k) for n in T_values]
 pictures.experts_read(lambda n: 100 * touched(n, E80, k80) / E80, marked, T_values, formula, mixed, real, E)
 
 # %% [markdown]
-# On the right, the dotted line is the formula. Tokens from anywhere stay below it if some experts are busier than
-# others. Tokens that follow each other stay lower still if neighbours are alike. Both save reading, and the less even
-# the load, the more they save. A processor that reads from one memory has no use for even loads. Even loads matter when
-# experts are on different machines, and all wait for the busiest one.
+# On the right, the dotted line is the formula. Tokens from anywhere stay below it, because some experts are busier than
+# others. Tokens that follow each other stay lower still, because neighbours are alike. Both save reading, and the less
+# even the load, the more they save. A processor that reads from one memory has no use for even loads. Even loads matter
+# when experts are on different machines, and all wait for the busiest one.
 #
 # ### Arithmetic intensity
 #
@@ -814,7 +829,7 @@ experts_at = next(T for T in range(1, 10**5) if T * k80 / touched(T, E80, k80) >
 print(f"{B / 1e9:.1f} GB/s, {FLOPS / 1e12:.2f} TFLOP/s: {balance_point:.0f} FLOPs a byte")
 print(f"memory is the limit up to {balance_point:.0f} tokens in a dense MLP, up to {experts_at} with experts")
 for T in (1, 256, 2048):
-    print(f"{T:5} tokens: {T * k80 / touched(T, E80, k80):5.1f} tokens for each expert read, dense {T}")
+    print(f"T = {T:4}: an expert that is read serves {T * k80 / touched(T, E80, k80):4.1f} tokens, a dense MLP {T}")
 
 # %% [markdown]
 # The green line is what sparsity means for time.
@@ -823,8 +838,9 @@ for T in (1, 256, 2048):
 #   weights.
 # - Then it stays nearly flat, while both dense lines fall. More tokens do not share the reading, because they bring
 #   experts of their own. Decoding for a few users falls into this range, and so do drafts.
-# - It falls once nearly all experts are read anyway, and reaches its floor, the FLOPs, only beyond a thousand tokens. A
-#   prompt falls into this range. The intensity is $k/E$ of a dense layer's, so it takes $E/k$ times as many tokens.
+# - It falls once most experts are read anyway. A prompt of a few hundred tokens is on this part of the line. When all
+#   experts are read, the intensity is $k/E$ of a dense layer's. To keep the processor busy, the layer then needs
+#   $E/k \approx 51$ times as many tokens as a dense one, as printed above. Only such a long prompt reaches the floor.
 #
 # These are limits: they show what can't be faster, not how fast it is. `benchmarks/bench.py` compares them with the
 # clock, and [docs/speed.md](../docs/speed.md) has its figures.
@@ -915,8 +931,8 @@ for T in (1, 256, 2048):
 # suitable. In training, both adapt to that. Here, after training, the model would get worse.
 # </details>
 #
-# **4. Fill in.** Write the router from memory: from logits to the $k$ chosen experts and their weights. Mind over what
-# the softmax goes, and what the weights have to sum to.
+# **4. Fill in.** Write the router from memory: from logits to the $k$ chosen experts and their weights. Watch which
+# experts the softmax runs over, and what the weights must sum to.
 
 
 # %%
@@ -955,13 +971,46 @@ course.try_it(test_route, route)
 # models/qwen3_next. The bound by bytes and FLOPs is the roofline model (Williams, Waterman and Patterson,
 # Communications of the ACM 52, 2009).
 #
+# ## Five questions
+#
+# 1. Softmax over all experts and then the choice, or the choice first and then the softmax of the chosen logits: when
+#    do both give the same weights? When they do not, what does the first tell the layer that the second can't?
+# 2. A token did not choose expert $j$. Can the balancing loss still change its logit for $j$? What decides whether it
+#    goes up or down?
+# 3. The balancing loss, pooled over all layers, is at its even value. What do you know about the loads within one
+#    layer? What did pooling do to them in the experiment, and what did balance do to the language loss?
+# 4. The estimate of how much a token's identity says about its experts is too high. Where does the excess come from,
+#    and how do we measure it? Once it is subtracted, what do the experts of `tiny/` go by: the role or the identity?
+# 5. Three tokens, one new and two drafted, pass through the layer together. Why does that cost hardly more than one
+#    token in a dense MLP, and almost three times as much here? Which of the two still waits for memory at 256 tokens?
+#
+# <details><summary>Answers</summary>
+#
+# 1. They are the same if the weights of the chosen are divided by their sum, since the softmax's denominator cancels.
+#    Without that division, the weights of the first sum to the chosen experts' share of the probability. So a router
+#    that is undecided makes the experts' output small. The second always sums to 1.
+# 2. Yes. Every probability has a gradient, chosen or not. The load of $j$ is compared with the mean load of the experts
+#    that this token likes: if $j$ is busier, the logit goes down, if it is less busy, up. The push is in proportion to
+#    the probability that the token gives to $j$.
+# 3. Nothing: each layer may have collapsed onto an expert with another number. In the experiment, pooling made the pool
+#    even and helped much less within a layer, where some experts stayed idle. The language loss was the same with and
+#    without balance, within the differences between seeds.
+# 4. A token that occurs once seems to determine its experts, so a variable with many rare values looks informative by
+#    chance. We hand its values to other tokens at random and estimate again: what is left is chance. They go by the
+#    identity. The role alone says little, and hardly anything beyond identity.
+# 5. When few tokens pass, reading the weights determines the time. A dense MLP is read once for all three. Here, each
+#    token brings experts of its own, and three tokens hardly share any. At 256 tokens, the experts still wait: each
+#    expert that is read serves 5 tokens, far below the FLOPs a processor can do per byte. The dense MLP does not.
+#
+# </details>
+#
 # ## Three sentences to remember
 #
 # 1. A mixture of experts is a wide MLP of which the router lets each token use a small part.
 # 2. The balancing loss balances only what its mean is taken over, so a loss that is pooled over layers can leave every
 #    layer uneven.
-# 3. You pay for the experts that are read and not for the tokens, so in the 80B one token reads 2 % of the experts'
-#    weights, and a few hundred tokens together read nearly all of them.
+# 3. As long as memory is the limit, you pay for the experts that are read and not for the tokens: in the 80B one token
+#    reads 2 % of the experts' weights, and a few hundred tokens together read nearly all of them.
 #
 # Next: [8_multi_token_prediction.ipynb](8_multi_token_prediction.ipynb) drafts several tokens and lets the model verify
 # them in one pass.

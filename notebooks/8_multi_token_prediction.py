@@ -23,7 +23,8 @@
 # Afterwards you can say what the extra layer sees and how it is trained, prove and test the rule by which drafts are
 # accepted, undo tokens in a layer whose memory is a sum, and estimate when all this is worth its cost. You need to know
 # autoregressive language models and the key-value cache. Of Gated DeltaNet you need only that it keeps a state instead
-# of such a cache. We build everything step by step and check it against [`qwen3_next.py`](../qwen3_next.py).
+# of such a cache. We build everything step by step and check it against [`qwen3_next.py`](../qwen3_next.py). For one
+# lesson, take sections 1, 3, 4 and 5. How the layer is trained, and when drafts pay, are homework.
 #
 # | | |
 # |---|---|
@@ -54,7 +55,7 @@ from qwen3_next import Cache, Decoder, Qwen3NextForCausalLM, Qwen3NextTokenizer,
 from verify.trace import recording
 
 figures.setup()
-torch.set_grad_enabled(False)  # nothing is trained here
+_ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %%
 tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
@@ -148,7 +149,7 @@ for name, (hidden, embedded, weight) in ways.items():
     print(f"{name:24} {losses[name]:6.2f} nats   right: {(logits.argmax(-1) == ids[0, 2:]).double().mean():.0%}")
 model.mtp.fc.weight = torch.nn.Parameter(fc)
 gap = min(losses["[hidden, embedding]"], losses["embedding of t_i"]) - losses["right"]
-figures.expect(f"the last two cost more than a nat: {gap:.2f} and more", gap > 1)
+figures.expect(f"each of the last two mistakes costs more than a nat: {gap:.2f} and more", gap > 1)
 
 # %% [markdown]
 # The first mistake is the quiet one. `pre_fc_norm_hidden` undoes the scale of its input. So only the final norm's
@@ -184,7 +185,7 @@ weight = model.config.mtp_loss_scaling_factor  # lambda
 same(main + weight * by_hand, two.loss)
 by_one = F.cross_entropy(two.mtp_logits[:, :-1].flatten(0, 1), labels[:, 1:-1].flatten())
 print(f"λ = {weight}; next token {main:.2f} nats, the one after it {by_hand:.2f}; shifted by one only: {by_one:.1f}")
-figures.expect("a label of the wrong token costs more than a nat", by_one > by_hand + 1)
+figures.expect("with labels shifted by one only, the loss is more than a nat higher", by_one > by_hand + 1)
 
 # %% [markdown]
 # ## 3. Drafting and checking, token by token
@@ -262,8 +263,8 @@ pictures.passes(passes, lambda token: tokenizer.decode([token]))
 # %% [markdown]
 # Read the filled boxes row by row and leave out the dashed ones: that is the text. Each row took one pass of the model.
 # The model's own token is drawn where its prediction was made: after the accepted drafts, in place of the first
-# rejected one. First drafts are mostly accepted, as a rule. Second and third ones are accepted much less often, because
-# the layer was trained on the model's hidden states and never on its own.
+# rejected one. First drafts are mostly accepted. Second and third ones are accepted much less often, because the layer
+# was trained on the model's hidden states and never on its own.
 #
 # ## 4. Sampling: the rule that changes nothing
 #
@@ -423,12 +424,12 @@ print(f"{len(curves)} heads; after 4 tokens {lost:.0%} have lost their state, af
 figures.expect("after 16 tokens some head has lost its state", (curves[:, -1] > 1).any())
 
 # %% [markdown]
-# Where a line crosses the dashed one within a few tokens, that head is lost within the length of a draft, and one lost
-# head is enough to spoil the text. So the state has to be *kept*, and there are two ways to do it. We can keep one
-# state for each drafted position. That takes $KV$ numbers per head and token. Or we can keep the state before the pass,
-# and what its few tokens wrote: $q, k, v, \alpha, \beta$. That takes $2K + V + 2$ numbers per head and token, and the
-# accepted tokens have to be written again. `DeltaNetCache.without_last` does the second. As long as all drafts are
-# accepted, it has nothing to do.
+# Each line that crosses the dashed one is a head that lost its state, and one lost head is enough to spoil the text.
+# The first share below the picture says how many are lost within the length of a draft. So the state has to be *kept*,
+# and there are two ways to do it. We can keep one state for each drafted position. That takes $KV$ numbers per head and
+# token. Or we can keep the state before the pass, and what its few tokens wrote: $q, k, v, \alpha, \beta$. That takes
+# $2K + V + 2$ numbers per head and token, and the accepted tokens have to be written again.
+# `DeltaNetCache.without_last` does the second. As long as all drafts are accepted, it has nothing to do.
 
 # %%
 layers, heads, K, V = 36, 32, 128, 128  # Gated DeltaNet in the 80B
@@ -537,7 +538,7 @@ figures.expect("more than 70 % of MTP's drafts are accepted, and far more than o
 # %% [markdown]
 # The template follows from the last few words, and so do its drafts. Names and things that were mentioned before are
 # mostly drafted right. A bigram cannot do that at all, but MTP has the model's hidden state, and attention of its own.
-# Answers are hard for one layer, because even the model finds them only by looking far back.
+# Answers are a little harder, because even the model finds them only by looking far back.
 #
 # New names and new digits show the difference between orange and light blue. Nobody can guess them, so the likeliest
 # tokens of two nearly even distributions rarely agree. But sampled drafts are accepted as often as the *distributions*
@@ -649,8 +650,8 @@ pictures.gains(a, predicted, measured)
 # The closer the points are to their lines, the more of the cost the formula explains. It leaves out sampling, rollback,
 # and Python between the passes. `tiny/` does not wait for memory. It waits for many small operations, and its $c_1$ is
 # far above 1, because two tokens go through more experts, and through two turns of the recurrence. So the gain is
-# small, and where the ranges overlap, nothing is decided. If later drafts are accepted less often, the points of 2
-# and 3 drafts lie further left. A third draft costs $d$ and a wider pass, and it rarely yields a token.
+# small, and where the ranges overlap, nothing is decided. Later drafts are accepted less often, so the points of 2 and
+# 3 drafts lie further left. A third draft costs $d$ and a wider pass, and it rarely yields a token.
 #
 # ## 8. Why a sparse mixture of experts gains less
 #
@@ -663,9 +664,9 @@ pictures.gains(a, predicted, measured)
 # of them, because one token leaves an expert out with probability $1 - k/E$. With 10 of 512 that is hardly less than
 # $mk$.
 #
-# We count it for a random router, and for neighbouring tokens of real text in `tiny/`, which may agree more than
-# chance, or less. In the picture, compare the green line (neighbours) with the pink one (the same tokens shuffled) and
-# the orange one (a random router of the same size).
+# We count it for a random router, and for neighbouring tokens of real text in `tiny/`. Do these agree more than by
+# chance? In the picture, compare the green line (neighbours) with the pink one (the same tokens shuffled) and the
+# orange one (a random router of the same size).
 
 # %%
 E, k, most = 512, 10, 4
@@ -711,8 +712,8 @@ lines = {
 pictures.weights_read(m, lines)
 
 # %% [markdown]
-# If the shuffled tokens of `tiny/` touch fewer experts than a random router would, its experts are not evenly loaded.
-# If neighbours touch even fewer, the difference is what neighbouring tokens have in common.
+# The shuffled tokens of `tiny/` touch fewer experts than those of a random router, because its experts are not evenly
+# loaded. Neighbours touch even fewer. The difference is what neighbouring tokens have in common.
 #
 # What does this mean for the 80B? We estimate it by bytes alone, in bfloat16. A token needs 7.1 GB, of which 3.02 GB
 # are routed experts (the table of checkpoints in [docs/weights.md](../docs/weights.md), derived from the tensors'
@@ -829,6 +830,34 @@ course.try_it(test_accept_or_redraw, accept_or_redraw)
 #
 # test_accept_or_redraw(accept_or_redraw)
 # ```
+#
+# </details>
+#
+# ## Five questions
+#
+# 1. Which two things does the MTP layer see at position $i$, and which token does it predict? Which mistake of section
+#    1 is the quiet one, and where would you notice it?
+# 2. How likely is it that a draft is accepted? If it is rejected, from which distribution do we draw, and why not
+#    simply from $p$?
+# 3. Why can't a Gated DeltaNet layer compute its earlier state from its present one? What does the code keep instead?
+# 4. An implementation takes keys and values back, but forgets the states. What do you see, and which test finds it?
+# 5. When does one draft pay? Why does a wider pass cost more in a sparse mixture of experts than in a dense model?
+#
+# <details><summary>Answers</summary>
+#
+# 1. The model's hidden state $h_i$ after its final norm, and the embedding of $t_{i+1}$. It predicts $t_{i+2}$. The
+#    quiet mistake is the hidden state before the final norm. The text stays right, and drafts are a little worse: you
+#    notice less speed.
+# 2. A draft $x$ with probability $\min(1, p(x)/q(x))$, and so $\sum \min(p, q)$ on average. From the part of $p$ that
+#    lies above $q$. What $q$ has in common with $p$ has had its share already, when drafts were accepted; to draw from
+#    $p$ would give it more.
+# 3. A token may have forgotten what was there, with a decay near 0, or overwritten it, with a write strength near 1.
+#    The formula then divides by a small number, and the rounding error grows. The code keeps the state before the pass
+#    and what each token wrote, and writes the accepted tokens again.
+# 4. Fluent text that goes elsewhere. Greedy decoding with drafts must write exactly what it writes without them. Or
+#    compare every cache after a rollback with one that has never read the rejected tokens.
+# 5. If its acceptance $a$ is above $c_1 + d - 1$. A dense model reads all weights once, for one token or for four. Here
+#    each further token needs experts of its own, which have to be read as well.
 #
 # </details>
 #

@@ -27,7 +27,8 @@
 #
 # You need PyTorch, and you need to know what the parts of the model are. Nothing is downloaded. The large checkpoint
 # here has the released names, shapes and files, but its weights are holes that read as zeros. Whatever needs trained
-# weights is tested on the small model in `tiny/`.
+# weights is tested on the small model in `tiny/`. For one lesson, take everything up to the two traps, and the speed of
+# your own machine. FP8 and Qwen3.5 are homework.
 
 # %%
 from start import root
@@ -301,7 +302,7 @@ def experts_in_memory(mlp: torch.nn.Module) -> torch.Tensor:
 # %%
 mlp, x = model.model.layers[0].mlp, torch.randn(1, 1, fields["hidden_size"], dtype=torch.bfloat16)
 seen = LINUX and experts_in_memory(mlp).mean() < 0.1  # some systems report every page as resident
-stats = {"prefill_seconds": 0.0}  # as if a prompt had been read
+stats = {"prefill_seconds": 0.0}  # the counter leaves the prompt out; this tells it that the prompt is over
 with torch.no_grad(), counting(mlp, Experts, stats):
     chosen = mlp.gate(x).topk(mlp.k).indices.flatten().sort().values
     mlp(x)
@@ -594,11 +595,11 @@ alike = (at_once[:4] / by_block[:4] - 1).abs().max() < 0.1
 course.finding("over a factor of 512 there is no difference between the two", alike)
 
 # %% [markdown]
-# One scale does better than one might think: down to numbers a few thousand times smaller than the largest, there is no
-# difference. E4M3 owes this to its own exponent. INT8 has none, so it is the best where all numbers are of one size,
-# and it loses from the first step. But what falls below E4M3's smallest normal number loses digits, and soon
-# everything. A scale per block makes the error the same everywhere, whatever the rest of the matrix is like: an outlier
-# spoils no more than its own block.
+# One scale does better than one might think: down to numbers some hundred times smaller than the largest, there is no
+# difference, and at a few thousand times hardly any. E4M3 owes this to its own exponent. INT8 has none, so it is the
+# best where all numbers are of one size, and it loses from the first step. But what falls below E4M3's smallest normal
+# number loses digits, and soon everything. A scale per block makes the error the same everywhere, whatever the rest of
+# the matrix is like: an outlier spoils no more than its own block.
 #
 # Do trained matrices need it? We measure both ways in `tiny/`, over every matrix that a release in FP8 would convert.
 
@@ -613,8 +614,7 @@ for way, found in error.items():
     print(f"{way}: {found.median():.2%} (least {found.min():.2%}, most {found.max():.2%}) over {len(found)} matrices")
 
 # %% [markdown]
-# Where the two lines agree, it makes no difference, because the parts of these matrices are of one size. With a scale
-# per block, nobody has to check.
+# The two lines agree, because the parts of these matrices are of one size. With a scale per block, nobody has to check.
 #
 # What does FP8 do to the model? We write `tiny/` as an FP8 checkpoint and load it. The loader keeps the experts in 8
 # bits and dequantises one when a token is routed to it. Everything else is dequantised when the file is opened.
@@ -712,8 +712,8 @@ print(f"all in memory:                  {1 / measured['warm']['tokens_per_s']:.2
 
 # %% [markdown]
 # The first line counts bytes: 1 means that nothing but the chosen experts was read. Compare the second line, the disk's
-# part of the formula alone, with the third. An expert is computed while the next ones are being read, but the formula
-# adds the two times. So it may be a little too pessimistic.
+# part of the formula alone, with the third: they hardly differ, because an expert is computed while the next ones are
+# being read. The formula adds the two times, so it is a little too pessimistic.
 
 # %% [markdown]
 # ## Qwen3.5: other names for the same blocks
@@ -953,6 +953,30 @@ course.try_it(test_split_qkvz, split_qkvz)
 # FP8 release. FP8 in blocks is described in DeepSeek-V3, arXiv 2412.19437, section 3.3, and the format in arXiv
 # 2209.05433. For Qwen3.5 the source is transformers 5.24, models/qwen3_5 and models/qwen3_5_moe, which `qwen3_5.py` is
 # tested against.
+#
+# ## Five questions
+#
+# 1. What is read when a checkpoint of 163 GB is opened by mapping it? What grows by its size, and what does not?
+# 2. Which bytes does one token read of the 80B, and which does it leave alone?
+# 3. Three projections can be read in the wrong order without any error message. Which of the wrong readings is the most
+#    dangerous, and how do you find all three?
+# 4. When is one scale for a whole matrix as good in E4M3 as a scale per block, and when not? Why does INT8 fare worse?
+# 5. Half of the experts fit in your memory. Why do you not get half of the full speed? And why does FP8 help twice?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Only the headers, a few megabytes. The addresses in use grow by its size. The memory does not.
+# 2. Everything that is not a routed expert, except for the embedding and MTP, and 10 of 512 experts in each layer. The
+#    other experts are not touched, and of the embedding it needs one row.
+# 3. The mildest, because a model that is a little worse still writes text. Compare the port's values with a reference,
+#    one by one.
+# 4. As long as all numbers are within a factor of a thousand of the largest: E4M3 has an exponent of its own. What
+#    is smaller loses digits, and soon everything. INT8 has no exponent, so it loses from the first step. With a scale
+#    per block, an outlier spoils no more than its own block.
+# 5. The other half still comes from the disk for every token, and that takes nearly all of the time: it is only halved.
+#    With FP8 there is half as much to read, and twice the share is in memory.
+#
+# </details>
 #
 # ## Three sentences to remember
 #

@@ -2,7 +2,7 @@
 
     python notebooks/build.py [NAME ...]       execute these (default: all), and write NAME.ipynb
     python notebooks/build.py --check          execute, write nothing, and fail if a stored notebook is not its source's
-    python notebooks/build.py --address        execute nothing; write badges and first cells anew, with start.REPOSITORY
+    python notebooks/build.py --text           execute nothing; write text, badges and first cells anew, keep outputs
 
 Solutions to exercises, code blocks inside <details>, are executed too, after the notebook, but not kept in it.
 A notebook may have 500 kB; one that takes more than 180 seconds is reported, and does not fail: machines differ.
@@ -28,6 +28,7 @@ import start  # noqa: E402
 import course  # noqa: E402
 
 SECONDS, BYTES = 180, 500_000
+KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 FIRST = "from start import root"  # the first cell of every source
 # On Colab the notebook comes alone: this fetches the repository, and links its notebooks/ to where this one is
 FETCH = 'import os; os.path.exists("start.py") or os.system("git clone -q --depth 1 {} all && ln -s all/notebooks/* .")'
@@ -79,7 +80,8 @@ def smaller(png: str) -> str:
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The executed notebook. Raises nbclient's CellExecutionError for a cell, or a solution, that fails."""
+    """The executed notebook. Raises nbclient's CellExecutionError for a cell, or a solution, that fails, and its
+    CellTimeoutError for one that takes 15 minutes."""
     from nbclient import NotebookClient
 
     notebook = read(path)
@@ -95,7 +97,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = smaller(png)
-    run.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    run.metadata = KERNEL
     return run
 
 
@@ -115,13 +117,22 @@ def differences(path: Path) -> str:
     return "" if len(cells) == len(theirs) else f"{stored.name}: {len(theirs)} cells, expected {len(cells)}"
 
 
-def set_address(path: Path):
-    """Writes a stored notebook's title and first cell anew, and leaves all else."""
+def renew_text(path: Path):
+    """Writes a stored notebook's text and first cell anew, and keeps its outputs.
+
+    Raises ValueError if other code has changed too: outputs would not be that code's.
+    """
     stored = path.with_suffix(".ipynb")
-    notebook = nbformat.read(stored, as_version=4)
-    for kind in ("markdown", "code"):
-        ours, theirs = (next(cell for cell in n.cells if cell.cell_type == kind) for n in (read(path), notebook))
-        theirs.source = ours.source
+    notebook = read(path)
+    ours = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    theirs = [cell for cell in nbformat.read(stored, as_version=4).cells if cell.cell_type == "code"]
+    if [cell.source for cell in ours[1:]] != [cell.source for cell in theirs[1:]]:
+        raise ValueError(f"{path.name}: code has changed; expected changes of text alone. Execute it without --text")
+    for cell, other in zip(ours, theirs):
+        cell.outputs = other.outputs
+        cell.execution_count = other.execution_count
+        cell.metadata = other.metadata
+    notebook.metadata = KERNEL
     nbformat.write(notebook, stored)
 
 
@@ -129,16 +140,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="such as 2_delta_rule (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where source and notebook differ")
-    parser.add_argument("--address", action="store_true", help="write the badges and first cells alone")
+    parser.add_argument("--text", action="store_true", help="write text, badges and first cells; execute nothing")
     args = parser.parse_args()
     known = {path.stem: path for path in sources()}
     if unknown := [name for name in args.names if name not in known]:
         parser.error(f"no notebook {unknown[0]!r}, expected some of {', '.join(known)}")
-    if args.address:
+    if args.text:
         for name in args.names or known:
-            set_address(known[name])
+            try:
+                renew_text(known[name])
+            except ValueError as problem:
+                sys.exit(str(problem))
         return 0
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     wrong = 0
     for name in args.names or known:
@@ -146,7 +160,7 @@ def main() -> int:
         problem = differences(path) if args.check else ""
         try:
             notebook = execute(path)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError) as error:
             problem = f"{path.name}: {error}"
         else:
             taken = time.perf_counter() - started

@@ -101,7 +101,8 @@ def names_of(cell: str) -> tuple[set[str], set[str]]:
     reads, writes = set(), set()
     for node in ast.walk(ast.parse(cell)):
         if isinstance(node, ast.Name):
-            (reads if isinstance(node.ctx, ast.Load) else writes).add(node.id)
+            if not isinstance(node.ctx, ast.Del):  # no cell is needed because it deletes a name
+                (reads if isinstance(node.ctx, ast.Load) else writes).add(node.id)
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             writes.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):

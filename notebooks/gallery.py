@@ -175,8 +175,8 @@ def experts(d: Drawing, x: float):
     d.arrow((x + 140, 294), (x + 140, 216))
     d.text(x + 82, 118, "each: 512 wide inside,", TEXT)
     d.text(x + 82, 136, "down(SiLU(gate x) · up x)", TEXT)
-    d.text(x + 82, 60, "a token uses 3 of the", TEXT, EXPERTS)
-    d.text(x + 82, 78, "model's 80 billion weights", TEXT, EXPERTS)
+    d.text(x + 82, 60, "of 80 billion weights,", TEXT, EXPERTS)
+    d.text(x + 82, 78, "a token uses 3 billion", TEXT, EXPERTS)
 
 
 # ---- Who has the ring? -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The first cell of every notebook, `from start import root`: finds the repository's folder, and imports from it.
 
 On Colab there is only the notebook. With an address here, build.py puts a badge into each notebook that opens it there,
-and has its first cell fetch the rest: `python notebooks/build.py --address` writes both anew, and executes nothing.
+and has its first cell fetch the rest: `python notebooks/build.py --text` writes both anew, and executes nothing.
 """
 
 import sys

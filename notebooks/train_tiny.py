@@ -24,7 +24,8 @@
 # 3. train a small model for a minute and read its curve against the floor,
 # 4. say of a language model *where* it is bad, instead of how bad it is on average.
 #
-# You need to know cross-entropy and PyTorch. The parts of the model are boxes here.
+# You need to know cross-entropy and PyTorch. The parts of the model are boxes here. For one lesson, take sections 1, 2,
+# 4 and 7. The rest is homework.
 
 # %%
 from start import root
@@ -146,8 +147,8 @@ def ways_on(beliefs: list[tuple]) -> list[tuple]:
         if tokens or place is None:  # within a word, or at the end of the text
             ways += [(b, tokens, place)] if tokens else []
             continue
-        for p, units, behind in corpus.GRAMMAR.outcomes(place):
-            ways.append((b * p, [t for u in units for text in (u.marks, u.word) for t in encode(text)], behind))
+        for p, units, after in corpus.GRAMMAR.outcomes(place):
+            ways.append((b * p, [t for u in units for text in (u.marks, u.word) for t in encode(text)], after))
     return ways
 
 
@@ -335,7 +336,7 @@ with torch.no_grad():
     states = micro.model.run(x, micro.mtp, None, None, None)[0][-1]  # its one layer and its norm
     mtp_logits = micro.lm_head(states)  # (B, T - 1, vocab): row i is about token i + 2
 mtp_loss = cross_entropy(mtp_logits[:, :-1], labels[:, 2:])
-print(f"{mtp_loss:.4f} nats, {mtp_loss - next_loss:+.4f} beside the next token's")
+print(f"{mtp_loss:.4f} nats, {mtp_loss - next_loss:+.4f} compared with the next token's")
 
 # %% [markdown]
 # Now we add the three terms and compare with the model's own loss. In float64 both agree, up to the order of additions.
@@ -376,7 +377,7 @@ pictures.curriculum(progress, stages, kinds)
 # repeated again and again in short rows. Only in the last fifth is it the corpus of section 1, with all tokens
 # counting. The multi-token term joins when a little more than half is done.
 #
-# ## 5. A training, live
+# ## 5. A training run, live
 #
 # Can we watch a model learn to look back? We run the first phase of this curriculum for as long as a minute allows. The
 # model has two layers, one of Gated DeltaNet and one of attention. It is 64 wide and has a dense MLP. It reads phone
@@ -396,7 +397,7 @@ source = train.Rows(tokenizer, seed=0, length=LENGTH, steps=STEPS)
 
 
 def stage(step: int) -> train.Stage:
-    """What is shown at a step, and what of it counts."""
+    """What is shown at a step, and which part of it counts."""
     settings = {"bare": 1.0, "rounds": 6, "most entries": 2}  # bare: without questions
     template = 0.05 + 0.5 * step / STEPS
     return train.Stage(LENGTH, {"book": 1.0}, settings, unknowable=0.0, template=template, told=0.05)
@@ -516,7 +517,6 @@ head, *table = ([cell.strip() for cell in line.strip("|").split("|")] for line i
 millions = [float(row[0].split()[0]) for row in table]
 percent = np.array([[float(cell.split()[0]) for cell in row[1:]] for row in table])  # (checkpoints, measures)
 columns = {name: (f"book of {name}" if name.isdigit() else name) for name in head[1:]}
-notes = {x: row[0].split("(")[1].strip(")") for x, row in zip(millions, table) if "(" in row[0]}
 print(f"{len(table)} times measured, from {millions[0]} to {millions[-1]} million tokens")
 
 # %%
@@ -524,15 +524,14 @@ words, used, panels = {"phone books, entries": "book", "accounts, moves": "move"
 for title, word in words.items():
     panels[title] = [name for name in columns.values() if word in name and name not in used]
     used |= set(panels[title])
-pictures.card(millions, percent, [*columns.values()], panels, notes)
-print("grey line:", *(f"{x} million, {note}" for x, note in notes.items()))
+pictures.card(millions, percent, [*columns.values()], panels)
 assert used == set(columns.values())
 
 # %% [markdown]
 # Phone books are learned first, because they repeat the same pair in the same words. Who is who and the stories come
-# when there are documents about them. Where things are, after several moves, is hard. At a grey line the curriculum
-# shows hardly anything but accounts and meetings (the picture in section 4). Look at whether phone books are forgotten
-# there, and whether they come back when they are shown again. This is one run, so the small ups and downs mean nothing.
+# when there are documents about them. Where things are, after several moves, is hard. When a little more than half is
+# done, the curriculum shows hardly anything but accounts and meetings for a while (the picture in section 4). Look at
+# whether phone books are forgotten then. This is one run, so the small ups and downs mean nothing.
 #
 # ## 7. How far from the floor?
 #
@@ -713,6 +712,25 @@ course.try_it(test_surprise_and_entropy, surprise_and_entropy)
 #
 # test_surprise_and_entropy(surprise_and_entropy)
 # ```
+#
+# </details>
+#
+# ## Four questions
+#
+# 1. What is the floor of a token, and why can it be computed for this text and not for natural text?
+# 2. A model without any memory has a low average loss on this corpus. How is that possible, and how do you find it out?
+# 3. Of which three terms does the loss consist, and what would go wrong without the second?
+# 4. Why does the curriculum leave most tokens out of the loss at first?
+#
+# <details><summary>Answers</summary>
+#
+# 1. What the best possible model pays on average, given all tokens before: the entropy of the true distribution. Here a
+#    grammar writes the text, and the forward algorithm follows all its paths, so the distribution is known exactly.
+# 2. Most tokens follow from the last few words, and the answers are only a few percent of them. Measure by role.
+# 3. The next token, the balance of the experts, and the token after the next. Without the second, nothing keeps the
+#    router from sending all tokens to the same experts.
+# 4. Looking back pays for so few tokens that the gradient hardly shows it. If at first almost only answers count, the
+#    model has to learn to look back.
 #
 # </details>
 #

@@ -1,6 +1,7 @@
 """Claim: the notebooks are their sources', executed, and fit to be read anywhere (notebooks/build.py executes them)."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -54,6 +55,42 @@ def test_differences_are_seen(tmp_path, monkeypatch):
     assert "expected at most" in build.differences(source)
 
 
+def test_text_is_renewed_without_execution(tmp_path):
+    """Catches outputs lost where only text changed, and outputs kept that are no longer those of the code."""
+    source, stored = tmp_path / NOTEBOOKS[0].name, tmp_path / f"{NOTEBOOKS[0].stem}.ipynb"
+    before = NOTEBOOKS[0].with_suffix(".ipynb").read_bytes()
+    stored.write_bytes(before)
+    text = NOTEBOOKS[0].read_text(encoding="utf-8")
+    source.write_text(text.replace("# ## Exercises", "# A new line.\n#\n# ## Exercises"), encoding="utf-8")
+    assert "is not that of" in build.differences(source)
+    build.renew_text(source)
+    assert build.differences(source) == ""
+    source.write_text(text, encoding="utf-8")
+    build.renew_text(source)
+    assert stored.read_bytes() == before
+    source.write_text(text.replace("import torch", "import torch  # changed", 1), encoding="utf-8")
+    with pytest.raises(ValueError, match="code has changed"):
+        build.renew_text(source)
+    assert stored.read_bytes() == before
+
+
+def test_a_slow_cell_does_not_end_the_build(monkeypatch, capsys):
+    """Catches a cell over the time limit that ends the whole build, so that later notebooks are not executed."""
+    exceptions = pytest.importorskip("nbclient.exceptions")
+    tried = []
+
+    def execute(path):
+        tried.append(path.stem)
+        raise exceptions.CellTimeoutError("took too long")
+
+    monkeypatch.setattr(build, "execute", execute)
+    names = [path.stem for path in NOTEBOOKS[:2]]
+    monkeypatch.setattr(sys, "argv", ["build.py", "--check", *names])
+    assert build.main() == 1
+    assert tried == names
+    assert capsys.readouterr().err.count("took too long") == 2
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_are_fit_to_be_read(path):
     """Catches errors and warnings among the outputs, paths of one machine, and exercises without a folded solution."""
@@ -67,6 +104,25 @@ def test_outputs_are_fit_to_be_read(path):
     assert text.count("<details>") == text.count("</details>") >= 3
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert pictures and all(output.metadata["image/png"]["alt"] for output in pictures)
+
+
+ITEM = re.compile(r"\s*(\d+[.)]|[-+*]) ")  # what makes a line of markdown an item of a list
+
+
+def lists_by_accident(text: str) -> list[str]:
+    """Lines of a paragraph that begin like an item of a list, and would be shown as one."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    pairs = itertools.pairwise(prose.splitlines())
+    return [line for before, line in pairs if ITEM.match(line) and re.match(r"\S", before) and not ITEM.match(before)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_paragraphs_stay_paragraphs(path):
+    """Catches a line that was wrapped before "1." or a plus sign, which Jupyter shows as a list."""
+    assert lists_by_accident("The length is\n1. A read") == ["1. A read"]
+    assert not lists_by_accident("Two things:\n\n1. one\n   of them\n2. two\n\n```\na\n- b\n```")
+    for cell in build.read(path).cells:
+        assert cell.cell_type == "code" or not lists_by_accident(cell.source)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -211,6 +267,7 @@ def test_cells_that_depend_on_a_change_are_found():
     ]
     assert curiosity.needed(cells, 0) == [0, 2, 4, 5, 6]
     assert curiosity.needed(cells, 1) == [1, 3]
+    assert curiosity.needed(["a = 1", "del a", "a = 2", "print(a)"], 2) == [0, 2, 3]
     assert curiosity.names_of("x[0].y = z")[1] == {"x"}
 
 

@@ -77,9 +77,10 @@ def costs(sizes, operations, loop, modelled, fastest, spread, one_by_one):
     right.errorbar(sizes, fastest, [0 * spread, spread], fmt="o-", markersize=4, color=CHUNKED, label="chunked")
     right.axhspan(one_by_one[0], one_by_one.median(), color=LOOP, alpha=0.4, label="recurrence")
     right.set(xscale="log", yscale="log", ylabel="seconds for 1,024 tokens")
-    for ax in (left, centre, right):
+    right.set_ylim(bottom=fastest.min() / 3)  # room for the legend
+    for ax, place in ((left, "upper left"), (centre, "lower left"), (right, "lower left")):
         ax.set_xlabel("chunk size C, tokens")
-        ax.legend()
+        ax.legend(loc=place)
         ax.set_xticks(sizes[::3], sizes[::3])
         ax.tick_params(axis="x", which="minor", bottom=False)
     left.minorticks_off()

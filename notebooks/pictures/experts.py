@@ -49,6 +49,8 @@ def dispatch(few, k, E):
         for i, pair in enumerate(pairs.tolist()):
             color = "white" if few[pair] < E * 0.55 else "black"
             axis.text(i, -row, pair // k, ha="center", va="center", fontsize=9, color=color)
+    for end in few.bincount(minlength=E).cumsum(0)[:-1].tolist():
+        axis.plot([end - 0.5, end - 0.5], [-1.48, -0.52], color=figures.BLACK, linewidth=1.5)  # the next expert's piece
     axis.set(yticks=[0, -1], yticklabels=["as they come", "sorted"], xlim=(-0.5, len(few) - 0.5))
     axis.set(xlabel="pair of token and choice")
     bar = pyplot.cm.ScalarMappable(pyplot.Normalize(0, E - 1), figures.SEQUENTIAL)
@@ -78,7 +80,7 @@ def loads(load):
         axis.plot(range(1, E + 1), layer, color=figures.EXPERTS, linewidth=0.9, alpha=0.7)
     axis.plot([], [], color=figures.EXPERTS, label=f"a layer ({L} lines)")
     pooled = load.mean(0).sort(descending=True).values
-    axis.plot(range(1, E + 1), pooled, color=figures.BLACK, linewidth=2, label="all layers, by number")
+    axis.plot(range(1, E + 1), pooled, color=figures.BLACK, linewidth=2, label="pooled by number")
     axis.axhline(1, color="gray", linewidth=1, linestyle=":", label="even")
     axis.set(xlabel="expert, by rank", ylabel="load (1: even)", ylim=(0, None))
     axis.legend()

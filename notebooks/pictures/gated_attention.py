@@ -53,7 +53,7 @@ def turns(omega, R, d, large, context):
     angles = torch.cat([omega, omega, torch.zeros(d - R)])[:, None] * torch.arange(128)  # (d, positions)
     look = {"aspect": "auto", "cmap": figures.DIVERGING, "vmin": -1, "vmax": 1, "interpolation": "nearest"}
     image = left.imshow(angles.cos(), **look)
-    left.axhline(R - 0.5, color=figures.BLACK, linewidth=1)
+    left.axhline(R - 0.5, color="white", linewidth=1.5)
     left.text(64, (R + d) / 2, "not turned", ha="center", va="center", color="white")
     left.set(xlabel="position t (tokens)", ylabel="entry of the head", yticks=[0, R // 2, R, d - 1])
     left.figure.colorbar(image, ax=left, label="cos of the angle")

@@ -23,9 +23,11 @@ def log_axis(ax, sizes):
 def recall(sizes, shares):
     """shares: kind -> (seeds, sizes) of values named right: the mean, and the range of the seeds."""
     axes = figures.axes(width=6.4, height=3.4)
-    for kind, (color, marker, label) in KIND.items():
+    for kind, wide in (("FFFF", 3.5), ("LLLF", 1.5), ("LLLL", 1.5)):  # the hybrid lies on attention alone
+        color, marker, label = KIND[kind]
         curves = 100 * shares[kind]
-        axes.plot(sizes, curves.mean(0), marker=marker, color=color, label=label)
+        look = {"linewidth": wide, "markersize": 4 + 2 * wide if kind == "FFFF" else 5}
+        axes.plot(sizes, curves.mean(0), marker=marker, color=color, label=label, **look)
         axes.fill_between(sizes, curves.amin(0), curves.amax(0), color=color, alpha=0.2, linewidth=0)
     log_axis(axes, sizes)
     axes.set(xlabel="facts in the text", ylabel="facts recalled (%)", ylim=(0, 103))
@@ -83,7 +85,7 @@ def returned(sizes, shares, untrained, each, layers):
     ax.plot([], [], "o-", color=figures.DELTA, markersize=4, label="trained, a line for each seed")
     ax.set(xlabel="pairs in the text", ylabel="pairs returned", ylim=(0, 1.08 * layers * each))
     log_axis(ax, sizes)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.12, 1))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.16, 1))
     figures.show(
         "Pairs returned against pairs in the text, a line for each seed. Every line levels off, at different heights; "
         "dashed lines mark one to four times what one layer's keys allow."

@@ -50,8 +50,8 @@ def perplexities(numbers, names, others):
     axes.set(xlabel="perplexity", ylim=(below + 0.6, -0.6))
     axes.grid(axis="x", alpha=0.3)
     figures.show(
-        "The perplexity of each of the eight samples, circles for right models and crosses for wrong ones. A band "
-        "shows the range of the right model on other texts; several crosses lie inside."
+        "The perplexity of each of the eight samples, circles for right models and crosses for wrong ones: four crosses "
+        "are where the circles are. A band shows the range of the right model on other texts, and is wide."
     )
 
 
@@ -112,7 +112,7 @@ def margins(values, found):
         if other.any():
             axes.scatter(values[other], rank[other], color=color, zorder=3, label=f"{name} chose another expert")
     axes.set(xscale="log", xlabel="probability", ylabel="share of all choices")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", bbox_to_anchor=(0.07, 1))  # clear of the line of float32
     figures.show(
         "A rising curve: the share of choices with a margin below a probability. Dashed lines mark how far rounding "
         "moves a probability, far to the left for float32, further right for bfloat16, where points mark choices "

@@ -3,20 +3,21 @@
 import math
 
 import figures
+import torch
 
 LOOK = {"trained": figures.DELTA, "untrained": figures.ORANGE, "shuffled labels": "gray"}
 
 
 def states_after(sentences, states):
     """One head's state (K, V) after each sentence."""
-    most = max(state.abs().max() for state in states)
+    most = torch.stack(states).abs().quantile(0.995)  # a few numbers are larger, and would leave the others pale
     axes = figures.axes(1, len(states), width=2.25, height=2.6, sharey=True)
     for ax, sentence, state in zip(axes, sentences, states):
         image = ax.imshow(state, cmap=figures.DIVERGING, vmin=-most, vmax=most)
         ax.set_title(sentence.strip().replace(" to ", "\nto ").replace(" in ", "\nin "), fontsize=9)
         ax.set(xlabel="value dim", xticks=[], yticks=[])
     axes[0].set_ylabel("key dim")
-    axes[0].figure.colorbar(image, ax=list(axes), fraction=0.03)
+    axes[0].figure.colorbar(image, ax=list(axes), fraction=0.03, extend="both")
     figures.show(
         "Heat maps of one head's state after each of four sentences: patterns of numbers without a visible meaning."
     )
@@ -29,7 +30,7 @@ def by_layer(layers, scores):
         look = {"fmt": "o-", "color": LOOK[label], "label": label, "capsize": 3}
         ax.errorbar(range(len(layers)), found.mean(1), found.std(1), **look)
     ax.set_xticks(range(len(layers)), layers)
-    ax.set(xlabel="layer whose state is read", ylabel="share of right answers", ylim=(0, 1))
+    ax.set(xlabel="layer whose state is read", ylabel="share of right answers", ylim=(0, 1.03))
     ax.legend()
     figures.show(
         "The share of right answers of a linear probe against the layer, for trained states, untrained states and "
@@ -44,7 +45,7 @@ def by_age(shares, best):
         label = name + (f", layer {best[name]}" if name in best else "")
         ax.errorbar(range(len(share)), share.mean(1), share.std(1), fmt="o-", color=LOOK[name], capsize=3, label=label)
     ax.set_xticks(range(len(share)), [*range(len(share) - 1), f"{len(share) - 1} or more"])
-    ax.set(xlabel="sentences since the thing was last moved", ylabel="share of right answers", ylim=(0, 1))
+    ax.set(xlabel="sentences since the thing was last moved", ylabel="share of right answers", ylim=(0, 1.03))
     ax.legend()
     figures.show(
         "The share of right answers against the number of sentences since the thing was last moved, for the trained "

@@ -132,15 +132,13 @@ def live(thousands, smooth, window, per_step, nats, right):
     )
 
 
-def card(millions, percent, columns, panels, notes):
+def card(millions, percent, columns, panels):
     """The answers right in the course of the training. panels: title -> names of columns."""
     styles = [(figures.BLUE, "o"), (figures.ORANGE, "s"), (figures.GREEN, "D"), (figures.RED, "^")]
     axes = figures.axes(len(panels), width=3.05, height=3.1, sharey=True)
     for ax, (title, names) in zip(axes, panels.items()):
         for (shade, marker), name in zip(styles, names):
             ax.plot(millions, percent[:, columns.index(name)], color=shade, marker=marker, ms=4, label=name)
-        for x in notes:
-            ax.axvline(x, color="0.8", zorder=0)
         ax.set(title=title, xlabel="tokens trained on (millions)", ylim=(0, 103))
         ax.legend(loc="lower right")
     axes[0].set_ylabel("answered right (%)")

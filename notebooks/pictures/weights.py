@@ -60,7 +60,7 @@ def strips(rows_by_name):
     longest = max(map(len, rows_by_name.values()))
     for y, rows in enumerate(rows_by_name.values()):
         for x, row in enumerate(rows):
-            axis.add_patch(pyplot.Rectangle((x, -y), 0.94, 0.7, color=PART[row[0]]))
+            axis.add_patch(pyplot.Rectangle((x, -y), 1, 0.7, facecolor=PART[row[0]], edgecolor="white"))
             if longest <= 40:  # more labels do not fit
                 axis.text(x + 0.47, 0.35 - y, row, ha="center", va="center", size=9)
     axis.set_yticks([0.35 - y for y in range(len(rows_by_name))], rows_by_name)
