@@ -47,6 +47,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -554,7 +555,8 @@ def run_as_avx2(args: argparse.Namespace):
         command += ["--llama-cpp-source", ""]
     path = [str(args.llama_cpp_avx2 or ""), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, **AVX2, "PYTHONPATH": os.pathsep.join(filter(None, path))}
-    subprocess.run(command, check=True, env=env)
+    with tempfile.TemporaryDirectory() as cache:  # PyTorch would take code compiled for the other kind from its own
+        subprocess.run(command, check=True, env={**env, "TORCHINDUCTOR_CACHE_DIR": cache})
 
 
 def run(args: argparse.Namespace):

@@ -6,6 +6,7 @@ the delta rule would be unrolled, which takes minutes, and their time goes to la
 The experts are not compiled either: which of them run depends on the token.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 
 def compile_mixers(model: nn.Module, kind: type):
     """Has PyTorch compile the `mixer` of each layer. kind: the class of the layers. Raises ValueError if it can't."""
+    kind_of_cpu = os.environ.get("ATEN_CPU_CAPABILITY")
+    if kind_of_cpu and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # PyTorch's cache has one place for all kinds
+        found = f"ATEN_CPU_CAPABILITY is {kind_of_cpu!r:.99}, so that code compiled for another kind would be taken"
+        raise ValueError(f"compile: {found}; expected TORCHINDUCTOR_CACHE_DIR to name a folder for this kind alone")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says as much

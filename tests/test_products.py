@@ -203,6 +203,14 @@ def has_compiler() -> bool:
         return False
 
 
+def test_code_for_another_kind_is_not_taken(checkpoint, monkeypatch):
+    """Catches numbers of code that was compiled for other registers: PyTorch's cache does not tell the kinds apart."""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with pytest.raises(ValueError, match="compile: ATEN_CPU_CAPABILITY is 'avx2'.*expected TORCHINDUCTOR_CACHE_DIR"):
+        Qwen3NextForCausalLM.from_pretrained(checkpoint, compile=True)
+
+
 def test_without_a_compiler(checkpoint, monkeypatch):
     """Catches a traceback, or an answer that begins and then breaks off, where PyTorch finds no C++ compiler."""
     arguments = ("--model", str(checkpoint), "--prompt", "Hello", "--max-new-tokens", "3", "--compile")
