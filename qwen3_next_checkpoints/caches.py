@@ -16,13 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qwen3_next_checkpoints import expect
+
 FORMAT = "qwen3_next cache 1"
-
-
-def expect(right: Any, otherwise: str):
-    """Raises ValueError with the message, on one line, unless `right`."""
-    if not right:
-        raise ValueError(" ".join(otherwise.splitlines()))
 
 
 class Cache:

@@ -12,18 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from qwen3_next_checkpoints import expect
+
 FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 FILES += ("mtp.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # an index names more
 NO_CHAT_OPTIONS = ("conversation", "tokenizer_kwargs", "return_assistant_tokens_mask", "processor_kwargs")
 NO_CHAT_OPTIONS += ("sanitize_control_tokens",)
 NOT_OBEYED = {"min_length", "no_repeat_ngram_size", "length_penalty", "typical_p", "penalty_alpha", "epsilon_cutoff"}
 NOT_OBEYED |= {"eta_cutoff", "forced_eos_token_id", "sequence_bias", "guidance_scale", "encoder_no_repeat_ngram_size"}
-
-
-def expect(right: bool, otherwise: str):
-    """Raises ValueError with the message, on one line, unless `right`."""
-    if not right:
-        raise ValueError(" ".join(otherwise.splitlines()))
 
 
 def some(names: Iterable[str]) -> str:

@@ -16,12 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-
-def expect(right: Any, otherwise: str):
-    """Raises ValueError with the message, on one line, unless `right`."""
-    if not right:
-        raise ValueError(" ".join(otherwise.splitlines()))
-
+from qwen3_next_checkpoints import expect
 
 # ==== Config ==========================================================================================================
 

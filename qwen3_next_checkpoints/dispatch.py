@@ -22,16 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwen3_next_checkpoints import expect
+
 CPU = torch.device("cpu")
 LAYER = re.compile(r"(?:(?:model|transformer)\.)?layers\.(\d+)\.")
 MODULE = re.compile(r"(?:(?:model|transformer)\.)?(?:layers\.\d+|\w+)")  # what goes to one device as a whole
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?))?B")
-
-
-def expect(right: Any, otherwise: str):
-    """Raises ValueError with the message, on one line, unless `right`."""
-    if not right:
-        raise ValueError(" ".join(otherwise.splitlines()))
 
 
 def dispatch(

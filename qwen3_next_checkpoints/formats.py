@@ -16,16 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qwen3_next_checkpoints import expect
+
 FP8 = torch.float8_e4m3fn
 PREFIXES = ("base_model.model.", "model.language_model.", "language_model.")
 ACTIVATIONS = (".input_scale", ".activation_scale")
 FUSED = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?(_scale_inv)?")
-
-
-def expect(right: bool, otherwise: str):
-    """Raises ValueError with the message unless `right`."""
-    if not right:
-        raise ValueError(otherwise)
 
 
 def some(names: list[str]) -> str:

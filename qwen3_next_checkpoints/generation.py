@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwen3_next_checkpoints import expect
+
 # What is translated here, and the values of transformers' other options that ask for nothing
 OURS = {
     "inputs",
@@ -27,12 +29,6 @@ NOTHING |= dict.fromkeys(("output_logits", "output_hidden_states", "output_atten
 NOTHING |= dict.fromkeys(("typical_p", "length_penalty", "encoder_repetition_penalty", "guidance_scale"), (None, 1.0))
 NOTHING |= dict.fromkeys(("no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), (None, 0, 0.0))
 NOTHING |= dict.fromkeys(("forced_eos_token_id", "sequence_bias", "penalty_alpha", "assistant_model"), (None,))
-
-
-def expect(right: Any, otherwise: str):
-    """Raises ValueError with the message, on one line, unless `right`."""
-    if not right:
-        raise ValueError(" ".join(otherwise.splitlines()))
 
 
 class Generated(dict):

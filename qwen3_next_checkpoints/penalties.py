@@ -10,11 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def expect(right: bool, otherwise: str):
-    """Raises ValueError with the message unless `right`."""
-    if not right:
-        raise ValueError(otherwise)
+from qwen3_next_checkpoints import expect
 
 
 @dataclass

@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from qwen3_next_checkpoints import expect
+
 T = TypeVar("T")
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 
@@ -38,12 +40,6 @@ FIXED = {
 UNKNOWN_TO_QWEN3_NEXT = ("attn_output_gate", "output_gate_type", "mtp_use_dedicated_embeddings", "vision_config")
 UNKNOWN_TO_QWEN3_NEXT += ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 UNKNOWN_TO_QWEN3_NEXT += ("architectures", "dtype")
-
-
-def expect(true: bool, otherwise: str):
-    """Raises ValueError with the message unless `true`."""
-    if not true:
-        raise ValueError(otherwise)
 
 
 def translate_config(fields: dict[str, Any]) -> dict[str, Any]:
