@@ -5,9 +5,9 @@
 # ///
 """Qwen3-Next in one readable file: plain PyTorch, CPU or CUDA, from config.json to generated text.
 
-Three of four layers are Gated DeltaNet, a memory of constant size that costs the same at every position; the fourth
-is gated softmax attention. Every layer's MLP is a mixture of many small experts, of which a token uses a few.
-Read from top to bottom: each part uses only what came before it, and parameter names are the checkpoint's.
+Three in four layers are Gated DeltaNet. Their memory has a constant size, and a token costs the same at every position.
+Every fourth layer is gated softmax attention. Each layer's MLP is a mixture of many small experts; a token uses a few.
+Read from top to bottom: each part uses only what came before it. Parameter names are the checkpoint's.
 
     python qwen3_next.py --prompt "Once upon a time"              the small trained model in tiny/
     python qwen3_next.py --model DIR_OR_REPO --prompt "..."       a checkpoint folder, or a name on the hub
@@ -24,16 +24,16 @@ Glossary: the name in the code, the symbol, where it comes from
     B, T, D      batch, tokens, width of the residual stream (hidden_size)
     H, K, V      value heads, key width, value width of one Gated DeltaNet head
     C, N         chunk length, number of chunks of the chunked form                    [GDN] section 3.3
-    E            number of routed experts, num_experts_per_tok of them per token       [MoE]
+    E            number of routed experts; each token uses num_experts_per_tok         [MoE]
     q, k, v      query, key, value; in Gated DeltaNet q and k have unit length, and q is scaled by K^-0.5
     S            state (K, V): the memory; S^T k is the value stored under key k       S_t, transposed in [GDN]
     g            log of the decay, <= 0; alpha = e^g is the share of the state kept    alpha_t [GDN] Eq. 10
     beta         write strength in (0, 1)                                              beta_t  [GDN] Eq. 10
-    delta        beta * (v - S^T k): what the memory lacks of v, and then gets         u_t in [DN]
+    delta        beta * (v - S^T k): the correction that is written to the memory      u_t in [DN]
     G            cumulative sum of g inside a chunk; gamma = e^G                       gamma_r [GDN] Eq. 8
     z, b, a      inputs of the output gate, of beta, and of the decay
 
-Not here: kernels, quantised arithmetic, serving many users. Where precision is raised the code says why.
+Not here: kernels, quantised arithmetic, serving many users. Where precision is raised, a comment says why.
 """
 
 import argparse
@@ -69,7 +69,7 @@ from tqdm import tqdm
 
 
 def one_line(message: Any) -> str:
-    """A message without line breaks and terminal escapes, which the names and values that it quotes may have."""
+    """The message on one line: a name or value that it quotes may contain line breaks and terminal escapes."""
     line = " ".join(str(message).splitlines())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
@@ -100,11 +100,11 @@ def expect_known(function: str, given: Iterable[str], known: Iterable[str]):
 
 
 def sibling(name: str, purpose: str = "") -> Any:
-    """A module of qwen3_next_checkpoints/. Without that folder: None, or ValueError if `purpose` says what needs it."""
+    """A module of qwen3_next_checkpoints/. If it is missing: None, or ValueError if `purpose` says what needs it."""
     try:
         return importlib.import_module(f"qwen3_next_checkpoints.{name}")
     except ModuleNotFoundError as error:
-        if not str(error.name).startswith("qwen3_next_checkpoints"):  # a package that it imports
+        if not str(error.name).startswith("qwen3_next_checkpoints"):  # a package that the module imports
             raise
         file = f"qwen3_next_checkpoints/{name}.py"
         expect(not purpose, f"{purpose} needs {file}, which comes with this file's repository")
@@ -112,8 +112,8 @@ def sibling(name: str, purpose: str = "") -> Any:
 
 
 def check(what: str, *found: Any):
-    """Has qwen3_next_checkpoints/checks.py look at an input. Without that file, what is wrong with it fails later."""
-    if torch.compiler.is_compiling():  # which takes no import
+    """Checks an input with qwen3_next_checkpoints/checks.py. Without that file, a bad input fails later."""
+    if torch.compiler.is_compiling():  # the compiler accepts no import here
         return
     checks = sibling("checks")
     if checks:
@@ -127,7 +127,7 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
     """The fields of config.json; the numbers in the comments are those of the released 80B.
 
     Two dialects are read: the released one, and that of transformers 5, which has `rope_parameters` and `layer_types`.
-    Other keys become attributes all the same, and are written back by `to_dict`. Raises ValueError naming the field.
+    Unknown keys become attributes as well, and `to_dict` writes them back. Raises ValueError naming the field.
     """
 
     # fmt: off
@@ -147,7 +147,7 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
     attention_bias: bool = False                 # false     biases of the q, k, v and o projections
     attention_dropout: float = 0.0               # 0.0
     rope_theta: float = None                     # 10000000  base of the rotary frequencies
-    partial_rotary_factor: float = 0.25          # 0.25      share of head_dim that is turned
+    partial_rotary_factor: float = 0.25          # 0.25      share of head_dim that is rotated
     rope_scaling: dict = None                    # null      or YaRN's fields
     linear_num_key_heads: int = None             # 16        key heads of a Gated DeltaNet layer
     linear_num_value_heads: int = None           # 32        H: value heads, each with its own state
@@ -164,7 +164,7 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
     intermediate_size: int = None                # 5120      inner width of a dense layer's MLP
     mlp_only_layers: list = None                 # []        layers that stay dense
     decoder_sparse_step: int = 1                 # 1         every n-th layer is MoE
-    mtp_num_hidden_layers: int = 0               # absent    1: build the MTP layer; a checkpoint's tensors decide
+    mtp_num_hidden_layers: int = 0               # absent    1: build the MTP layer; on loading, the tensors decide
     mtp_loss_scaling_factor: float = 0.1         # absent    weight of its loss; Megatron's default
     # fmt: on
 
@@ -180,7 +180,7 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
         fields["rope_scaling"] = rope if kind == "yarn" else None
         for key in Qwen3NextConfig.__annotations__:  # in Python 3.14 only the class has them
             value = fields.pop(key, None)
-            setattr(self, key, getattr(type(self), key) if value is None else value)  # absent and null alike
+            setattr(self, key, getattr(type(self), key) if value is None else value)  # null means absent
         self.__dict__.update(fields)
         if self.layer_types is None:
             kinds = ("linear_attention", "full_attention")
@@ -200,7 +200,7 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
         return cls(**fields)
 
     def to_dict(self) -> dict:
-        """config.json's content: the top-level keys that transformers and mlx-lm read, and all that was passed in."""
+        """config.json's content: the top-level keys that transformers and mlx-lm read, and all others passed in."""
         ours = Qwen3NextConfig.__annotations__
         fields = {key: value for key, value in vars(self).items() if value is not None or key not in ours}
         return copy.deepcopy({"model_type": "qwen3_next", **fields, "rope_scaling": self.rope_scaling})
@@ -212,12 +212,12 @@ class Qwen3NextConfig(getattr(sibling("compat"), "Config", object)):
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16} if torch.backends.mkldnn.is_available() else {}
 # The half precisions that this processor has no units for: it multiplies float32 several times faster
 SLOW_HALF = [HALF[n] for n in HALF if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{n}_supported")()]
-TILES = torch.cpu._is_amx_tile_supported()  # asked once: torch.compile takes no such call for a part of a whole graph
+TILES = torch.cpu._is_amx_tile_supported()  # asked once, here: torch.compile rejects the call in a full graph
 
 
 def widened(x: Tensor, W: Tensor) -> Tensor:
-    """x W^T, x (..., in), with a block of W's rows in float32 at a time: 4 MB stay in the cache until they are used.
-    As (W x^T)^T, because there each core multiplies what it has widened itself, and need not get it from another.
+    """x W^T, x (..., in), widening W to float32 a block of rows at a time: 4 MB stay in the cache until they are used.
+    Computed as (W x^T)^T: there each core multiplies the rows that it has widened itself, not those of another core.
     """
     xT = x.flatten(0, -2).float().t()
     yT = torch.cat([(block.float() @ xT).to(x.dtype) for block in W.split(1 + 2**20 // W.shape[1])])
@@ -225,8 +225,8 @@ def widened(x: Tensor, W: Tensor) -> Tensor:
 
 
 def single(x: Tensor, W: Tensor) -> Tensor:
-    """x W^T for a single x, without oneDNN: in bfloat16 that is two to four times as fast. It is one switch for all
-    threads: what another one multiplies meanwhile is rounded otherwise, not worse.
+    """x W^T for a single x, without oneDNN: in bfloat16 that is two to four times as fast. All threads share the
+    switch: meanwhile, a product in another thread is rounded differently, but no worse.
     """
     onednn = torch.backends.mkldnn
     if torch.compiler.is_compiling() or not onednn.enabled or torch.backends.flags_frozen():
@@ -240,7 +240,7 @@ def single(x: Tensor, W: Tensor) -> Tensor:
 
 def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, x (..., in), W (out, in) -> (..., out), in the way that was fastest for dtype, number of rows and
-    processor (docs/speed.md). Autograd would keep the widened blocks, so they are not for training.
+    processor (docs/speed.md). Training does not widen, because autograd would keep the float32 blocks.
     """
     if x.is_cpu and bias is None and W.dtype.itemsize == 2:
         if x.numel() == W.shape[1]:
@@ -255,10 +255,10 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A projection by `linear`."""
+    """A projection, computed by `linear`."""
 
     def reset_parameters(self):
-        """Leaves the weights unset: `init_weights` draws them, or a checkpoint brings them."""
+        """Leaves the weights unset: `init_weights` draws them, or they come from a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -284,7 +284,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """x / rms(x) * w, then * silu(z): the norm after the delta rule. Plain w, one vector for all heads."""
+    """x / rms(x) * w, then * silu(z): the norm after the delta rule. The scale is w, not 1 + w; all heads share it."""
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         x = F.rms_norm(upcast(x), self.weight.shape, upcast(self.weight), self.eps)
@@ -295,11 +295,11 @@ class GatedRMSNorm(RMSNorm):
 
 
 def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
-    """Radians per position of each turned pair, (R/2,) float64, and the factor YaRN puts on cos and sin.
+    """Radians per position of each rotated pair, (R/2,) float64, and the factor by which YaRN multiplies cos and sin.
 
-    R = int(head_dim * partial_rotary_factor) dimensions turn, pair i by theta^(-2i/R). YaRN ([YaRN] section 3.2) keeps
-    pairs that turn more than beta_fast times in the original context, divides those of fewer than beta_slow times by
-    `factor`, and blends in between.
+    R = int(head_dim * partial_rotary_factor) dimensions are rotated, pair i by theta^(-2i/R). YaRN ([YaRN] section 3.2)
+    keeps the frequency of a pair that turns more than beta_fast times in the original context, divides it by `factor`
+    if the pair turns fewer than beta_slow times, and blends the two in between.
     """
     dim = int(config.head_dim * config.partial_rotary_factor)
     inv_freq = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
@@ -321,7 +321,7 @@ def rope_frequencies(config: Qwen3NextConfig) -> tuple[Tensor, float]:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns dims (i, i + R/2) of x (B, T, H, head_dim), i < R/2, by cos, sin (B, T, 1, R/2); the rest pass through."""
+    """Rotates dims (i, i + R/2) of x (B, T, H, head_dim), i < R/2, by cos, sin (B, T, 1, R/2); others pass through."""
     half = cos.shape[-1]
     x1, x2, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], dim=-1)
@@ -332,26 +332,26 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass
 class Cache(getattr(sibling("caches"), "Cache", object)):
-    """What a model remembers of B sequences. A forward pass changes it in place: no backward can span two passes."""
+    """What a model remembers of B sequences. A forward pass changes it in place, so a backward pass can't span two."""
 
     layers: list  # a KVCache or DeltaNetCache each
-    seq_len: Tensor  # (B,) int64: each sequence's real tokens
-    columns: int = 0  # tokens fed to each, padding included
+    seq_len: Tensor  # (B,) int64: number of real tokens of each sequence
+    columns: int = 0  # tokens fed to each sequence, padding included
     mask: Tensor | None = None  # (B, columns) bool, which of them were real; None: all
-    reversible: bool = False  # set it before a short pass to be able to take tokens of it back
-    complete: bool = True  # False inside a pass, and for good if that is interrupted
+    reversible: bool = False  # set before a short pass whose tokens may have to be taken back
+    complete: bool = True  # False during a pass, and for good if the pass is interrupted
     mtp: "Cache | None" = None  # the MTP layer's own cache, if MTP drafts
     mtp_start: int = 0  # `columns` when the MTP layer's cache was started
 
     def real(self) -> Tensor:
-        """`mask`, also where all are real."""
+        """The mask, (B, columns) bool, also if all tokens are real."""
         if self.mask is not None:
             return self.mask
         return self.seq_len.new_ones(len(self.seq_len), self.columns, dtype=torch.bool)
 
     def rollback(self, tokens: int):
         """Forgets the last `tokens` tokens of the last pass, which must have been reversible and without padding.
-        Raises ValueError, and leaves all as it is, if there are not as many to be taken back.
+        Raises ValueError, and changes nothing, if fewer tokens can be taken back.
         """
         keep = self.columns - tokens
         right = 0 <= tokens <= self.columns and (self.mask is None or self.mask[:, keep:].all())
@@ -374,11 +374,11 @@ class Cache(getattr(sibling("caches"), "Cache", object)):
 
 
 def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> tuple:
-    """What comes with B x T new tokens x: segments, (B, T) int64, the number of the sequence in its row that each token
-    belongs to, from 1 on, 0 for padding; and positions, (B, T), None to count them. Segments are None if all are 1.
+    """Checks the inputs that come with B x T new tokens x. Returns segments (B, T) int64: the number of each token's
+    sequence within its row, from 1, or 0 for padding; None if all are 1. And positions (B, T), or None to count them.
 
-    Several sequences are packed into a row by positions that restart, or by a mask that counts them, 1 1 1 2 2. Raises
-    ValueError for what does not fit the tokens or the cache, and for holes: padding may be only at a sequence's ends.
+    To pack several sequences into a row, let positions restart, or let the mask count sequences: 1 1 1 2 2. Raises
+    ValueError for inputs that do not fit the tokens or the cache, and for padding in the middle of a sequence.
     """
     expect_tensors(attention_mask=mask, position_ids=positions)
     check("cache", cache, Cache)
@@ -398,7 +398,7 @@ def check_inputs(x: Tensor, mask: Tensor | None, positions: Tensor | None, cache
         same = past.numel() == 0 or torch.equal(past, cache.real().to(past.device))
         expect(same, "attention_mask differs from the one that the cache was filled with")
     real = segments > 0
-    again = segments.diff(dim=1) != 0  # where a token belongs to another sequence than the one before it
+    again = segments.diff(dim=1) != 0  # where a token belongs to a different sequence than the one before it
     if positions is not None:
         axes = positions if positions.ndim == 3 else positions[None]  # Qwen3.5's code has three, for images
         expect((axes == axes[:1]).all(), "position_ids differ between their axes, which only images need")
@@ -419,13 +419,13 @@ def is_packed(segments: Tensor | None) -> bool:
 
 
 class Step:
-    """What the layers of one forward pass share. Sequences are left-aligned here: padding comes after the tokens."""
+    """What all layers share in one forward pass. Sequences are left-aligned here: padding comes after the tokens."""
 
     def __init__(self, x: Tensor, lengths: Any, positions: Any, cache: Cache, rope: tuple, packed: Any = None):
         B, T, _ = x.shape
         self.lengths = lengths  # (B,) real tokens among the T new ones; None: all T
         self.starts = None  # (B, T) bool, where the second and later sequences of a row begin; None: one sequence a row
-        self.reversible = cache.reversible  # whether layers should be able to take tokens of this pass back
+        self.reversible = cache.reversible  # whether tokens of this pass may have to be taken back
         self.slots = cache.columns + T  # cache slots in use after this pass
         position = cache.seq_len[:, None] + torch.arange(T, device=x.device)  # (B, T)
         self.index = (slice(None), slice(cache.columns, self.slots))  # where the new tokens are stored
@@ -435,7 +435,7 @@ class Step:
         if self.slots > T > 1 or cache.mask is not None:
             rows = position[:1] if cache.mask is None else position  # without padding, all have the same length
             self.mask = torch.arange(self.slots, device=x.device) <= rows[:, None, :, None]
-        if packed is not None:  # each token sees those of its own sequence, and positions are counted anew
+        if packed is not None:  # a token sees only its own sequence, in which positions start at 0
             index = torch.arange(T, device=x.device)
             self.mask = (packed[:, None, :, None] == packed[:, None, None]) & (index <= index[:, None])
             self.starts = F.pad(packed.diff(dim=1), (1, 0)) > 0
@@ -451,10 +451,10 @@ class Step:
 
 @dataclass
 class KVCache:
-    """Rotated keys, and values, of an attention layer, (B, heads, capacity, head_dim): slot j is a sequence's token j.
+    """Keys (rotated) and values of an attention layer, (B, heads, capacity, head_dim): slot j has a sequence's token j.
 
-    Because slot and position are one, padding needs no record: what comes after a sequence's end is never seen, and
-    the next tokens overwrite it. Buffers double when full, so that copying does not grow with the sequence.
+    Because slot and position are one, padding needs no record: slots after a sequence's end are never seen, and the
+    next tokens overwrite them. Buffers double when full, so that the copying per token does not grow with the sequence.
     """
 
     k: Tensor | None = None
@@ -487,7 +487,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
 
 
 class GatedAttention(nn.Module):
-    """Grouped-query softmax attention whose output each head scales by a sigmoid gate ([GA], section 2.2)."""
+    """Grouped-query softmax attention. A sigmoid gate scales each head's output ([GA], section 2.2)."""
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__()
@@ -519,7 +519,7 @@ class GatedAttention(nn.Module):
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """x / |x| over the last axis, in float32. With keys of length 1, beta = 1 replaces exactly what a key held."""
+    """x / |x| over the last axis, in float32. With keys of length 1, beta = 1 replaces a key's value exactly."""
     x = upcast(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
@@ -554,7 +554,7 @@ def recurrent_gated_delta_rule(
     for q_t, k_t, v_t, alpha, beta_t in zip(*(x.unbind(2) for x in (q, k, v, g.exp(), beta))):
         S = alpha[..., None, None] * S  # decay: forget a share of everything
         recalled = (k_t[..., None, :] @ S).squeeze(-2)  # recall: S^T k, what the memory holds under this key, (B, H, V)
-        delta = beta_t[..., None] * (v_t - recalled)  # delta: what it lacks of the new value
+        delta = beta_t[..., None] * (v_t - recalled)  # delta: how far that is from the new value, times beta
         S = S + k_t[..., :, None] * delta[..., None, :]  # write: now S^T k = (1 - beta) recalled + beta v, if |k| = 1
         outputs.append((q_t[..., None, :] @ S).squeeze(-2))  # read, after the write
     return torch.stack(outputs, dim=1).to(dtype), S
@@ -571,10 +571,10 @@ def chunk_gated_delta_rule(
         out_i   = e^{G_i} S^T q_i + sum_{j<=i} e^{G_i - G_j} (q_i . k_j) delta_j
         S'      = e^{G_C} S + sum_j e^{G_C - G_j} k_j delta_j^T
 
-    The first line makes a delta depend on those before it: hence the loop over tokens. But it is linear in delta,
+    In the first line each delta depends on those before it: hence the loop over tokens. But it is linear in delta,
     (I + A) delta = beta (v - e^G S^T k) with A strictly lower triangular. One triangular solve for all chunks gives
-    M = (I + A)^-1 diag(beta), and then delta = M (v - e^G S^T k). Only what needs S stays in the loop over chunks.
-    Arguments, results and errors as `recurrent_gated_delta_rule`.
+    M = (I + A)^-1 diag(beta), and then delta = M (v - e^G S^T k). Only the terms with S stay in the loop over chunks.
+    Arguments, results and errors are those of `recurrent_gated_delta_rule`.
     """
     dtype, T = v.dtype, v.shape[1]
     C = min(chunk_size, T)
@@ -586,8 +586,8 @@ def chunk_gated_delta_rule(
         return x.unflatten(2, (-1, C)).contiguous()  # (B, H, N, C, ...)
 
     q, k, v, beta, g = map(cut, (q, k, v, beta[..., None], g[..., None]))
-    # 1. Decay between any two tokens of a chunk, e^{G_i - G_j} for j <= i, each exponent summed from the g between the
-    #    two: after one strong decay a difference of two sums has lost its digits, and after g = -inf it is no number.
+    # 1. Decay between any two tokens of a chunk, e^{G_i - G_j} for j <= i. Each exponent is summed from the g between
+    #    the two: a difference of cumulative sums would lose its digits after a strong decay, and be NaN after g = -inf.
     past = torch.ones(C, C, dtype=torch.bool, device=q.device).tril(-1)  # j < i
     between = torch.where(past, g, 0).cumsum(-2)  # G_i - G_j, (B, H, N, C, C)
     decay = between.exp().tril()
@@ -595,11 +595,11 @@ def chunk_gated_delta_rule(
     to_end = decay[..., -1, :, None]  # e^{G_C - G_i}
     # 2. M = (I + A)^-1 diag(beta), with A_ij = beta_i e^{G_i - G_j} (k_i . k_j) for j < i
     kT = k.transpose(-1, -2)
-    A = beta * decay * (k @ kT)  # the solve takes the diagonal as 1 and what is above it as 0: I + A
+    A = beta * decay * (k @ kT)  # the solve reads the diagonal as 1 and all above it as 0: I + A
     M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)
     # 3. Reads of what the chunk itself writes, a token's own write included (j <= i)
     inner = decay * (q @ kT)  # (B, H, N, C, C)
-    # 4. Chunk after chunk: recall, delta, read, write
+    # 4. Chunk by chunk: recall, delta, read, write
     outputs = []
     chunks = (x.unbind(2) for x in (q, k, v, M, inner, gamma, to_end))
     for q_n, k_n, v_n, M_n, inner_n, gamma_n, to_end_n in zip(*chunks):
@@ -620,7 +620,7 @@ class CausalConv(nn.Conv1d):
     ) -> tuple[Tensor, Tensor]:
         """Args: x (B, T, channels); window (B, channels, kernel - 1), the inputs before x, None for zeros; lengths (B,)
         real tokens of x, None for all; starts (B, T), where packed sequences begin. Returns: y (B, T, channels), and
-        the window after each last real token.
+        the window after each sequence's last real token.
         """
         B, T, channels = x.shape
         before = self.weight.shape[-1] - 1  # weight (channels, 1, kernel)
@@ -649,18 +649,18 @@ class CausalConv(nn.Conv1d):
 
 @dataclass
 class DeltaNetCache:
-    """What a Gated DeltaNet layer remembers, the same size at every position: convolution window and state.
+    """A Gated DeltaNet layer's memory: the convolution's window and the state. Its size is the same at every position.
 
-    The state sums up all tokens, so none can be cut out of it, as they can from a KV cache. A reversible pass therefore
-    saves what it started from and what its few tokens wrote; a rollback starts there and writes the tokens to keep.
+    The state sums up all tokens. A token can be cut out of a KV cache, but not out of a sum. So a reversible pass
+    saves window and state before it, and what its few tokens write. A rollback starts there and writes those to keep.
     """
 
     window: Tensor | None = None  # (B, channels, kernel - 1), the convolution's last inputs; None: zeros
     state: Tensor | None = None  # (B, H, K, V), float32 or 64; None: zeros
-    last: tuple | None = None  # of a reversible pass: window, state, convolution's inputs, and (q, k, v, g, beta)
+    last: tuple | None = None  # of a reversible pass: window and state before, the conv's inputs, (q, k, v, g, beta)
 
     def without_last(self, tokens: int) -> "DeltaNetCache":
-        """As it was before the last tokens of a reversible pass. Raises ValueError if there are fewer."""
+        """The cache without the last tokens of a reversible pass. Raises ValueError if that pass had fewer."""
         expect(self.last is not None, "the last pass can't be taken back: cache.reversible was not set")
         window, state, qkv, written = self.last
         keep = qkv.shape[1] - tokens
@@ -698,7 +698,7 @@ class GatedDeltaNet(nn.Module):
     def unpack(self, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, ...]:
         """The two projections' outputs as qkv (B, T, channels): all q, all k, all v; z (B, T, H, V); b, a (B, T, H).
 
-        Their rows are grouped by key head, each followed by the r = value heads / key heads that share it:
+        The rows of both are grouped by key head, with the r = value heads / key heads that share it:
 
             in_proj_qkvz   q_0 | k_0 | v_0 .. v_{r-1} | z_0 .. z_{r-1}  ||  q_1 | k_1 | v_r .. v_{2r-1} | ...
             in_proj_ba     b_0 .. b_{r-1} | a_0 .. a_{r-1}              ||  b_r .. b_{2r-1} | ...
@@ -760,7 +760,7 @@ class MLP(nn.Module):
 class Experts(nn.ModuleList):
     """E small MLPs, with the checkpoint's names: 17.gate_proj.weight and so on. Each is called only if it is chosen."""
 
-    grouped = None  # on a GPU: all that are chosen, at once, by qwen3_next_checkpoints/grouped.py
+    grouped = None  # on a GPU, qwen3_next_checkpoints/grouped.py computes all chosen experts at once
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
         super().__init__(MLP(hidden_size, intermediate_size) for _ in range(num_experts))
@@ -775,11 +775,11 @@ class Experts(nn.ModuleList):
             return weights @ torch.stack(outputs)
         chosen, order = experts.flatten().sort(stable=True)  # all (token, choice) pairs, sorted by expert
         used, counts = chosen.unique_consecutive(return_counts=True)
-        tokens = (order // experts.shape[1]).split(counts.tolist())  # those of each used expert
+        tokens = (order // experts.shape[1]).split(counts.tolist())  # each used expert's tokens
         outputs = [self[e](x.index_select(0, rows)) for e, rows in zip(used.tolist(), tokens)]
-        # (tokens, k): the rows of outputs that are each token's, to be weighted and summed
+        # (tokens, k): for each token, its rows of outputs, to be weighted and summed
         place = order.argsort().view_as(experts)
-        outputs = torch.cat(outputs)  # by autocast, in another dtype than x
+        outputs = torch.cat(outputs)  # under autocast, in a different dtype than x
         return F.embedding_bag(place, outputs, per_sample_weights=weights.to(outputs.dtype), mode="sum")
 
 
@@ -811,7 +811,7 @@ class SparseMoeBlock(nn.Module):
 def load_balancing_loss(router_logits: tuple, k: int, mask: Tensor | None = None) -> Tensor:
     """E * sum_e f_e p_e over the real tokens of all MoE layers pooled ([MoE] Eq. 4 to 6).
     f_e is the share of tokens that chose expert e, p_e its mean probability: a router that treats all alike gives k.
-    router_logits: (B * T, E) a layer; mask: (B, T), 0 at padding.
+    router_logits: (B * T, E) for each layer; mask: (B, T), 0 at padding.
     """
     p = upcast(torch.cat(router_logits)).softmax(-1)  # (layers * B * T, E)
     if mask is not None:
@@ -854,12 +854,12 @@ class DecoderLayer(nn.Module):
 
 @dataclass
 class ModelOutput(getattr(sibling("compat"), "Output", object)):
-    """What a forward pass returns; None where not asked for."""
+    """The results of a forward pass; None where not asked for."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None  # (B, T or logits_to_keep, vocab_size)
-    mtp_logits: Tensor | None = None  # (B, T - 1, vocab_size): row i is about token i + 2
-    start_logits: Tensor | None = None  # (B, T), of question answering
+    mtp_logits: Tensor | None = None  # (B, T - 1, vocab_size): row i predicts token i + 2
+    start_logits: Tensor | None = None  # (B, T), from question answering
     end_logits: Tensor | None = None
     aux_loss: Tensor | None = None  # load-balancing loss, before its coefficient
     mtp_loss: Tensor | None = None  # MTP's cross-entropy, before its factor
@@ -867,11 +867,11 @@ class ModelOutput(getattr(sibling("compat"), "Output", object)):
     last_hidden_state: Tensor | None = None  # (B, T, D), after the final norm
     hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's output, the last one normed
     router_logits: tuple[Tensor, ...] | None = None  # (B * T, E) per MoE layer
-    segments: Tensor | None = None  # (B, T) int64, the sequence of its row that a token belongs to, 0: padding
+    segments: Tensor | None = None  # (B, T) int64, number of each token's sequence within its row, from 1; 0: padding
 
 
 class PreTrainedModel(nn.Module, getattr(sibling("compat"), "Model", object)):
-    """What all models share. `from_pretrained` and `save_pretrained` join it under "Loading and saving"."""
+    """The base of all models. "Loading and saving" below adds `from_pretrained` and `save_pretrained`."""
 
     backbone = "model."  # prefix of Qwen3NextModel's parameter names in this model
     head: str | None = None  # name of a linear layer that a causal checkpoint lacks
@@ -896,7 +896,7 @@ class PreTrainedModel(nn.Module, getattr(sibling("compat"), "Model", object)):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module):
-        """New weights. Decays are the original Gated DeltaNet's: with dt_bias = 1, a token would wipe the memory."""
+        """New weights. Decays as in the original Gated DeltaNet: with dt_bias = 1, a token would wipe the memory."""
         for name, p in module.named_parameters():
             if p.is_meta:  # a checkpoint will fill it, and drawing on meta would import half of PyTorch
                 return
@@ -907,7 +907,7 @@ class PreTrainedModel(nn.Module, getattr(sibling("compat"), "Model", object)):
                 p.copy_(dt + torch.log(-torch.expm1(-dt)))
             elif name.endswith("bias"):
                 p.zero_()
-            elif p.ndim > 1:  # the norms have set themselves
+            elif p.ndim > 1:  # the norms have set their own
                 p.normal_(0, self.config.initializer_range)
 
 
@@ -919,8 +919,8 @@ class Qwen3NextModel(PreTrainedModel):
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
         embedding = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)  # nn.Embedding would draw
-        kinds = enumerate(self.config.layer_types)  # `config` may be transformers', which lacks some of this
+        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)  # nn.Embedding() would draw weights
+        kinds = enumerate(self.config.layer_types)  # `config` may be transformers', which lacks is_moe
         self.layers = nn.ModuleList(DecoderLayer(self.config, kind, self.config.is_moe(i)) for i, kind in kinds)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = rope_frequencies(self.config)  # no buffer: .to(bfloat16) would round it
@@ -939,11 +939,11 @@ class Qwen3NextModel(PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput:
-        """Prefill, continuation and decoding alike: T new tokens after whatever `past_key_values` holds.
+        """Reads T new tokens after those in `past_key_values`: prefill, continuation and decoding alike.
         Args: input_ids (B, T) int64, or inputs_embeds (B, T, D); attention_mask (B, T), or with a column for each token
-        fed so far: 0 at padding, on either side; position_ids (B, T), by default each sequence's own count. For several
-        sequences in a row see `check_inputs`. use_cache makes a cache where none is given; by default not in training.
-        Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
+        fed so far: 0 at padding, on either side; position_ids (B, T), by default counted in each sequence. For packed
+        rows see `check_inputs`. use_cache makes a cache if none is given; by default not in training, nor for packed
+        rows. Raises: ValueError for inputs that do not fit together, a mask with holes, a token outside the vocabulary.
         """
         check("outputs", output_attentions, return_dict)
         x = self.embed(input_ids, inputs_embeds)
@@ -965,7 +965,7 @@ class Qwen3NextModel(PreTrainedModel):
         return out
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
-        """Token ids (B, T), or embeddings (B, T, D) as they are -> (B, T, D)."""
+        """Token ids (B, T), or embeddings (B, T, D), which stay the same -> (B, T, D)."""
         expect((input_ids is None) != (inputs_embeds is None), "pass either input_ids or inputs_embeds")
         expect_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds)
         try:
@@ -978,9 +978,9 @@ class Qwen3NextModel(PreTrainedModel):
         return x
 
     def run(self, x: Tensor, stack: Any, segments: Any, positions: Any, cache: Any, collect: bool = False) -> tuple:
-        """Takes x (B, T, D), with what `check_inputs` returns, through the layers and the norm of `stack`: the model
-        itself, or its MTP module. Returns hidden states, the last one normed, and router logits (B * T, E); without
-        `collect` the last state alone.
+        """Runs x (B, T, D), with the results of `check_inputs`, through the layers and the norm of `stack`: the model
+        itself, or its MTP module. Returns the hidden states, the last one normed, and router logits (B * T, E); without
+        `collect`, only the last hidden state.
         """
         B, T, _ = x.shape
         cache = cache or Cache([None] * len(stack.layers), torch.zeros(B, dtype=torch.long, device=x.device))
@@ -996,13 +996,13 @@ class Qwen3NextModel(PreTrainedModel):
             x = x.take_along_dim(order[..., None], dim=1)
             lengths = segments.sum(1)
             positions = None if positions is None else positions.gather(1, order)
-        if x.is_cuda and not self.rope[0].is_cuda:  # once: the CPU waits for a GPU with each copy
+        if x.is_cuda and not self.rope[0].is_cuda:  # once: the CPU waits for each copy to a GPU
             self.rope = (self.rope[0].to(x.device), self.rope[1])
         step = Step(x, lengths, positions, cache, self.rope, packed)
         limit = self.config.max_position_embeddings
-        if cache.columns <= limit < step.slots:  # once
+        if cache.columns <= limit < step.slots:  # only when the limit is crossed
             warnings.warn(f"{step.slots} tokens are more than max_position_embeddings ({limit})", stacklevel=2)
-        cache.complete = cache.reversible = False  # `step` has noted the second, which is for one pass
+        cache.complete = cache.reversible = False  # `step` has noted `reversible`, which is set for one pass
         hidden_states, router_logits = [], []
         for layer, memory in zip(stack.layers, cache.layers):
             if collect:
@@ -1049,8 +1049,8 @@ class MTP(nn.Module):
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, ahead: int, segments: Tensor | None) -> Tensor:
-    """Mean cross-entropy of logits, row i about labels[:, i + ahead]; 0 without any. Left out: -100, and, by segments
-    (B, T), padding and the step from one sequence of a row into the next.
+    """Mean cross-entropy of logits, whose row i predicts labels[:, i + ahead]. Left out are labels of -100 and, by
+    segments (B, T), padding and the step from one sequence of a row into the next. 0 if none are left.
     """
     targets = labels[:, ahead:]
     if segments is not None:
@@ -1062,7 +1062,7 @@ def prediction_loss(logits: Tensor, labels: Tensor, ahead: int, segments: Tensor
 
 
 class Qwen3NextForCausalLM(PreTrainedModel):
-    """The model, its output projection, and MTP if the config asks for it. `generate` joins it under "Generation"."""
+    """The model, its output projection, and MTP if the config asks for it. "Generation" below adds `generate`."""
 
     def __init__(self, config: Qwen3NextConfig):
         super().__init__(config)
@@ -1090,9 +1090,9 @@ class Qwen3NextForCausalLM(PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput:
-        """As `Qwen3NextModel.forward`, with logits (B, T, vocab_size), or the last `logits_to_keep` positions' if > 0.
-        labels (B, T) int64 adds the mean cross-entropy of predicting labels[:, 1:], -100 left out; output_router_logits
-        (default: the config's) and output_mtp_logits add the balancing loss and MTP's, times the config's factors.
+        """Like `Qwen3NextModel.forward`, plus logits (B, T, vocab_size), or those of the last `logits_to_keep` if > 0.
+        labels (B, T) int64 add a loss, the mean cross-entropy of predicting labels[:, 1:] without -100. To it,
+        output_router_logits (default: the config's) and output_mtp_logits add their losses, times the config's factors.
         """
         expect(labels is None or not logits_to_keep, "labels need all logits, but logits_to_keep is set")
         x = self.model.embed(input_ids, inputs_embeds)
@@ -1123,8 +1123,8 @@ class Qwen3NextForCausalLM(PreTrainedModel):
     def look_ahead(
         self, hidden: Tensor, embeds: Tensor, mask: Any = None, positions: Any = None, cache: Cache | None = None
     ) -> Tensor:
-        """MTP's hidden states (B, T, D), to be read by lm_head, from the model's (or its own) and the next tokens'
-        embeddings. The cache is MTP's, not the model's. Raises ValueError without MTP.
+        """MTP's hidden states (B, T, D), for lm_head, from the model's hidden states, or MTP's own, and the embeddings
+        of the tokens that follow. `cache` is MTP's, not the model's. Raises ValueError without MTP.
         """
         expect(self.mtp is not None, "the model has no MTP layer: its checkpoint has no mtp.* tensors")
         x = self.mtp(hidden, embeds)
@@ -1136,7 +1136,7 @@ class Qwen3NextForCausalLM(PreTrainedModel):
 
 
 class LinearHead(PreTrainedModel):
-    """A backbone and a linear layer on its hidden states. Parameter names, losses and outputs are transformers'."""
+    """A backbone and a linear layer on its hidden states. Parameter names, losses and outputs follow transformers."""
 
     head, bias = "score", True
 
@@ -1151,7 +1151,7 @@ class LinearHead(PreTrainedModel):
         self.dropout = nn.Dropout(0.0)
 
     def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any) -> ModelOutput:
-        """logits (B, T, outputs). labels (B, T) int64 add a mean cross-entropy, -100 left out. Else as the backbone."""
+        """Like the backbone, plus logits (B, T, outputs). labels (B, T) int64 add a mean cross-entropy without -100."""
         out = self.get_submodule(self.backbone[:-1])(*inputs, **{"use_cache": False, **options})
         out.logits = self.get_submodule(self.head)(self.dropout(out.last_hidden_state))
         if labels is not None:
@@ -1167,7 +1167,7 @@ class Qwen3NextForSequenceClassification(LinearHead):
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, *inputs: Any, labels: Any = None, **options: Any
     ) -> ModelOutput:
-        """logits (B, num_labels). labels int64 (B,), or float (B,) or (B, num_labels): config.json's problem_type."""
+        """logits (B, num_labels). labels: int64 (B,), float (B,) or (B, num_labels), by the config's problem_type."""
         out = super().forward(input_ids, attention_mask, *inputs, **options)
         B, T, _ = out.logits.shape
         expect(not is_packed(out.segments), "a label for a sequence: packed sequences can't be classified")
@@ -1211,7 +1211,7 @@ class Qwen3NextForQuestionAnswering(LinearHead):
     def forward(
         self, *inputs: Any, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **options: Any
     ) -> ModelOutput:
-        """start_logits and end_logits (B, T). Positions (B,) int64 add their mean cross-entropy; beyond T: ignored."""
+        """start_logits and end_logits (B, T). Positions (B,) int64 below T add their mean cross-entropy."""
         out = super().forward(*inputs, labels=None, **options)
         out.start_logits, out.end_logits = out.logits.unbind(-1)
         if start_positions is not None and end_positions is not None:
@@ -1226,27 +1226,27 @@ class Qwen3NextForQuestionAnswering(LinearHead):
 FP8 = torch.float8_e4m3fn
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": FP8}
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
-NO_OPTIONS = ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "use_fast")  # taken, and change nothing here
+NO_OPTIONS = ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "use_fast")  # accepted, without effect
 FIELDS = [*Qwen3NextConfig.__annotations__, "num_labels", "id2label", "label2id", "problem_type", "rope_parameters"]
 FIELDS += ["classifier_dropout", "hidden_dropout", "token_classification_bias"]
 FIELDS += ["bos_token_id", "eos_token_id", "pad_token_id"]
-OTHER_FORMATS = re.compile(r"_scale_inv$|\.experts\.(gate_up|down)_proj")  # of FP8, and of fused experts
+OTHER_FORMATS = re.compile(r"_scale_inv$|\.experts\.(gate_up|down)_proj")  # FP8 scales, and fused experts
 BACKBONE = re.compile(r"^(model\.)?(transformer\.)?(?=(embed_tokens|layers|norm)\.)")  # each model's own prefix
 
 
 def progress(steps: Any, action: str, unit: str) -> tqdm:
-    """The steps of something, with a progress bar on a terminal once they have taken two seconds."""
+    """Iterates over the steps. On a terminal, a progress bar appears after two seconds."""
     return tqdm(steps, action, unit=unit, leave=False, delay=2, disable=None)
 
 
 @contextmanager
 def reading(path: str | Path, problem: str) -> Iterator[None]:
-    """Whatever fails inside names the file, and says what is the matter: FileNotFoundError, or else ValueError."""
+    """Turns any failure inside into one that names the file and the problem: FileNotFoundError, or else ValueError."""
     try:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except BaseException as error:  # a parser may raise anything; tokenizers' PanicException is no Exception
+    except BaseException as error:  # a parser may raise anything; tokenizers' PanicException isn't an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(one_line(f"{path}: {problem} ({str(error) or type(error).__name__})")) from None
@@ -1261,7 +1261,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: Path, missing: dict | None = None) -> dict:
-    """The object in a JSON file, or `missing`, if that is given and there is no file. Raises as `read_text`."""
+    """The object in a JSON file; `missing`, if given, where there is no file. Raises the errors of `read_text`."""
     if missing is not None and not path.is_file():
         return missing
     with reading(path, "not JSON"):
@@ -1271,8 +1271,8 @@ def read_json(path: Path, missing: dict | None = None) -> dict:
 
 
 def find_checkpoint(path_or_repo: str | os.PathLike, options: dict, known: Iterable[str] = ()) -> Path:
-    """A checkpoint's folder: a local one, or a hub repository's (owner/name), downloaded. Takes the hub's options, and
-    those that change nothing, out of a `from_pretrained`'s; TypeError for one that is not known, FileNotFoundError.
+    """A checkpoint's folder: a local one, or a downloaded hub repository (owner/name). Removes from `options` those of
+    the hub and those without effect. Raises TypeError for an unknown one, FileNotFoundError if there is no such folder.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     for name in NO_OPTIONS:
@@ -1292,8 +1292,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file as views of the mapped file: only the header is read now, a tensor when it is used.
 
     The format: 8 bytes header length, little endian; the header, JSON {name: {dtype, shape, data_offsets}}; the data.
-    `safe_open` checks that these fit; to load with it would touch every tensor. The mapping is private: what is written
-    never reaches the file; on Linux a file may exceed the memory. Raises ValueError naming the file.
+    `safe_open` checks that they fit together; loading with it would touch every tensor. The mapping is private: writes
+    never reach the file. On Linux a file may be larger than the memory. Raises ValueError naming the file.
     """
     mapping = {"access": mmap.ACCESS_COPY}
     if sys.platform == "linux":
@@ -1318,7 +1318,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json."""
     single = folder / "model.safetensors"
-    if single.is_file():  # goes before shards, which are from another time
+    if single.is_file():  # preferred to shards, which are left from another save
         return read_safetensors(single)
     index = folder / "model.safetensors.index.json"
     check("weights", index)
@@ -1331,7 +1331,7 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
-    """A folder's config, some fields replaced, and the module that knows its family's tensors; None: Qwen3-Next."""
+    """A folder's config, with `fields` replaced, and the module for its family's tensors; None for Qwen3-Next."""
     check("kind", folder)
     path = folder / "config.json"
     content = read_json(path)
@@ -1340,7 +1340,7 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
         if str(content.get("model_type")).startswith("qwen3_5"):
             family = sibling("qwen3_5", "a Qwen3.5 or 3.6 checkpoint")
             content = family.translate_config(content)
-        if fields.keys() & {"rope_scaling", "rope_parameters"}:  # in place of the file's, whatever its dialect
+        if fields.keys() & {"rope_scaling", "rope_parameters"}:  # these replace the file's, in either dialect
             file = {**content, **(content.pop("rope_parameters", None) or {})}
             given = {**fields, **(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
             kept = {key: file.get(key) for key in ("rope_theta", "partial_rotary_factor") if key not in given}
@@ -1349,7 +1349,7 @@ def read_config(folder: Path, **fields: Any) -> tuple[Qwen3NextConfig, Any]:
 
 
 def as_device(device_map: str | torch.device | dict) -> torch.device:
-    """The device meant; "auto" is the GPU if there is one, {"": device} that device."""
+    """The device named. "auto" is the GPU if there is one; {"": device} is that device."""
     device_map = device_map.get("", device_map) if isinstance(device_map, dict) else device_map
     name = ("cuda" if torch.cuda.is_available() else "cpu") if str(device_map) == "auto" else device_map
     with reading(f"device {str(device_map)!r}", "can't be used"):
@@ -1357,11 +1357,11 @@ def as_device(device_map: str | torch.device | dict) -> torch.device:
 
 
 def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfig, dict, torch.dtype]:
-    """A folder's config, its tensors as the released one has them, and the dtype; "auto": the config's or theirs."""
+    """A folder's config, its tensors in the released layout, and the dtype; "auto": the config's, or the tensors'."""
     before = folder.stat()
     config, family = read_config(folder, **fields)
     tensors = read_checkpoint(folder)
-    same = os.path.samestat(before, folder.stat())  # a save replaces the folder: no mixture of two is read
+    same = os.path.samestat(before, folder.stat())  # a save replaces the folder: never read a mixture of two
     expect(same, f"{folder}: was replaced by another save while it was read: read it again")
     formats = sibling("formats")
     if formats:  # fine-tuning tools' prefixes, MTP in a file of its own
@@ -1370,7 +1370,7 @@ def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfi
     mtp = any(name.startswith("mtp.") for name in tensors)  # the released config.json does not say
     config = Qwen3NextConfig(**{**config.to_dict(), "mtp_num_hidden_layers": int(mtp)})
     pair = [tensors[name] for name in ("lm_head.weight", "model.embed_tokens.weight") if name in tensors]
-    if config.tie_word_embeddings and len(pair) == 2:  # the file knows better, as in transformers
+    if config.tie_word_embeddings and len(pair) == 2:  # the tensors decide, as in transformers
         config.tie_word_embeddings = torch.equal(*pair)
     if dtype == "auto":
         named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
@@ -1388,12 +1388,12 @@ def read_weights(folder: Path, dtype: Any, fields: dict) -> tuple[Qwen3NextConfi
 
 
 def build(cls: type, config: Qwen3NextConfig, tensors: dict, source: Path, delta_rule: str) -> tuple:
-    """A folder's model on the meta device, and its tensors by the model's names, a head drawn anew if it lacks."""
+    """A folder's model on the meta device, its tensors by the model's names, and a new head if the folder lacks one."""
     names = {BACKBONE.sub(cls.backbone, name): name for name in tensors}
     check("names", source, tensors.keys() - names.values())
     tensors = {place: tensors[name] for place, name in names.items()}
     check("sizes", config, tensors, source)
-    gc.disable()  # it would go through a hundred thousand new modules again and again
+    gc.disable()  # it would scan a hundred thousand new modules again and again
     try:
         with reading(source / "config.json", "can't be used"), torch.device("meta"):
             model = cls(config)
@@ -1417,10 +1417,10 @@ def build(cls: type, config: Qwen3NextConfig, tensors: dict, source: Path, delta
     return model, tensors
 
 
-# These become methods at the end of this part: they need what is above, and the classes do not.
+# These become methods at the end of this part: they need the functions above; the classes do not.
 @classmethod
 def config_from_pretrained(cls, path_or_repo: str | os.PathLike, **fields: Any) -> Qwen3NextConfig:
-    """The config of a checkpoint folder or hub repository, some fields replaced. Raises as a model's."""
+    """The config of a checkpoint folder or hub repository, with `fields` replaced. Raises like a model's."""
     folder = find_checkpoint(path_or_repo, fields, FIELDS)
     return read_config(folder, **fields)[0]
 
@@ -1439,15 +1439,15 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """A model with a checkpoint's weights, in evaluation mode.
 
-    On the CPU and in the checkpoint's dtype the weights stay in the mapped files, and are read when they are used.
+    On the CPU and in the checkpoint's dtype, the weights stay in the mapped files, and are read when they are used.
     in_memory copies and aligns them, if there is room: loading takes longer, each token about a quarter less time.
-    Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": the GPUs it takes,
-    but routed experts, or all, on the CPU if all are too small; delta_rule, "chunk" or "recurrent", the form that runs
-    over more than two tokens; compile, the mixers, for decoding; max_memory, with "auto" the most for a GPU or the CPU,
+    Args: path_or_repo, a folder or a hub name; dtype, "auto": the checkpoint's; device_map, "auto": as few GPUs as hold
+    it, or if all are too small, the CPU for routed experts or everything; delta_rule, "chunk" or "recurrent", the form
+    for more than two tokens; compile, to compile the mixers for decoding; max_memory, for "auto", limits by device,
     {0: "20GiB", "cpu": "60GiB"}; fields of config.json to replace (num_labels); revision, token, cache_dir,
     local_files_only for the hub. Raises FileNotFoundError or ValueError naming the file.
     """
-    dtype = fields.pop("torch_dtype", dtype)  # its old name
+    dtype = fields.pop("torch_dtype", dtype)  # the old name of dtype
     expect(delta_rule in ("chunk", "recurrent"), f"delta_rule is {delta_rule!r}, expected 'chunk' or 'recurrent'")
     device = as_device(device_map)
     large = sibling("large", "in_memory=True" if in_memory else "")
@@ -1476,7 +1476,7 @@ def from_pretrained(
 
 
 def save_pretrained(self: PreTrainedModel, path: str | os.PathLike, max_shard_size: int | str = "5GB"):
-    """Writes a folder that transformers loads, too, by qwen3_next_checkpoints/saving.py. Raises ValueError, OSError."""
+    """Writes a folder that transformers can load, by qwen3_next_checkpoints/saving.py. Raises ValueError, OSError."""
     sibling("saving", "save_pretrained").save(self, path, max_shard_size)
 
 
@@ -1514,7 +1514,7 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
         with reading("tokenizer_config.json", "can't be used"):
             entries = (config.get("added_tokens_decoder") or {}).items()
             new = {int(n): entry for n, entry in entries if backend.token_to_id(entry["content"]) is None}
-            backend.add_tokens([tokenizers.AddedToken(**entry) for entry in new.values()])  # some tokens are only here
+            backend.add_tokens([tokenizers.AddedToken(**entry) for entry in new.values()])  # some are defined only here
             special = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
             self.special_tokens = {name: x["content"] if isinstance(x, dict) else x for name, x in special.items()}
             check("tokenizer", backend, new, self.special_tokens, chat_template)
@@ -1526,7 +1526,7 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike, **options: Any) -> "Qwen3NextTokenizer":
-        """Reads tokenizer.json; tokenizer_config.json and chat_template.jinja if there; errors name them."""
+        """Reads tokenizer.json and, if present, tokenizer_config.json and chat_template.jinja. Errors name the file."""
         folder = find_checkpoint(path_or_repo, options)
         check("tokenizer_files", folder)
         path = folder / "tokenizer.json"
@@ -1535,7 +1535,7 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
         fields = read_json(folder / "tokenizer_config.json", {})
         jinja = folder / "chat_template.jinja"
         template = read_text(jinja) if jinja.is_file() else fields.get("chat_template")
-        if isinstance(template, list):  # several, by name
+        if isinstance(template, list):  # several templates, by name
             named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
             template = next(named, {}).get("template")
         return cls(backend, fields, template)
@@ -1551,12 +1551,12 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
         side = padding_side or self.fields.get("padding_side") or "right"
         check("padding", side, padding, options)
         texts = [text] if isinstance(text, str) else text
-        fields = {"input_ids": "ids", "attention_mask": "attention_mask"}  # and where a row has them
+        fields = {"input_ids": "ids", "attention_mask": "attention_mask"}  # our name: a row's attribute
         with reading("tokenizer.json", "can't encode these texts"):
             rows = self.encode_all(texts, fields, **options) if options else self.backend.encode_batch(texts)
         longest = max((len(row.ids) for row in rows), default=0) if padding else 0
         longest = options["max_length"] if padding == "max_length" else longest
-        for row in rows:  # each by itself: the backend's own padding is a setting that all threads share
+        for row in rows:  # one by one: the backend's own padding is a setting that all threads share
             row.pad(longest, direction=side, pad_id=self.pad_token_id)
         fields = {name: [getattr(row, source) for row in rows] for name, source in fields.items()}
         if return_tensors == "pt":
@@ -1565,7 +1565,7 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
         return Encoding({key: value[0] if isinstance(text, str) else value for key, value in fields.items()})
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """Token ids; special tokens written out in the text become themselves. options: as above."""
+        """Token ids; a special token spelled out in the text becomes that token. options: as for a call."""
         return self(text, **options).input_ids
 
     def decode(self, ids: int | list[int] | Tensor, skip_special_tokens: bool = False) -> str:
@@ -1582,9 +1582,9 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
         self, messages: list, tools: Any = None, tokenize: bool = False, add_generation_prompt: Any = None, **kwargs
     ) -> Any:
         """The conversation as the checkpoint's own template writes it: text, or with `tokenize` token ids. By default,
-        the prompt for an answer follows unless the last message is one. kwargs: the template's variables, such as
-        enable_thinking, and what `chat` in compat.py takes. The template is a program from the checkpoint: it runs in
-        Jinja's sandbox and can't change what it is given. Raises ValueError without one, or for what it refuses.
+        the prompt for an answer follows unless the last message is an answer. kwargs: the template's variables, such as
+        enable_thinking, and the options of `chat` in compat.py. The template is a program from the checkpoint, so it
+        runs in Jinja's sandbox and can't change its arguments. Raises ValueError without one, or if it fails.
         """
         from jinja2.sandbox import ImmutableSandboxedEnvironment as Sandbox
 
@@ -1593,7 +1593,7 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
             return self.chat(messages, tools, tokenize, add_generation_prompt, **kwargs)
         template = kwargs.pop("chat_template", None) or self.chat_template
         expect(isinstance(template, str), "the checkpoint has no chat template")
-        template = re.sub(r"(\{%[-+]?\s*)(end)?generation\b", r"\1\2with", template)  # what they mark is for training
+        template = re.sub(r"(\{%[-+]?\s*)(end)?generation\b", r"\1\2with", template)  # these tags are for training
         env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         env.globals.update(raise_exception=lambda message: expect(False, message), strftime_now=time.strftime)
@@ -1609,18 +1609,18 @@ class Qwen3NextTokenizer(getattr(sibling("compat"), "Tokenizer", object)):
 
 # ==== Sampling and speculation ========================================================================================
 
-# Numbers among the options of `generate`, and the largest of each
+# The numeric options of `generate`, and the largest value of each
 LIMITS = {"temperature": 1e9, "repetition_penalty": 1e9, "presence_penalty": 1e9, "top_p": 1.0, "min_p": 1.0}
 LIMITS |= dict.fromkeys(("top_k", "min_new_tokens", "max_length", "max_new_tokens"), 10**9)
 LIMITS |= {"num_draft_tokens": 2**16, "seed": 2**63 - 1}
-# Those that change the logits first, and the value of each that changes nothing
+# The options that change the logits before a token is chosen, and the value of each that changes nothing
 PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "min_new_tokens": 0}
 PENALTIES |= {"suppress_tokens": None, "bad_words_ids": None, "logits_processor": None}
 
 
 @dataclass
 class Sampling:
-    """How the next token is chosen: the likeliest, or a random one of those that top_k, top_p, min_p leave, in turn."""
+    """How the next token is chosen: the likeliest, or a random one of those left by top_k, then top_p, then min_p."""
 
     do_sample: bool = False
     temperature: float = 1.0  # 0: the likeliest token
@@ -1630,7 +1630,7 @@ class Sampling:
 
     def __post_init__(self):
         expect(isinstance(self.do_sample, bool), f"do_sample is {self.do_sample!r:.99}, expected true or false")
-        self.do_sample = self.do_sample and self.temperature > 1e-9  # by less, logits would overflow
+        self.do_sample = self.do_sample and self.temperature > 1e-9  # divided by less, logits would overflow
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Next-token distribution (..., vocab), float32 or float64, of logits (..., vocab)."""
@@ -1641,7 +1641,7 @@ class Sampling:
         if self.top_k:
             kth = logits.topk(min(self.top_k, logits.shape[-1])).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)
-        if self.top_p < 1:  # the fewest of the likeliest tokens that together have top_p, at least one
+        if self.top_p < 1:  # the fewest likeliest tokens that together reach top_p, at least one
             p, order = logits.softmax(-1).sort(descending=True, stable=True)
             beyond = p.cumsum(-1) - p >= self.top_p
             beyond[..., 0] = False
@@ -1686,15 +1686,15 @@ PREFILL_WINDOW = 2048  # tokens per forward pass of a long prompt: bounds the me
 
 @dataclass
 class Decoder:
-    """Reads a prompt and finds what follows it, in rounds of one pass of the model: `prefill`, and then again and again
+    """Reads a prompt and continues it, in rounds of one pass of the model each: `prefill`, and then again and again
 
-        tokens = next_tokens()    the drafts that the last pass accepts, and one token more
-        keep(tokens)              as many of them as the caller takes; the cache forgets the other drafts
-        advance(limit)            up to n new drafts by MTP, and a pass of the model over the last token and them
+        tokens = next_tokens()    the drafts that the last pass accepts, and one more token
+        keep(tokens)              as many of these as the caller takes; the cache forgets the other drafts
+        advance(limit)            up to n new drafts by MTP, and a pass of the model over the last token and the drafts
 
-    In between it holds out, the last pass, and drafts and q, which that pass tests; hidden, MTP's last state; last, the
-    last token kept, and mask, where it is real; and in cache.mtp MTP's keys and values, one entry a token. Drafts go
-    with one sequence only.
+    In between it keeps: out, the last pass's output; drafts, which that pass verifies, and q, their distributions;
+    hidden, MTP's last state; last, the last token kept; mask, where that token is real; and in cache.mtp, MTP's keys
+    and values, one entry per token. Drafts need a single sequence.
     """
 
     model: Qwen3NextForCausalLM
@@ -1702,7 +1702,7 @@ class Decoder:
     rule: Sampling
     n: int = 0
     generator: torch.Generator | None = None
-    penalties: Any = None  # from qwen3_next_checkpoints/penalties.py, what changes the logits first
+    penalties: Any = None  # `Penalties` of qwen3_next_checkpoints/penalties.py, applied to the logits
 
     def __post_init__(self):
         expect(not self.n or self.model.mtp, "num_draft_tokens needs an MTP layer: the checkpoint has no mtp.* tensors")
@@ -1714,7 +1714,7 @@ class Decoder:
             self.cache.mtp_start = columns
 
     def prefill(self, ids: Tensor, mask: Tensor | None):
-        """Reads what the cache lacks of the prompt (B, T), a window at a time."""
+        """Reads the part of the prompt (B, T) that the cache lacks, a window at a time."""
         B, T = ids.shape
         known = self.cache.columns
         expect(known < T, f"the cache holds {known} tokens, input_ids only {T}")
@@ -1730,7 +1730,7 @@ class Decoder:
             now = slice(start, start + PREFILL_WINDOW)
             self.out = self.model(ids[:, now], real[:, now], past_key_values=self.cache, logits_to_keep=1)
             self.show_mtp(self.out.last_hidden_state, ids[:, start + 1 : now.stop + 1], real[:, now])
-        self.cache.mask = None if self.cache.mask is None else mask > 0  # in the order of the caller
+        self.cache.mask = None if self.cache.mask is None else mask > 0  # in the caller's order
         self.out.last_hidden_state = self.out.last_hidden_state[:, -1:]
         self.drafts, self.q = ids[:, :0].long(), None
 
@@ -1746,16 +1746,16 @@ class Decoder:
         return torch.cat([self.drafts[:, :count], token[:, None]], dim=1)
 
     def counts(self) -> dict[str, Any]:
-        """How many drafts there were, and how many were accepted."""
+        """The number of drafts, how many were accepted, and the share accepted at each position."""
         shares = [accepted / drafted for accepted, drafted in zip(self.accepted, self.drafted) if drafted]
         return {"drafted": sum(self.drafted), "accepted": sum(self.accepted), "acceptance_by_position": shares}
 
     def keep(self, tokens: Tensor, going: Tensor | None = None):
-        """Goes on after these tokens (B, m). The last one is not in the cache yet: the next pass reads it. going (B,):
+        """Continues after these tokens (B, m). The last is not in the cache yet: the next pass reads it. going (B,):
         False where the last one is padding, after a sequence's end.
         """
         drafts = self.drafts.shape[1]
-        if drafts:  # the last pass read a token and the drafts: as many stay as are kept now
+        if drafts:  # the last pass read one token and the drafts; of these, the cache keeps m
             self.cache.rollback(drafts + 1 - tokens.shape[1])
         self.show_mtp(self.out.last_hidden_state, tokens)
         if self.penalties:
@@ -1764,14 +1764,14 @@ class Decoder:
         self.mask = None if going is None or going.all() else going[:, None]
 
     def advance(self, limit: int):
-        """Drafts, and the next pass. limit: how many tokens may still follow."""
+        """Drafts, and runs the next pass. limit: how many tokens may still follow."""
         n = min(self.n, limit - 1)
         self.drafts, self.q = self.draft(n) if n > 0 else (self.last[:, :0], None)
         self.cache.reversible = n > 0
         self.out = self.model(torch.cat([self.last, self.drafts], dim=1), self.mask, past_key_values=self.cache)
 
     def show_mtp(self, hidden: Tensor, following: Tensor, mask: Tensor | None = None):
-        """Shows MTP hidden states (1, T, D), of the model or its own, and the tokens (1, up to T) that follow each."""
+        """Gives MTP hidden states (1, T, D), the model's or its own, and the tokens (1, up to T) that follow each."""
         T = following.shape[1]
         if self.n and T:
             embeds = self.model.model.embed(following)
@@ -1779,15 +1779,15 @@ class Decoder:
             self.hidden = self.model.look_ahead(hidden[:, :T], embeds, mask, None, self.cache.mtp)[:, -1:]
 
     def probabilities(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        """Distributions of the first draft and what follows each (B, n + 1, vocab); by logits (B, 1, ...), the last."""
+        """Distributions of the drafts and the token after them (B, n + 1, vocab); for logits (B, 1, ...), the last."""
         if self.penalties:
             logits = self.penalties.after_drafts(drafts, upcast(logits))
         return self.rule.probabilities(logits)
 
     def draft(self, n: int) -> tuple[Tensor, Tensor]:
-        """n > 0 tokens (1, n), and the distributions they were drawn from (1, n, vocab). From the second on, MTP goes
-        on from its own hidden state, for the model has none yet. Those entries are taken back in the end: the next
-        `show_mtp` writes them from the model's states.
+        """n > 0 drafts (1, n), and the distributions they were drawn from (1, n, vocab). From the second on, MTP reads
+        its own hidden state, because the model has none yet. Its cache entries for these are removed at the end: the
+        next `show_mtp` writes them from the model's states.
         """
         columns = self.cache.mtp.columns
         drafts = self.last[:, :0]
@@ -1817,8 +1817,8 @@ def end_tokens(model: Qwen3NextForCausalLM, eos_token_id: Any, pad_token_id: Any
 
 
 def read_options(defaults: dict, options: dict, T: int) -> tuple[Sampling, int, dict]:
-    """How to choose tokens, how many to add to T, and which penalties to apply: by the options that are given and not
-    None, else by generation_config.json's. A sampling option that is given asks to sample.
+    """How to choose tokens, how many to add to T, and which penalties to apply. Options given, and not None, take
+    precedence over generation_config.json's. Giving a sampling option asks for sampling.
     """
     check("settings", defaults)
     known = {*Sampling.__annotations__, *PENALTIES, "max_new_tokens", "num_draft_tokens", "seed"}
@@ -1828,7 +1828,7 @@ def read_options(defaults: dict, options: dict, T: int) -> tuple[Sampling, int, 
     options = {**defaults, **asked, **given}
     for name, high in LIMITS.items():
         value = options.get(name, 0)
-        kind = numbers.Integral if isinstance(high, int) else numbers.Real  # NumPy's, too
+        kind = numbers.Integral if isinstance(high, int) else numbers.Real  # NumPy's included
         right = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= high
         expect(right, f"{name} is {value!r:.99}, expected a number ({type(high).__name__}) from 0 to {high:.0f}")
     limit = options.get("max_new_tokens", max(options.get("max_length", T + 512) - T, 0))
@@ -1837,7 +1837,7 @@ def read_options(defaults: dict, options: dict, T: int) -> tuple[Sampling, int, 
 
 
 def as_callable(streamer: Any, prompt: Tensor) -> Callable[[Tensor], Any] | None:
-    """What takes each new token (1,): a function of its number, or transformers' streamer, shown the prompt first."""
+    """A function of a new token (1,): from a function of its id, or a transformers streamer, given the prompt first."""
     if hasattr(streamer, "put"):
         streamer.put(prompt.cpu())
         return lambda token: streamer.put(token.cpu())
@@ -1851,7 +1851,7 @@ def stopping_rule(
     tokenizer: Any,
     stopping_criteria: Iterable[Callable] | None,
 ) -> Callable:
-    """Which of ids (B, T + new) end, (B,) bool: by an end token, a stop string or criterion(ids, None)."""
+    """A function of ids (B, T + new): which end, (B,) bool, by an end token, a stop string or criterion(ids, None)."""
     stops = [stop_strings] if isinstance(stop_strings, str) else stop_strings or []
     longest = max((len(stop.encode()) for stop in stops), default=0)  # a string of n bytes lies within n tokens
     expect(not stops or tokenizer is not None, "stop_strings need the tokenizer")
@@ -1888,9 +1888,9 @@ def generate(
 ) -> Tensor:
     """Continues input_ids (B, T): returns (B, T + new), with padding after a sequence's end. Raises ValueError.
     Args: attention_mask (B, T), 0 at padding; eos_token_id, one or several, None for none; stop_strings, which end a
-    sequence, as the tokenizer reads it; seed, for the same samples again; num_draft_tokens, MTP's drafts for each pass;
-    past_key_values, a cache that holds the first of input_ids, and in the end all but the last token; streamer, called
-    with each token id; stats, a dict to fill with counts and seconds; options: pad_token_id, those of `Sampling` and
+    sequence once the tokenizer decodes them; seed, to repeat the same samples; num_draft_tokens, MTP's drafts per pass;
+    past_key_values, a cache with the first tokens of input_ids, at the end with all but the last; streamer, called with
+    each token id; stats, a dict to fill with counts and seconds; options: pad_token_id, those of `Sampling` and of
     generation.py, PENALTIES. Drafts and streamers take one sequence. Defaults: generation_config.json's, 512 tokens.
     """
     check("cache", past_key_values, Cache)
@@ -1924,7 +1924,7 @@ def generate(
                 done |= stopped(ids)
                 if done.all():
                     break
-        finally:  # also when the streamer raises, or Ctrl-C does
+        finally:  # also when the streamer raises, or on Ctrl-C
             decoder.keep(ids[:, before:], going)
     if hasattr(streamer, "end"):
         streamer.end()
@@ -1939,7 +1939,7 @@ Qwen3NextForCausalLM.generate = getattr(sibling("generation"), "extend", lambda 
 
 
 def add_options(parser: argparse.ArgumentParser):
-    """The options that chat.py has, too."""
+    """The options that chat.py shares."""
     add = parser.add_argument
     tiny = Path(__file__).resolve().parent / "tiny"
     add("--system", metavar="TEXT", help="a system message before the first one")
@@ -1978,13 +1978,13 @@ def load(args: argparse.Namespace, cls: type = Qwen3NextForCausalLM) -> tuple[Qw
 
 
 def generation_options(args: argparse.Namespace) -> dict:
-    """Those of `generate`."""
+    """The options of `generate` among these."""
     names = (*Sampling.__annotations__, *PENALTIES, "seed", "max_new_tokens", "stop_strings", "num_draft_tokens")
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def run(args: argparse.Namespace, cls: type = Qwen3NextForCausalLM):
-    """Prints what follows the prompt, token by token; with --stop all at once, as its end may be a stop string."""
+    """Prints the text that follows the prompt, token by token; with --stop all at once, to cut off a stop string."""
     file = args.prompt_file or ("-" if args.prompt == "-" else None)
     text = read_text(file) if file else args.prompt
     tokenizer, model = load(args, cls)
@@ -2011,7 +2011,7 @@ def run(args: argparse.Namespace, cls: type = Qwen3NextForCausalLM):
 
 
 def exit_code(program: str, run: Callable, *arguments: Any) -> int:
-    """Runs a command line: 0, or 1 after one line on standard error; argparse exits with 2 for wrong usage."""
+    """Returns 0, 130 after Ctrl-C, or 1 after one line on standard error; argparse exits with 2 for wrong usage."""
     try:
         run(*arguments)
         return 0
@@ -2021,7 +2021,7 @@ def exit_code(program: str, run: Callable, *arguments: Any) -> int:
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except BaseException as error:  # tokenizers' PanicException is no Exception
+    except BaseException as error:  # tokenizers' PanicException isn't an Exception
         kind = "" if isinstance(error, (ValueError, OSError, KeyError)) else f"{type(error).__name__}: "
         print(f"{program}: {kind}{one_line(error)}", file=sys.stderr)
         return 1
