@@ -13,18 +13,18 @@
 # %% [markdown]
 # # 10. Prove a port
 #
-# You have rewritten Qwen3-Next for another framework or another chip, and it writes fluent text. Is it right? The text
-# cannot tell you: one port of this model wrote plausible text with its value heads in the wrong order ([llama.cpp, pull
-# request 21732](https://github.com/ggml-org/llama.cpp/pull/21732)).
+# You have rewritten Qwen3-Next for a new framework or a new chip, and it writes fluent text. Is the port right? The
+# text cannot tell you. One port of this model wrote plausible text with its value heads in the wrong order ([llama.cpp,
+# pull request 21732](https://github.com/ggml-org/llama.cpp/pull/21732)).
 #
-# This notebook shows why text and perplexity cannot answer the question, and what can. We compare the values inside the
-# forward pass, stage by stage, with a slow implementation that is simple enough to trust. Afterwards you can find a
-# wrong line in a port from two files of tensors, tell an error from rounding, and say which checks are worth making, in
-# which order.
+# This notebook shows why text and perplexity cannot answer the question. It then gives you a method that can: compare
+# the values inside the forward pass, stage by stage, with a slow implementation that is simple enough to trust.
+# Afterwards you can find a wrong line in a port from two files of tensors and tell an error from rounding. You can also
+# say which checks are worth making, and in which order.
 #
-# You need to know attention and PyTorch, and roughly what the parts of Qwen3-Next are called: gated attention, Gated
-# DeltaNet (a memory with a decay `g` and a write strength `beta`), a mixture of experts with a router. You do not need
-# their mathematics. For one lesson, take sections 1 to 5 and the table of section 9. The rest is homework.
+# You need to know attention and PyTorch, and the names of Qwen3-Next's parts: gated attention, Gated DeltaNet (a memory
+# with a decay `g` and a write strength `beta`), and a mixture of experts with a router. You do not need their
+# mathematics. For one lesson, take sections 1 to 5 and the table of section 9. The rest is homework.
 
 # %%
 from start import root
@@ -59,14 +59,14 @@ tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
 pictures.method()
 
 # %% [markdown]
-# That is where we are going: not *is the text good*, but *which value is the first wrong one*.
+# This is where we are going. We will not ask *is the text good?* We will ask *which value is the first wrong one?*
 #
 # ## 1. Spot the bug
 #
 # Can you see a bug in the text that a model writes? `tiny/` is a small trained model that tells stories. We make six
-# broken copies of it, with the same weights and the same code, except that one line of
-# [`qwen3_next.py`](../qwen3_next.py) is replaced. Porters make mistakes of all six kinds. All but one are in the lists
-# with which [`verify/mutations.py`](../verify/mutations.py) tests the tools below.
+# broken copies of it. Each has the same weights and the same code, except for one replaced line of
+# [`qwen3_next.py`](../qwen3_next.py). Porters make mistakes of all six kinds. Five of the six are on the lists with
+# which [`verify/mutations.py`](../verify/mutations.py) tests the tools below.
 
 # %%
 source = (root / "qwen3_next.py").read_text(encoding="utf-8")
@@ -111,12 +111,12 @@ models = {
 }
 
 # %% [markdown]
-# A model is usually judged by its perplexity on a text $t_1 \dots t_n$ that it has not seen,
+# A model is usually judged by its perplexity on a text $t_1 \dots t_n$ that it has not seen:
 #
-# $$\mathrm{ppl} = \exp\Big(-\frac{1}{n-1}\sum_{i=2}^{n} \log p(t_i \mid t_1 \dots t_{i-1})\Big),$$
+# $$\mathrm{ppl} = \exp\Big(-\frac{1}{n-1}\sum_{i=2}^{n} \log p(t_i \mid t_1 \dots t_{i-1})\Big).$$
 #
-# and lower is better. `tiny/corpus.py` writes as many such texts as we like. We take 16 documents with pairs of names
-# and things that training never had.
+# Lower is better. `tiny/corpus.py` writes as many such texts as we like. We take 16 documents whose pairs of a name and
+# a thing never occurred in training.
 
 
 # %%
@@ -136,11 +136,11 @@ texts = documents("port")
 perplexities = {name: perplexity(model, texts) for name, model in models.items()}
 
 # %% [markdown]
-# Here are eight samples, in random order. Each was asked for a story and cut off after 64 tokens. Each has another
-# seed, so that equal beginnings give nothing away.
+# Here are eight samples, one from each model, in random order. Each model was asked for a story and cut off after 64
+# tokens. Each sample has its own seed. Otherwise equal beginnings could give a model away.
 #
-# **Which two are right? Write your guess down before you go on.** (You know which six mistakes there are. Can you tell
-# which is which?)
+# **Which two are right? Write your guess down before you go on.** (You know the six mistakes. Can you match them to the
+# samples?)
 
 # %%
 order = list(models)
@@ -153,13 +153,14 @@ for seed, (letter, name) in enumerate(zip(pictures.LETTERS, order)):
     print(textwrap.fill(f"{letter}   {text} ...", 110, subsequent_indent="    "), "\n")
 
 # %% [markdown]
-# Would the perplexities help? Without the letters, in the order of size, they are
+# Would the perplexities help? Here they are without the letters, sorted by size:
 
 # %%
 print(*sorted(f"{number:.2f}" for number in perplexities.values()))
 
 # %% [markdown]
-# Which two of these numbers are the right model's? Nobody can say who has not measured it before. Now the answer.
+# Which two of these numbers belong to the right models? You cannot tell unless you have measured a right model before.
+# Now the answer.
 
 # %%
 right = perplexities["right, float32"]
@@ -169,13 +170,14 @@ quiet = all(right * 0.98 < ppl < right * 1.5 for ppl in perplexities.values())
 figures.expect("no perplexity would ring a bell: at most 2 % lower and 50 % higher than the right one", quiet)
 
 # %% [markdown]
-# The texts look alike, and even the right models make slips, because `tiny/` is small. The perplexities do differ. But
-# to read anything from them, you must already have the right number, for this very text, to three digits. Without it,
-# you can only compare with what you expect, and texts differ among themselves by more than most bugs change.
+# The texts look alike. Even the right models make slips, because `tiny/` is small. The perplexities do differ. But to
+# read anything from them, you must already have the right number, for this very text, to at least three digits. Without
+# this number you can only compare with an estimate, and perplexity changes more from text to text than most bugs change
+# it.
 #
-# The next picture shows the eight perplexities, and those of the right model on six other sets of 16 documents. Circles
-# are right, crosses are wrong, and the band is the range of the right model over the other texts. Compare its width with
-# the distances between circles and crosses.
+# The next picture shows the eight perplexities, and the right model's perplexities on six other sets of 16 documents.
+# Circles are right models, crosses are wrong ones, and the band is the right model's range over the other texts.
+# Compare the width of the band with the distances between circles and crosses.
 
 # %%
 others = [perplexity(models["right, float32"], documents(f"others {n}")) for n in range(6)]
@@ -185,12 +187,12 @@ gelu_costs = abs(perplexities["GELU instead of SiLU in the shared expert"] - rig
 figures.expect("other texts change it by more than a wrong activation does", max(others) - min(others) > gelu_costs)
 
 # %% [markdown]
-# A cross that is nearer to the circles than the band is wide could be the right model on another text. *At best,
+# If a cross is closer to the circles than the band is wide, it could be the right model on a different text. *At best,
 # perplexity shows that something is wrong. It does not show what, or where.*
 #
-# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the form of the delta rule
-# that works token by token, as generation does. Perplexity is computed in one pass over the whole text, which uses the
-# other form. So no text of any length would show this mistake.
+# One of the broken copies even has the right perplexity to the last digit. Its mistake is in the token-by-token form of
+# the delta rule, which generation uses. Perplexity is computed in one pass over the whole text, and this pass uses the
+# chunked form, which takes many tokens at once. So no text of any length would show this mistake.
 
 # %%
 decode_only = perplexities["token by token, the error taken before the decay"]
@@ -200,14 +202,14 @@ assert decode_only == right
 # %% [markdown]
 # ## 2. Traces
 #
-# If the text is not enough, we look at all values on the way to it. `recording` fills a dict with a copy of every named
-# intermediate. Each key consists of the module's path in the checkpoint and the stage. That is your side of the
-# comparison: your port has to write down these values, in float32, under these names (or with an alias file that
-# renames them).
+# If the text is not enough, we look at all the values on the way to it. `recording` fills a dict with a copy of every
+# named intermediate value. We call this dict a *trace*. Each key is the module's path in the checkpoint, followed by
+# the stage. Your port has to provide such a trace: it writes these values, in float32, under these names (or with an
+# alias file that renames them).
 #
-# We take one bug, the router's. After the router has chosen the `num_experts_per_tok` most probable experts, their
-# probabilities have to be divided by their sum (`norm_topk_prob` in the config), and this copy forgets to. The text to
-# trace is the beginning of a held-out document, 96 tokens, which are three chunks of the delta rule's chunked form.
+# We take the bug in the router. The router chooses the `num_experts_per_tok` most probable experts. It should then
+# divide their probabilities by the sum of these probabilities (`norm_topk_prob` in the config), and this copy forgets
+# to. We trace the first 96 tokens of a held-out document, which are three chunks for the delta rule's chunked form.
 
 # %%
 ids = documents("trace", 1)[0][:96]
@@ -230,9 +232,10 @@ for key in sorted((key for key in values if key.startswith("model.layers.1.")), 
     print(f"    {key:50} {values[key].shape!s:14} {stages.STAGES[stages.stage_of(key)][0]}")
 
 # %% [markdown]
-# The other side is the arbiter. [`reference_recurrent.py`](../reference_recurrent.py) computes the same pass from the
-# equations, in NumPy, in float64, one token at a time, and it shares no code with `qwen3_next.py`. It is slow, and that
-# is its virtue: it has no batch, no chunks, no cache, nothing to be clever about. `trace` returns the same keys.
+# The other side is the reference, [`reference_recurrent.py`](../reference_recurrent.py). It computes the same pass
+# straight from the equations, in NumPy, in float64, one token at a time. It shares no code with `qwen3_next.py`. It is
+# slow because it is simple: it has no batch, no chunks, no cache, and nothing clever. Its method `trace` returns the
+# same keys.
 
 # %%
 reference = Reference.from_pretrained(root / "tiny")
@@ -243,12 +246,13 @@ assert ref.steps[""].keys() == values.keys()
 print(f"reference: {len(ref.steps[''])} keys, {ref.steps['']['lm_head.out'].dtype}")
 
 # %% [markdown]
-# How far apart are two tensors? Let $r$ be the reference's values of a key and $m$ mine. The relative error is
+# How far apart are two tensors? Let $r$ be the reference's values under one key, and $m$ my port's values. The relative
+# error is
 #
 # $$e = \sqrt{\frac{\sum_i (m_i - r_i)^2}{\sum_i r_i^2}}.$$
 #
-# It has no unit. $10^{-7}$ is float32's rounding, $10^{-2}$ is bfloat16's after a few layers, and 1 means that nothing
-# fits. (A largest absolute error has no such scale, and a cosine hides a wrong factor.)
+# The relative error has no unit. $10^{-7}$ is float32 rounding, $10^{-2}$ is bfloat16 rounding after a few layers, and
+# 1 means that nothing fits. (The largest absolute error has no such scale, and the cosine hides a wrong factor.)
 
 
 # %%
@@ -263,15 +267,15 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
     print(f"{relative_error(r, m):9.2e}   {name}: logits")
 
 # %% [markdown]
-# So even the logits separate right from wrong. Several orders of magnitude lie between these two numbers, where the
-# difference in perplexity says nothing by itself. But where is the mistake?
+# So even the logits separate right from wrong. The two errors are several orders of magnitude apart, while the
+# difference in perplexity alone says nothing. But where is the mistake?
 #
 # ## 3. The first wrong value
 #
 # [`verify/compare.py`](../verify/compare.py) walks through all keys in the order in which they are computed. How much
-# error should it allow? Rounding alone was measured at each stage, by dtype, with the right model against the reference
-# (`verify/noise.json`). A key may have four times that error, times the root of the number of layers before it. On the
-# command line:
+# error should it allow? For each stage and dtype, `verify/noise.json` has the largest error that rounding alone caused
+# in a right model, measured against the reference. A key may have four times this error, times the square root of the
+# number of layers up to it. On the command line:
 #
 # ```bash
 # python verify/trace.py --model tiny --prompt "Hello!" --out mine.safetensors
@@ -279,9 +283,9 @@ for name, trace in {"right, float32": right_float32, BUG: mine}.items():
 # python verify/compare.py ref.safetensors mine.safetensors
 # ```
 #
-# Here we call it as a function. The lines below are those that the command prints. Each has a key, its shape, the ratio
-# of the two sizes (root mean squares), $e^2$ in decibels (-20 dB is $e = 0.1$), the cosine, the largest error of an
-# entry, what was allowed in decibels, the verdict, and a note on what the error looks like.
+# Here we call it as a function. It prints the same lines as the command. Each line has a key, its shape, the ratio of
+# the two root mean squares, $e^2$ in decibels (-20 dB is $e = 0.1$), the cosine, the largest error of any entry, the
+# allowed error in decibels, the verdict, and a note on the kind of error.
 
 
 # %%
@@ -303,9 +307,9 @@ report(chained := compare.compare(ref, mine, dtype="float32"))
 assert chained.first.key == "model.layers.0.mlp.topk_weights"
 
 # %% [markdown]
-# That is the bug. The key is `topk_weights` of the first layer, and the cause that is named is the one we put in. "This
-# would give just these values" is meant literally. For each well-known mistake, the kit computes what it would have
-# made of the reference's own values, and compares my values with that. We can do it by hand:
+# That is the bug. The key is `topk_weights` of the first layer, and the likely cause is the mistake we put in. "This
+# would give just these values" is meant literally. For each well-known mistake, the kit applies the mistake to the
+# reference's own values and compares the result with my values. We can do this by hand:
 
 # %%
 prefix = "model.layers.0.mlp."
@@ -321,14 +325,14 @@ assert relative_error(*same_order) < 1e-5  # float32: 6e-8 for a rounding, and a
 # ## 4. Chained and isolated
 #
 # Nearly every key after the bug is wrong as well, because it was computed from wrong values. How do we find out whether
-# there is a second bug among them? Let $f_s$ be what a stage $s$ does. The reference computes $x_s = f_s(x_{\lt s})$,
-# and the port computes $\hat x_s = \hat f_s(\hat x_{\lt s})$. There are two comparisons:
+# there is a second bug? Let $f_s$ be the function that stage $s$ computes. The reference computes $x_s = f_s(x_{\lt
+# s})$, and the port computes $\hat x_s = \hat f_s(\hat x_{\lt s})$. There are two comparisons:
 #
-# - **chained** compares $\hat x_s$ with $x_s$. Each side continues with its own values. The error is that of this stage
-#   *and* of all stages before it. It shows what the user gets, but only the first wrong key can be blamed.
-# - **isolated** compares $\hat x_s$ with $f_s(\hat x_{\lt s})$. The reference runs again on the port's values: whatever
-#   a stage reads is replaced by mine. The error is what this stage alone has added, so each wrong stage is named
-#   separately.
+# - **chained** compares $\hat x_s$ with $x_s$. Each side continues with its own values, so the error is that of this
+#   stage *and* of all stages before it. This is the error that the user gets, but only the first wrong key can be
+#   blamed.
+# - **isolated** compares $\hat x_s$ with $f_s(\hat x_{\lt s})$. The reference runs again, and every stage of it reads
+#   the port's values. The error is the part that this stage alone has added, so each wrong stage is named separately.
 
 # %%
 isolated = compare.compare(ref, mine, dtype="float32", isolated=True, reference=reference)
@@ -337,16 +341,15 @@ wrong = {stages.stage_of(row.key) for row in isolated.rows if row.verdict != "ok
 assert wrong == {"mlp.topk_weights"}  # one stage, in each layer
 
 # %% [markdown]
-# The chained comparison can blame only the first wrong key. The isolated one clears everything else: one stage is
-# wrong, once in each layer, and the rest of the port is right.
+# The isolated comparison blames one stage, once in each layer, and clears the rest of the port.
 #
 # In float32, the isolated comparison is convenient. In bfloat16, you cannot do without it. A bfloat16 number has 8
-# significant bits, each operation leaves a relative error of up to $2^{-8}$, and after a few layers the chained errors
+# significant bits, so each operation leaves a relative error of up to $2^{-8}$. After a few layers, the chained errors
 # of a right model are about a hundredth.
 #
 # The next picture shows the same two models in bfloat16, at all keys in forward order: chained above, isolated below.
-# Blue circles are the right model, red diamonds the broken one, and black dashes what is allowed. In each plot, look
-# for the place where red leaves blue.
+# Blue circles are the right model, red diamonds are the broken one, and black dashes are the allowed error. In each
+# plot, look for the place where red leaves blue.
 
 # %%
 traces = {name: traced(model_of(modules[name], "bfloat16")) for name in ("right, bfloat16", BUG)}
@@ -360,16 +363,16 @@ done = {
 pictures.two_ways(done, BUG)
 
 # %% [markdown]
-# Above, chained: after the first norm, the right model's error is that of one bfloat16 rounding. Then it drifts
-# upwards, because each layer adds its own error to what it is given. After the bug, the broken model's error lies
-# higher, at all keys alike. Is that alarming? What is allowed must be generous here, since rounding in other models and
-# texts has gone that far, and a broken model can stay below it. (This one is above it at the bug itself, as the next
-# lines show.)
+# The upper plot is chained. After the first norm, the right model's error is that of one bfloat16 rounding. Then it
+# drifts upwards, because each layer adds its own error. After the bug, the broken model's error is higher at all keys
+# alike. Is that alarming? The allowed error must be generous here, since rounding alone has gone that far in other
+# models and on other texts. So a broken model can stay below it. (Here this one did: the next lines say that it
+# agrees.)
 #
-# Below, isolated: nothing drifts. Each stage is measured from the port's own inputs, so the last layer is no worse than
-# the first, and the bug sticks out by orders of magnitude at one stage of each layer. (What is computed in float32 even
-# in a bfloat16 model lies far below the rest. Stages that only rearrange their input have no error at all and are not
-# drawn.)
+# The lower plot is isolated, and nothing drifts. Each stage is measured from the port's own inputs, so the last layer
+# is no worse than the first. The bug sticks out by orders of magnitude, at one stage of each layer. (Values that are
+# computed in float32 even in a bfloat16 model lie far below the rest. Stages that only rearrange their input have no
+# error at all and are not drawn.)
 
 # %%
 for (name, mode), one in done.items():
@@ -379,14 +382,14 @@ assert done["right, bfloat16", "chained"].first is None and done["right, bfloat1
 assert done[BUG, "isolated"].first.key == "model.layers.0.mlp.topk_weights"
 
 # %% [markdown]
-# So the rule is: *float32 first, chained; then, in the dtype your hardware computes in, isolated*. If the port cannot
-# run in float32, only isolated is sharp enough.
+# So the rule is: *first chained in float32, then isolated in the dtype of your hardware*. If the port cannot run in
+# float32, only the isolated comparison is sharp enough.
 #
 # ## 5. The eight samples again
 #
-# Can the comparison tell A to H apart? To see the decode-only bug as well, we trace a prompt and then three more tokens
-# one by one, as generation does. `scenarios.run` feeds the steps and carries the cache, and `run_reference` has the
-# arbiter do the same.
+# Can the comparison tell the right samples among A to H from the wrong ones? One bug shows only in decoding, so we
+# trace a prompt and then three more tokens one by one, as generation does. `scenarios.run` feeds these steps to a model
+# and carries the cache from step to step. `run_reference` does the same with the reference.
 
 # %%
 steps = {"prefill": (0, 64), "decode 1": (64, 65), "decode 2": (65, 66), "decode 3": (66, 67)}
@@ -413,11 +416,12 @@ for letter, (name, one) in zip(pictures.LETTERS, verdicts.items()):
     print(*[f"      {cause}\n" for cause in (one.first.causes[:1] if one.first else [])], sep="", end="")
 
 # %% [markdown]
-# Each key names the place where the line was replaced. The cause is as good as the list of known mistakes. If it "would
-# give just these values", it is certain. Otherwise it lists what usually goes wrong at this stage, and it may be off.
+# Each key names the place where the line was replaced. The cause comes from a list of known mistakes. If it "would give
+# just these values", it is certain. Otherwise it is only a mistake that is common at this stage, and may be the wrong
+# one.
 #
-# The picture compares the two methods on the eight samples: perplexity on the left, the largest error in units of what
-# is allowed on the right. Look at whether a gap separates the circles (right) from the crosses (wrong).
+# The picture compares the two methods on the eight samples. On the left is the perplexity, and on the right the largest
+# error as a multiple of the allowed error. Does a gap separate the circles (right) from the crosses (wrong)?
 
 # %%
 pictures.two_methods([perplexities[name] for name in order], [excess(verdicts[name]) for name in order], order)
@@ -425,16 +429,16 @@ for name, one in verdicts.items():
     assert (excess(one) <= 1) == ("right" in name) and (one.first is None) == ("right" in name), name
 
 # %% [markdown]
-# On the left, you must know the answer to see it. On the right, there is a wide gap between the two. The line at 1
-# needs no knowledge of what the model should say, and each cross comes with the name of a stage. *Compare tensors, not
-# texts.*
+# On the left, you see the answer only if you know it already. On the right, a wide gap separates circles from crosses.
+# You can draw the line at 1 without knowing the right text, and each cross comes with the name of a stage. *Compare
+# tensors, not texts.*
 #
 # ## 6. Against transformers
 #
-# Does this work for other implementations, too? It works for any. In PyTorch a forward hook on every module is nearly
-# all it takes (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). Whatever
-# happens between modules, such as the delta rule itself, has no hook. So fewer keys are shared, and an error in between
-# shows at the next module's output. `verify/aliases/transformers.json` renames what has another name there.
+# Does this work for other implementations? It works for any. In PyTorch, a forward hook on every module is nearly all
+# it takes (as in [`verify/examples/transformers_hooks.py`](../verify/examples/transformers_hooks.py)). Hooks do not see
+# the steps between modules, such as the delta rule itself. So fewer keys are shared, and an error between two modules
+# shows only at the next module's output. `verify/aliases/transformers.json` maps transformers' names to ours.
 
 # %%
 try:
@@ -474,25 +478,25 @@ if transformers:
     assert logits.relative <= logits.allowed
 
 # %% [markdown]
-# Three implementations that share no code agree to rounding: this project's chunked PyTorch, transformers' chunked
-# PyTorch, and a loop over tokens in NumPy. One caution: the less two implementations have in common, the more their
-# agreement is worth. A port that is checked against an implementation with the same mistake agrees, too ([MaxText, pull
-# request 2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case).
+# Three implementations that share no code agree up to rounding: this project's chunked PyTorch, transformers' chunked
+# PyTorch, and a loop over tokens in NumPy. One caution: a port also agrees with an implementation that makes the same
+# mistake ([MaxText, pull request 2672](https://github.com/AI-Hypercomputer/maxtext/pull/2672) is such a case). The less
+# two implementations have in common, the more their agreement is worth.
 #
 # ## 7. Ties
 #
-# Does rounding always stay small? There is one place where it does not. The router takes the $k$ most probable experts,
-# and that is a discontinuous function. If the last expert chosen and the first one left out have nearly the same
-# probability, rounding may choose the other, and then another expert computes this token. So we look at the margin,
+# Does rounding always stay small? In one place it does not. The router takes the $k$ most probable experts, and this
+# choice is a discontinuous function. If the last expert chosen and the first one left out have nearly the same
+# probability, rounding may swap them. Then a different expert computes this token. So we look at the margin,
 #
 # $$\text{margin} = p_{(k)} - p_{(k+1)},$$
 #
-# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. It is a key of the traces. How small
-# does it get, and how much does rounding move a probability?
+# where $p_{(j)}$ is the $j$-th largest of the router's probabilities for a token. The margin is a key of the traces.
+# How small does it get, and how much does rounding move a probability?
 #
-# For each value on the axis of the picture, the curve gives the share of all choices (tokens times layers) with a
-# smaller margin. Dashed lines show how far rounding moves a probability, and points are choices that came out
-# differently. Look at where the curve crosses the dashed lines.
+# For each value on the horizontal axis of the picture, the curve gives the share of all choices (tokens times layers)
+# with a smaller margin. Dashed lines show how far rounding moves a probability, and points are choices that came out
+# differently. At what height does the curve cross the dashed lines?
 
 # %%
 layers = range(config["num_hidden_layers"])
@@ -519,15 +523,15 @@ for name, (far, other) in rounding.items():
 pictures.margins(margins, rounding)
 
 # %% [markdown]
-# Where the curve crosses a dashed line, margins are as small as the changes that rounding makes. In float32 hardly any
-# choice is in danger. In bfloat16 a good many are, and a few come out differently (points). The assertion says that
-# these are ties: no choice came out differently at a margin of more than twice what this token's probabilities have
-# moved. (Twice, because one of the two may have risen and the other fallen by that much.) A port that chooses wrongly
-# would break it.
+# The height of the crossing is the share of choices with a margin smaller than the changes that rounding makes. In
+# float32 hardly any choice is in danger. In bfloat16 a good many are, and a few come out differently (points). The
+# assertion says that these are ties: the margin of each is at most twice the largest change of this token's
+# probabilities. (Twice, because one of the two probabilities may have risen and the other fallen by that much.) A port
+# that chooses wrongly would break the assertion.
 #
-# What does a tie do? With another expert, the token's output of the mixture is no longer within rounding, and a
-# comparison that knows nothing of ties would call the port wrong. But a tie is nobody's mistake. The right question is
-# whether the rest follows *from the choice that my port made*. So we give the reference that choice, and run it again.
+# What does a tie do? With a different expert, the mixture's output for this token is off by more than rounding, and a
+# comparison that ignores ties would call the port wrong. But a tie is nobody's mistake. The right question is whether
+# the rest follows *from the choice that my port made*. So we give the reference my port's choice and run it again.
 
 # %%
 mine16 = traces["right, bfloat16"].steps[""]
@@ -545,10 +549,10 @@ print(f"{len(errors)} tokens got another expert at some layer")
 course.finding("with my port's choice, less than half of the error is left", forced.sum() <= own.sum() / 2)
 
 # %% [markdown]
-# `compare.py` does this by itself if it is given the reference. It decides from the probabilities whether a different
-# choice is a tie, forces my choice on the reference, and goes on. Without the reference it compares a sequence up to
-# the tie only, since attention and the memories carry a token's values to all later ones. If a choice differs at a
-# margin that rounding cannot bridge, it remains an error.
+# `compare.py` does this automatically if it is given the reference. It decides from the probabilities whether a
+# different choice is a tie. If so, it forces my choice on the reference and goes on. Without the reference, it compares
+# a sequence only up to the tie, since attention and the DeltaNet states carry a token's values to all later tokens. A
+# different choice at a margin too wide for rounding remains an error.
 
 # %%
 ties = [row for row in done["right, bfloat16", "chained"].rows if row.verdict == "tie"]
@@ -559,17 +563,17 @@ assert done["right, bfloat16", "chained"].first is None
 # %% [markdown]
 # ## 8. Which check sees which bug
 #
-# A check proves what it looks at and nothing else. So which checks do we need? We try eleven bugs, the six from above
-# and five more, against six checks:
+# A check proves only the values that it looks at. So which checks do we need? We try six checks on eleven bugs, the six
+# from above and five more:
 #
 # - perplexity (does it move by more than a percent?),
 # - a prompt of 32 tokens,
-# - a prompt of 96,
-# - a prompt of 64 and three tokens one by one,
-# - a padded batch and a token after it,
-# - the layer for multi-token prediction (MTP), which drafts the token after the next.
+# - a prompt of 96 tokens,
+# - a prompt of 64 tokens, then three tokens one by one,
+# - a padded batch, then one more token for each sequence,
+# - the layer for multi-token prediction (MTP), which drafts the token after next.
 #
-# All but the first compare tensors in float32. The delta rule's chunks have 32 tokens here. The picture is a table of
+# All but perplexity compare tensors in float32. Here a chunk of the delta rule has 32 tokens. The picture is a table of
 # bugs and checks. Read it by columns: what does each check miss?
 
 # %%
@@ -617,44 +621,44 @@ for claim, holds in claims.items():
     course.finding(claim, holds)
 
 # %% [markdown]
-# Perplexity misses every bug that only a cache or padding brings out, and every small one. A prompt of one chunk never
-# crosses from one to the next. A longer one never reads a cache, though it shows a wrong window that it *leaves* there,
-# since states are compared as well. Decoding never sees padding. The MTP layer shows what goes wrong before it, and its
-# own bug shows nowhere else. No check is enough alone, and each takes seconds.
+# Perplexity misses every bug that shows only with a cache, padding or MTP, and every small one. A prompt of one chunk
+# never crosses from one chunk to the next. No prompt reads a cache, but it shows a wrong convolution window that it
+# *leaves* there, since states are compared as well. Decoding never sees padding. The MTP layer shows mistakes in the
+# hidden states that it is given, and its own bug shows nowhere else. No check is enough alone, and each takes seconds.
 #
 # ## 9. A checklist
 #
 # | step | compare | with | what it proves | what it does not |
 # |---|---|---|---|---|
 # | 1. tokens | ids of the same text, chat template included | exact | both are fed the same | |
-# | 2. one operation | the delta rule alone: output *and* state; 65 tokens or more, K unlike V, a state that is not zero | float32 | chunking, decay, mask | where its inputs come from |
+# | 2. one operation | the delta rule alone: output *and* state; 65 tokens or more, K unlike V, a state that is not zero | float32 | chunking, decay, mask | its inputs |
 # | 3. one layer of each kind | all keys of a DeltaNet and of an attention layer, on real weights | float32, chained | layout of the weights, heads, norms, gates | cache, depth |
 # | 4. a whole prompt | all keys, on several chunks | float32, chained | the forward pass | anything with a cache |
 # | 5. the same in your dtype | all keys | isolated | no stage loses precision it should keep | |
 # | 6. decode | a prompt, then tokens one by one; then in pieces | float32, states included | convolution window, state, positions | padding |
-# | 7. padding | sequences of unequal length, left and right, then a token more | float32 | nothing leaks into the state | |
-# | 8. MTP | drafts, and taking a rejected one back | float32 | what goes into the layer; the rollback | |
+# | 7. padding | sequences of unequal length, left and right, then one more token each | float32 | nothing leaks into the state | |
+# | 8. MTP | drafts, and the rollback of a rejected one | float32 | what goes into the layer; the rollback | |
 # | 9. text, perplexity | the right number, on the same text | | that 1 to 8 were complete, perhaps | |
 # | 10. speed | | | | |
 #
-# Three rules go with it. Feed ids, not text. Choose shapes that forgive nothing: different numbers of key and value
-# heads, K unlike V, lengths that are no multiple of the chunk. With equal ones, careless code happens to be right. Keep
-# the traces, and run the comparison again after each optimisation, because that is when bugs come in.
+# Three rules go with the checklist. Feed ids, not text. Choose shapes that forgive nothing: different numbers of key
+# and value heads, different widths K and V, and lengths that are not multiples of the chunk. With equal numbers,
+# careless code happens to be right. Keep the traces, and repeat the comparison after each optimisation, because that is
+# when bugs come in.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. A bug that is none.** The model takes a softmax over all experts, then the $k$ largest, then divides by their
-# sum. A port takes the $k$ largest router *logits* instead, and then a softmax over these $k$ alone. Which keys can
-# differ? Prove your answer with an equation, then put the change in and let the kit decide.
+# **1. A bug that is no bug.** The model takes a softmax over all experts, then the $k$ largest, and divides these by
+# their sum. A port takes the $k$ largest router *logits* instead, and then a softmax over these $k$ alone. Which keys
+# can differ? Prove your answer with an equation, then put the change in and let the kit decide.
 #
 # <details><summary>Solution</summary>
 #
 # Softmax keeps the order, so the choice is the same. With $p_e = e^{l_e} / Z$, dividing by the sum over the chosen set
-# $C$ gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C}
-# e^{l_j}}$. $Z$ cancels, and this is the softmax over $C$. No weight differs, as long as `norm_topk_prob` is true.
-# `router_probs` would differ, in a port that writes down the smaller softmax under that name. With `norm_topk_prob`
-# false it would be a bug.
+# $C$ gives $\frac{e^{l_e} / Z}{\sum_{j \in C} e^{l_j} / Z} = \frac{e^{l_e}}{\sum_{j \in C} e^{l_j}}$. $Z$ cancels, and
+# the softmax over $C$ is left. No weight differs, as long as `norm_topk_prob` is true. `router_probs` would differ in a
+# port that writes the smaller softmax under this name. With `norm_topk_prob` false, the change would be a bug.
 #
 # ```python
 # other = {
@@ -671,14 +675,15 @@ for claim, holds in claims.items():
 # </details>
 #
 # **2. How much does a norm forgive?** A port forgets to bring the delta rule's query to length 1. Find the first wrong
-# key, the error at the logits, and the perplexity. Why is this bug so harmless? Is the same true of the keys?
+# key, the error at the logits, and the perplexity. Why is this bug so harmless? Would the same bug in the delta rule's
+# key be harmless?
 #
 # <details><summary>Solution</summary>
 #
-# The output $S^\top q$ is linear in $q$. So a wrong length of $q$ is a factor for each token and head, and the norm
-# after the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, except for its epsilon. The key at which the kit
-# stops has an error of the order of 1, and little of it is left at the logits. Keys are another matter: they decide
-# what is written, and $|k| = 1$ is what keeps the memory from growing without bound.
+# The output $S^\top q$ is linear in $q$. So a wrong length of $q$ is a factor for each token and head. The norm after
+# the delta rule, $o / \mathrm{rms}(o)$, removes such a factor, except for its epsilon. At the stage where the kit
+# stops, the error is of the order of 1, and little of it is left at the logits. The delta rule's keys are a different
+# matter. They decide where a value is written, and $|k| = 1$ is what keeps the memory from growing without bound.
 #
 # ```python
 # old = "q_l2norm = (q_unit *"
@@ -693,17 +698,17 @@ for claim, holds in claims.items():
 #
 # </details>
 #
-# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps the log of the decay
-# `g` in float32, with a comment. Round it to bfloat16 in an otherwise right bfloat16 model. Do the chained comparison
-# and perplexity notice? Does the isolated one? Then compute how far the product of the decays of 1,000 tokens moves
-# when a decay of 0.999 is rounded to bfloat16.
+# **3. Rounding where it hurts.** Half precision is fine for most values, but `qwen3_next.py` keeps `g`, the log of the
+# decay, in float32, and a comment there says why. Round `g` to bfloat16 in an otherwise right bfloat16 model. Do the
+# chained comparison and perplexity notice? Does the isolated comparison? Then take a decay of 0.999 for each of 1,000
+# tokens. How far does the product move when the decay is rounded to bfloat16?
 #
 # <details><summary>Solution</summary>
 #
-# In the chained comparison, the new error drowns in that of all other roundings. In the isolated one, it is alone. On
-# `tiny/` it does little harm, because its texts are short. A decay of 0.999 itself (not its log) becomes 1 in bfloat16,
-# whose numbers just below 1 are $2^{-8}$ apart. After 1,000 tokens the state is kept whole, where 0.37 of it should be
-# left.
+# In the chained comparison, the new error drowns in all the other rounding errors. In the isolated comparison, it is
+# alone. On `tiny/` it does little harm, because the texts are short. A decay of 0.999 itself (not its log) becomes 1 in
+# bfloat16, where numbers just below 1 are $2^{-8}$ apart. So after 1,000 tokens the state is kept whole, but only 0.37
+# of it should be left.
 #
 # ```python
 # line = "g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias))"
@@ -724,8 +729,8 @@ for claim, holds in claims.items():
 #
 # </details>
 #
-# **4. Fill in.** Write the heart of `compare.py`: of two traces, the first key in forward order whose relative error is
-# above what is allowed, or None. A value that is not a number is wrong, too.
+# **4. Fill in.** Write the heart of `compare.py`: a function that takes two traces and returns the first key in forward
+# order whose relative error is above the allowed one, or None. A value that is not a number (NaN) counts as wrong.
 
 
 # %%
@@ -766,38 +771,40 @@ course.try_it(test_first_wrong, first_wrong)
 #
 # ## Five questions
 #
-# 1. Which two reasons make perplexity a poor proof of a port? How can it be right to the last digit although the port
+# 1. Name two reasons why perplexity is a poor proof of a port. How can it be right to the last digit although the port
 #    is wrong?
-# 2. What does the chained comparison show, and what the isolated one? Which of them do you use in float32, and which in
-#    bfloat16?
-# 3. In bfloat16 your port chooses another expert than the reference. How do you tell a tie from an error, and how does
-#    the comparison go on after a tie?
+# 2. What does the chained comparison show, and what does the isolated one show? Which of them do you use in float32,
+#    and which in bfloat16?
+# 3. In bfloat16, your port chooses a different expert than the reference. How do you tell a tie from an error, and how
+#    does the comparison go on after a tie?
 # 4. Which check finds a state that does not decay from chunk to chunk? Positions that begin at 0 in each call? A state
-#    that padding makes forget? The two inputs of MTP in the wrong order?
+#    that forgets because of padding? The two inputs of MTP in the wrong order?
 # 5. Why should the reference share no code with the port? And which shapes do you choose for your own tests?
 #
 # <details><summary>Answers</summary>
 #
-# 1. You must know the right number for this very text, and texts differ among themselves by more than most bugs change.
-#    It is computed in one pass, so it never uses the cache or the form that works token by token: a mistake there
-#    leaves it as it is.
-# 2. Chained, each side goes on with its own values: the error is that of all stages so far, and only the first wrong
-#    key can be blamed. Isolated, the reference gets the port's values, and each wrong stage shows by itself. Chained
-#    first, in float32. Isolated in bfloat16, where the chained errors of a right model are already large.
-# 3. By the margin: a tie has one of no more than twice what rounding moved the probabilities. The reference is given my
-#    port's choice and runs again. A different choice at a safe margin is an error.
-# 4. A prompt of several chunks. Decoding. A padded batch. The MTP layer's own values.
-# 5. If both have the same mistake, they agree. Unequal numbers of key and value heads, K unlike V, and lengths that are
-#    no multiple of the chunk: with equal ones, careless code happens to be right.
+# 1. You must know the right number for this very text, and perplexity changes more from text to text than most bugs
+#    change it. It is also computed in one pass, so it never uses the cache or the token-by-token form. A mistake there
+#    leaves it unchanged.
+# 2. In the chained comparison, each side goes on with its own values. The error is that of all stages so far, and only
+#    the first wrong key can be blamed. In the isolated comparison, the reference gets the port's values, and each wrong
+#    stage shows separately. First use chained, in float32. Use isolated in bfloat16, where the chained errors of a
+#    right model are already large.
+# 3. By the margin. At a tie, it is at most twice the amount by which rounding moved the probabilities. The reference is
+#    then given my port's choice and runs again. A different choice at a larger margin is an error.
+# 4. In this order: a prompt of several chunks, decoding, a padded batch, and the MTP layer's own values.
+# 5. If both make the same mistake, they agree. Choose unequal numbers of key and value heads, different widths K and V,
+#    and lengths that are not multiples of the chunk. With equal numbers, careless code happens to be right.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
-# 1. Fluent text and a good perplexity do not prove a port, because many bugs change them less than another text would.
-# 2. Compare the values inside with a simple implementation that shares no code with yours, in forward order, and the
-#    first wrong one names the stage to blame.
+# 1. Fluent text and a good perplexity do not prove a port, because many bugs change them less than a different text
+#    would.
+# 2. Compare the values inside the forward pass, in forward order, with a simple implementation that shares no code with
+#    yours, and the first wrong value names the stage to blame.
 # 3. Compare chained in float32 and isolated in your own dtype, and test prompts, decoding, padding and MTP, because
 #    each check sees only the bugs on its own path.
 #
-# Next: [train_tiny.ipynb](train_tiny.ipynb), on where the small model of these notebooks comes from.
+# Next: [train_tiny.ipynb](train_tiny.ipynb) shows where the small model of these notebooks comes from.

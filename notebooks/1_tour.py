@@ -13,21 +13,21 @@
 # %% [markdown]
 # # 1. A tour of Qwen3-Next
 #
-# Where are the 80 billion parameters of Qwen3-Next, and what does one token cost? The answer decides how much memory
+# Where are the 80 billion parameters of Qwen3-Next, and what does one token cost? The answers decide how much memory
 # the model needs and how fast it can run. A token uses only about three billion of the parameters, and in most layers a
 # memory of constant size replaces attention.
 #
 # After this notebook you know
 #
-# 1. what the model consists of, and in what order,
-# 2. where its parameters are, and which of them a token uses,
+# 1. the parts of the model and their order,
+# 2. where the parameters are, and which of them a token uses,
 # 3. what each layer of a small trained Qwen3-Next adds to the answer to one prompt,
 # 4. what a token costs in memory, bytes read and arithmetic as the context grows, compared with a dense transformer.
 #
-# You need to know PyTorch and the attention of a transformer. Here the parts are boxes with a size and a cost. The
-# notebooks that follow open them. All code comes from this repository's `qwen3_next.py`. You need no GPU and no
-# download. For one lesson, take the first three sections and, of the last one, memory and bytes. Arithmetic and the
-# clock are homework.
+# You need to know PyTorch and the attention of a transformer. In this notebook, the parts of the model are boxes with a
+# size and a cost. The later notebooks open the boxes. All code comes from this repository's `qwen3_next.py`. You need
+# no GPU and no download. For one lesson, take the first three sections, and from the fourth the parts on memory and on
+# bytes. The parts on arithmetic and on the clock are homework.
 
 # %%
 from start import root
@@ -51,10 +51,10 @@ figures.setup()
 # %% [markdown]
 # ## The model in one picture
 #
-# How large is each part? A checkpoint's `config.json` says so. Below are the fields of the released Qwen3-Next-80B-A3B
-# that decide shapes. `Qwen3NextConfig` in `qwen3_next.py` has the same numbers next to its fields. Only the last line
-# is ours. The released file does not mention that the checkpoint also has a multi-token-prediction (MTP) layer. That
-# layer drafts tokens, and the model runs without it.
+# How large is each part? The checkpoint's `config.json` tells us. Below are the fields of the released
+# Qwen3-Next-80B-A3B that set the shapes. In `qwen3_next.py`, comments next to the fields of `Qwen3NextConfig` give the
+# same numbers. Only the last line is ours: the checkpoint also has a multi-token-prediction (MTP) layer, which the
+# released file does not mention. That layer drafts tokens, and the model runs without it.
 
 # %%
 config = Qwen3NextConfig(
@@ -79,9 +79,10 @@ config = Qwen3NextConfig(
 )
 
 # %% [markdown]
-# `full_attention_interval` means that layer $i$ is attention if $i + 1$ is a multiple of 4. So 12 of the 48 layers are
-# **gated attention**: softmax attention whose output is scaled by a sigmoid. The other 36 are **Gated DeltaNet**.
-# There, each head keeps one matrix, its *state*. Every token removes a little from the state and adds a little to it.
+# With `full_attention_interval=4`, layer $i$ is attention if $i + 1$ is a multiple of 4. So 12 of the 48 layers are
+# **gated attention**: softmax attention whose output is scaled by a sigmoid. The other 36 are **Gated DeltaNet**. In a
+# Gated DeltaNet layer, each head keeps one matrix, its *state*. Every token removes a little from the state and adds a
+# little to it.
 #
 # Each layer has two halves of the same form. Let $x$ be the *residual stream*, a vector of `hidden_size` numbers per
 # token. Then each layer computes
@@ -89,18 +90,17 @@ config = Qwen3NextConfig(
 # $$x \leftarrow x + \mathrm{mixer}(\mathrm{norm}(x)), \qquad x \leftarrow x + \mathrm{MoE}(\mathrm{norm}(x)).$$
 #
 # The mixer is Gated DeltaNet or attention. It moves information between tokens. The MoE, a *mixture of experts*, works
-# on each token by itself. A *router* chooses 10 of 512 small MLPs, the *experts*. One more, the *shared expert*, sees
-# all tokens.
+# on each token separately. For each token, a *router* chooses 10 of 512 small MLPs, the *experts*. One more MLP, the
+# *shared expert*, sees every token.
 #
-# The next cell draws this from the config. The top of the picture is the row of all layers, the middle is the inside of
-# one layer, and the bottom is the legend. Follow the line that runs through it from left to right.
+# The next cell draws the model from the config: at the top all layers in a row, in the middle the inside of one layer,
+# and at the bottom the legend. Follow the black line from left to right.
 
 # %%
 pictures.model(config)
 
 # %% [markdown]
-# That line is the residual stream, and every layer adds to it. Nothing else connects the layers. The three coloured
-# boxes at the bottom are also the legend.
+# That line is the residual stream. Every layer adds to it, and nothing else connects the layers.
 
 # %% [markdown]
 # ## Where the 80 billion parameters are
@@ -120,7 +120,8 @@ course.finding("as many as the released checkpoint has in its 75,944 tensors: 81
 
 # %% [markdown]
 # So the "80B" of the name is 79.7 billion, without MTP. Next, we assign each parameter to a part by its name. The order
-# of the list matters. MTP has attention and experts of its own, and all of these must count as MTP.
+# of the list matters. The MTP layer has attention and experts of its own, and all of their parameters must count as
+# MTP.
 
 # %%
 PARTS = {  # what a parameter's name contains -> the part it belongs to; the first that fits counts
@@ -140,11 +141,12 @@ for name, p in big.named_parameters():
 assert sum(stored.values()) == total
 
 # %% [markdown]
-# How many of these does one token use? It uses $10 / 512$ of the routed experts in each layer, and one row of 2,048
-# numbers of the embedding. It uses nothing of MTP, as long as the model does not draft. It uses the rest in full.
+# How many of these parameters does one token use? It uses $10 / 512$ of the routed experts in each layer, and one row
+# of the embedding, 2,048 numbers. It uses nothing of MTP, as long as the model does not draft. It uses everything else
+# in full.
 #
-# We print both counts and then draw them: on the left what is stored, on the right what a token uses. Compare how the
-# parts rank on the two sides.
+# We print both counts and then draw them: the stored parameters on the left, the used ones on the right. Compare the
+# order of the parts on the two sides.
 
 # %%
 share = dict.fromkeys(stored, 1.0)
@@ -162,11 +164,12 @@ print(f"{'all':16}{total:16,}{sum(used.values()):18,}")
 pictures.parameters(stored, used)
 
 # %% [markdown]
-# On the left, nearly everything is routed experts. The scale on the right is fifty times finer. There, the routed
-# experts are less than half of what a token uses, and the Gated DeltaNet layers come second. The embedding is a
-# look-up, so it disappears. `lm_head` has the same size, but it is multiplied in full.
+# On the left, nearly all parameters belong to the routed experts. On the right, where the scale is fifty times finer,
+# the routed experts make up less than half, and the Gated DeltaNet layers come second. The embedding is a look-up of
+# one row, so its bar disappears. `lm_head` has the same size, but every token multiplies all of it.
 #
-# What does "A3B", three billion active parameters, count? That depends on whether `lm_head` counts.
+# The name also says "A3B", three billion active parameters. Does that include `lm_head`? We print the sum with and
+# without it.
 
 # %%
 active = sum(used.values())
@@ -183,9 +186,9 @@ course.finding("routed experts are more than 90 % of what is stored, and less th
 # ## One prompt, layer by layer
 #
 # So far we have only counted. What does each layer do to a text? To see that, we need trained weights. The repository
-# has a small trained Qwen3-Next in `tiny/`, with every part of the large one. It has learnt to tell stories and to
-# answer questions, for example about phone books. It also has three layers of Gated DeltaNet for each layer of
-# attention. Its config says in which order:
+# has a small trained Qwen3-Next in `tiny/`, with every part of the large model. It has learnt to tell stories and to
+# answer questions, for example about phone books. Like the large model, it has three Gated DeltaNet layers for each
+# attention layer. Its config gives the order:
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -196,7 +199,7 @@ assert kinds.count("Gated DeltaNet") == 3 * kinds.count("gated attention")  # wh
 
 # %% [markdown]
 # The prompt is a phone book and a question, and we append the right answer. A causal model predicts every token from
-# the tokens before it. So one pass shows how the model predicts each token of the answer.
+# the tokens before it. So one forward pass shows how the model predicts each token of the answer.
 
 # %%
 NAMES = "Tom Anna Ben Nora Sam Lily Max Clara".split()
@@ -216,9 +219,9 @@ ids = tokenizer(prompt + answer, return_tensors="pt").input_ids  # (1, T)
 print(prompt + answer)
 
 # %% [markdown]
-# `recording` keeps every intermediate value that the model computes. A key is either the checkpoint's name of a module
-# followed by `.out`, or the name of a local variable in `qwen3_next.py`. For a single sequence, the recorded values
-# have no batch axis.
+# `recording` keeps every intermediate value that the model computes. Each value has a key: either the checkpoint's name
+# of a module followed by `.out`, or the name of a local variable in `qwen3_next.py`. For a single sequence, the
+# recorded values have no batch axis.
 
 # %%
 with torch.no_grad(), recording(tiny) as trace:
@@ -231,14 +234,14 @@ for key in ("model.embed_tokens.out", f"model.layers.{attention}.self_attn.o_pro
 # %% [markdown]
 # ### The stream is a sum
 #
-# Every layer only adds to the stream. So after layer $l$, the stream is the embedding plus everything that mixers and
-# MoEs have added:
+# Every layer only adds to the stream. So after layer $l$, the stream is the embedding plus everything that the mixers
+# and MoEs have added so far:
 #
 # $$x_l = x_{\mathrm{emb}} + \sum_{i \le l} (\mathrm{mixer}_i + \mathrm{MoE}_i).$$
 #
-# A mixer ends with a projection, `o_proj` or `out_proj`. The output of that projection is what the mixer adds. After
-# every layer, we compare this sum with the layer's own output. We allow for the rounding of float32, because we add the
-# same numbers in another order.
+# A mixer ends with a projection, `o_proj` or `out_proj`, and adds the output of that projection. After every layer, we
+# compare our sum with the layer's own output. We allow for the rounding of float32, because we add the same numbers in
+# a different order.
 
 # %%
 stream, mixers, moes = [trace["model.embed_tokens.out"]], [], []  # each (T, D)
@@ -264,9 +267,9 @@ ratio = {
 pictures.updates(tiny.config.layer_types, ratio)
 
 # %% [markdown]
-# A mark above the line is an update that is longer than the stream was. Such a layer writes the stream rather than
-# corrects it. A mark near the bottom is an update that hardly changes anything. (Short does not mean unimportant. The
-# update may point in a direction that nothing else uses.)
+# A mark above the line is an update that is longer than the stream it is added to. Such a layer writes the stream
+# rather than correcting it. A mark near the bottom is an update that hardly changes the stream. (A short update can
+# still matter: it may point in a direction that nothing else uses.)
 
 # %% [markdown]
 # ### What each layer would say next
@@ -277,7 +280,7 @@ pictures.updates(tiny.config.layer_types, ratio)
 #
 # $$p_l = \mathrm{softmax}(\mathrm{lm\_head}(\mathrm{norm}(x_l))).$$
 #
-# The result is what the model would say if the remaining layers added nothing. After the last layer, it must be the
+# The result is what the model would predict if the remaining layers added nothing. After the last layer, it must be the
 # model's own prediction. We check that.
 
 
@@ -294,7 +297,7 @@ assert (lens(stream[1]) - lens(stream[-1])).abs().max() > 1e-3  # and an earlier
 # %% [markdown]
 # The next picture is a grid. Each column is a position near the end of the text, labelled with the token that the model
 # has just read. Each row is a layer. A cell shows the most likely next token, and its colour is the probability of that
-# token. A red frame means that this token really comes next. Look at the four columns that lead to the digits. In which
+# token. A red frame means that this token really comes next. Look at the four columns that predict the digits. In which
 # row does the right number appear?
 
 
@@ -317,15 +320,15 @@ rows = ["embedding", *(f"{i} {kind}" for i, kind in enumerate(kinds))]
 pictures.lens_grid([row.values.tolist() for row in best], labels, comes, read, rows)
 
 # %% [markdown]
-# - The row "embedding" mostly repeats what was read. `tiny/` uses one matrix for embedding and `lm_head`, so a token's
-#   own row fits best.
+# - The row "embedding" mostly repeats the token that was read. `tiny/` uses one matrix for embedding and `lm_head`, so
+#   a token's own row of that matrix fits best.
 # - The digits have to be looked up in the book. They are wrong in the first rows, and right once a layer has looked
 #   them up.
-# - The blank after the colon needs no look into the book. The tokens just before it are enough to predict it.
+# - The blank after the colon can be predicted without the book: the tokens just before it are enough.
 #
-# One prompt can mislead. So we repeat this for twenty random books and follow the probability of the right token
-# through the layers. The picture has one line for the four digits and one for the blank before them. The bands run from
-# the lower to the upper quartile of the books. Compare how the two lines rise.
+# One prompt can mislead. So we repeat the measurement for twenty random books and follow the probability of the right
+# token through the layers. The picture has one line for the four digits and one for the blank before them. The bands
+# run from the lower to the upper quartile of the books. Compare how the two lines rise.
 
 
 # %%
@@ -352,18 +355,19 @@ found_it = digits[0] < 0.2 and digits[-1] > 0.7
 figures.expect("it finds what it can't guess, from below 20 % after the embedding to above 70 % at last", found_it)
 
 # %% [markdown]
-# The blank follows from nearby tokens, but the digits have to be looked up. The printed lines name the layer with the
-# largest step. An attention layer can take such a step, because it still has every earlier token and can look at any
-# one of them. A Gated DeltaNet layer has only what its state has kept. But a lens shows where an answer becomes
-# *readable*, not where it is made. Earlier layers may have prepared it in a form that `lm_head` can't read. The third
-# exercise asks the sharper question.
+# The printed lines name the layer with the largest step for the digits, which have to be looked up. An attention layer
+# can take such a step, because it still has every earlier token and can look at any one of them. A Gated DeltaNet layer
+# has only what its state has kept. The blank follows from nearby tokens. Even so, in one training of `tiny/`, it became
+# readable only one layer after the digits. A lens shows where an answer becomes *readable*, not where it is made:
+# earlier layers may have prepared it in a form that `lm_head` can't read. Exercise 3 asks the sharper question, which
+# layers the answer depends on.
 
 # %% [markdown]
 # ## What a token costs
 #
-# We compare Qwen3-Next-80B-A3B with Qwen3-32B, a dense transformer of the same family. There, every layer is attention,
-# and one MLP takes the place of the experts. The sizes come from its config.json. Our classes also give attention an
-# output gate, which Qwen3-32B does not have, so we subtract the gate.
+# We compare Qwen3-Next-80B-A3B with Qwen3-32B, a dense transformer of the same family. In Qwen3-32B, every layer is
+# attention, and one MLP takes the place of the experts. The sizes come from its config.json. We build it from our own
+# classes, in which attention has an output gate. Qwen3-32B has no such gate, so we subtract the gate's parameters.
 
 # %%
 dense = Qwen3NextConfig(
@@ -388,15 +392,15 @@ assert round(stored_dense / 1e9, 1) == 32.8  # its model card's figure
 # %% [markdown]
 # ### Memory: the cache
 #
-# To continue a text, a layer has to keep something of the tokens before. How much is that? An attention layer keeps a
-# key and a value of each token, in bfloat16 (2 bytes a number). With $H_{kv}$ key and value heads of $d$ numbers, a
+# To continue a text, a layer has to keep something about the earlier tokens. How much is that? An attention layer keeps
+# a key and a value of each token, in bfloat16 (2 bytes a number). With $H_{kv}$ key and value heads of $d$ numbers, a
 # context of $n$ tokens takes
 #
 # $$\mathrm{bytes}_{\mathrm{attention}}(n) = 2 \cdot H_{kv} \cdot d \cdot 2 \cdot n .$$
 #
 # A Gated DeltaNet layer keeps two things. One is a state of $K \times V$ numbers for each of its $H$ heads, in float32
-# (4 bytes). The other is the last three inputs of its convolution over 4 tokens, for all channels, in bfloat16. The
-# length of the context does not appear:
+# (4 bytes). The other is the last three inputs of its convolution over 4 tokens, for all channels, in bfloat16. Neither
+# depends on the length of the context:
 #
 # $$\mathrm{bytes}_{\mathrm{DeltaNet}} = H \cdot K \cdot V \cdot 4 + 3 \cdot \mathrm{channels} \cdot 2 .$$
 
@@ -415,9 +419,9 @@ def cache_bytes(c: Qwen3NextConfig, n: int) -> dict[str, int]:
 
 
 # %% [markdown]
-# Does the code really keep this much? We count in `tiny/`. It has other numbers of heads for queries, keys and states,
-# so a wrong factor would show. The buffers of attention have spare room for tokens to come, so we count only the slots
-# in use.
+# Does the code really keep this much? We count the bytes in `tiny/`. It has fewer key heads than query heads, and fewer
+# key heads than states, so a wrong factor would show. The buffers of attention have spare room for later tokens, so we
+# count only the slots in use.
 
 # %%
 small = Qwen3NextForCausalLM.from_pretrained(root / "tiny")  # bfloat16
@@ -456,14 +460,14 @@ course.finding(
 )
 
 # %% [markdown]
-# The state is not small. It takes as much memory as some three hundred tokens of the dense model's cache, and for
-# shorter texts Qwen3-Next needs more. Its cache also grows, because a quarter of the layers are attention. And Gated
-# DeltaNet does not explain the whole saving. These attention layers also have only two key and value heads.
+# The constant part is not small. It takes as much memory as some three hundred tokens of the dense model's cache, and
+# for shorter texts Qwen3-Next needs more memory. Its cache also grows, because a quarter of the layers are attention.
+# And Gated DeltaNet does not explain the whole saving: the attention layers also have only two key and value heads.
 #
-# ### Bytes to be read for a token
+# ### Bytes read for a token
 #
-# To generate one text, a processor has to read every weight in use once per token, at 2 bytes each, and the whole
-# cache. It reads the state and also writes it back. For one sequence, these bytes decide the speed.
+# To make the next token of a single text, a processor has to read every weight in use, at 2 bytes each, and the whole
+# cache. It also writes the state back. For one sequence, these bytes decide the speed.
 
 # %%
 WEIGHTS = {"ours": 2 * (active - used["embedding"]), "dense": 2 * used_dense}
@@ -487,10 +491,10 @@ course.finding("7.1 GB of weights are read for a token", 7.05e9 < WEIGHTS["ours"
 # For one token, a matrix of $M \times N$ weights takes $M N$ multiplications and as many additions. That is 2 FLOPs a
 # weight. Two more costs have nothing to do with weights.
 #
-# - Attention compares a query with $n$ keys and sums $n$ values. Each of the two takes $2 n d$ FLOPs for each of $H_q$
-#   query heads, so a layer takes $4\, n\, d\, H_q$.
-# - The delta rule forgets, recalls, writes and reads, over a state of $K V$ numbers. That takes $1 + 2 + 2 + 2 = 7$
-#   FLOPs a number, so a layer takes $7\, H K V$, for any $n$.
+# - Attention compares a query with $n$ keys and sums $n$ values. Each of these two steps takes $2 n d$ FLOPs for each
+#   of $H_q$ query heads, so a layer takes $4\, n\, d\, H_q$.
+# - The delta rule forgets, recalls, writes and reads, over a state of $K V$ numbers. These four steps take
+#   $1 + 2 + 2 + 2 = 7$ FLOPs a number, so a layer takes $7\, H K V$, for any $n$.
 #
 # We leave out norms, activations, softmax and the router's choice. They take a few FLOPs for each of a few thousand
 # numbers, or for each of the $n$ scores.
@@ -511,8 +515,9 @@ def delta_flops(c: Qwen3NextConfig, per_number: int = 7) -> int:
 # %% [markdown]
 # Are these formulas right? PyTorch can count the FLOPs of its matrix products while they run. It counts products only.
 # So of the delta rule it counts the recall and the read, 4 of the 7 FLOPs a number, and it does not count the
-# convolution. It does count the sum over a token's chosen experts, which we left out. In each layer, that is a product
-# of $k$ weights with $k$ vectors of $D$ numbers. With these changes, the two counts must be equal.
+# convolution. It does count the sum over a token's chosen experts, which our formulas leave out: in each layer, a
+# product of $k$ weights with $k$ vectors of $D$ numbers. Once we adjust our formulas for these differences, the two
+# counts must be equal.
 
 # %%
 # PyTorch's list lacks the product of a matrix and a vector
@@ -535,12 +540,12 @@ for n in (1, 100, 1000):
 # %% [markdown]
 # (In `tiny/`, one matrix is both embedding and `lm_head`. It counts once, as `lm_head`.)
 #
-# The formulas are right, so we apply them to the large models. At what context does attention take as many FLOPs as all
-# the rest?
+# The formulas are right, so we apply them to the large models. At what context does attention take as many FLOPs as
+# everything else? The next cell prints the answer.
 #
-# Then a picture shows memory, reading and arithmetic against the context. Both axes of all three pictures are
-# logarithmic. A dot in the third marks where attention's FLOPs equal the rest. Look at where each line is flat and
-# where it begins to rise.
+# Then three plots show memory, bytes read and FLOPs against the context. All axes are logarithmic. A dot in the third
+# plot marks the context at which attention takes half of the FLOPs. Look at where each line is flat and where it begins
+# to rise.
 
 # %%
 FLOPS = {model: WEIGHTS[model] + delta_flops(c) for model, c in CONFIGS.items()}  # 2 FLOPs a weight, like 2 bytes
@@ -574,24 +579,24 @@ curves = {"Qwen3-32B": curves_of("dense"), "Qwen3-Next-80B-A3B": curves_of("ours
 pictures.costs(curves, dict(zip(curves, (crossing["dense"], crossing["ours"]))))
 
 # %% [markdown]
-# - Memory: the flat part of Qwen3-Next's line is the states. Beyond a few thousand tokens, both lines rise alike, an
-#   order of magnitude apart.
-# - Reading and arithmetic: the lines are flat as long as the weights dominate, and then they rise. The two dots are at
+# - Memory: the flat part of Qwen3-Next's line comes from the states. Beyond a few thousand tokens, both lines rise
+#   alike, an order of magnitude apart.
+# - Bytes read and FLOPs: the lines are flat as long as the weights dominate, and then they rise. The two dots are at
 #   about the same context. The hybrid does not delay the point where attention dominates, because everything else
 #   became cheaper as well.
 
 # %% [markdown]
 # ### Compared with the clock
 #
-# Arithmetic is a model of speed, but it is not speed. The Qwen team reports more than ten times the throughput of
+# Counting FLOPs predicts speed, but it does not measure it. The Qwen team reports more than ten times the throughput of
 # Qwen3-32B beyond 32K tokens of context (Qwen3-Next blog post, 2025). What can we measure ourselves?
-# `benchmarks/against_dense.py` times slices of both models at full width on a CPU, one text at a time. If its result is
-# there, the next cell prints the measured ratios next to the computed ones. For a prompt of $n$ tokens, we compute the
-# ratio of the FLOPs,
+# `benchmarks/against_dense.py` times a few layers of each model at full width on a CPU, one text at a time. If its
+# result file is there, the next cell prints the measured ratios next to the computed ones. For a prompt of $n$ tokens,
+# we compute the ratio of the FLOPs,
 #
 # $$\sum_{i=1}^{n} \mathrm{flops}(i) = n\, \mathrm{flops}(0) + \tfrac{1}{2} n (n + 1)\, \mathrm{attention\_flops}(1)$$
 #
-# (less $n - 1$ uses of `lm_head`, which a prompt needs only once). For a decoded token, we compute the ratio of the
+# (minus $n - 1$ uses of `lm_head`, which a prompt needs only once). For a decoded token, we compute the ratio of the
 # bytes.
 
 
@@ -614,16 +619,17 @@ if not measured:
     print("no measured figures here: python benchmarks/against_dense.py --folder DIR --out", file.relative_to(root))
 
 # %% [markdown]
-# For prompts, the clock shows a smaller gain than arithmetic. A FLOP in a small matrix takes longer than a
-# FLOP in a large one. In a window of 2,048 tokens, an expert sees about 40 of them, while the dense MLP sees all. On a
-# CPU, with one text at a time, this costs much of what sparsity saves. Both ratios still grow with the context.
+# For prompts, the measured gain is smaller than the computed one. A FLOP in a small matrix takes longer than a FLOP in
+# a large one. The benchmark reads a prompt in windows of 2,048 tokens. Of such a window, an expert sees about 40
+# tokens, while the dense MLP sees all of them. On a CPU, with one text at a time, this costs much of what sparsity
+# saves. The measured ratios still grow with the context.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. Another mixture of layers.** How many bytes does the cache of the 80B take at 262,144 tokens if every second
-# layer is attention? What if every layer is, or every twelfth? First check that `full_attention_interval=4` gives what
-# you know.
+# **1. A different mixture of layers.** How many bytes does the cache of the 80B take at 262,144 tokens if every second
+# layer is attention? What if every layer is, or every twelfth? First check that `full_attention_interval=4` gives the
+# size printed above.
 #
 # <details><summary>Solution</summary>
 #
@@ -654,7 +660,7 @@ if not measured:
 # <details><summary>Solution</summary>
 #
 # An expert is not read if none of the $B$ tokens chooses it. The probability of that is $(1 - 10/512)^B$, so
-# $512\,(1 - (1 - 10/512)^B)$ experts are read. All other weights are shared.
+# $512\,(1 - (1 - 10/512)^B)$ experts are read on average. All other weights are shared.
 #
 # ```python
 # expert_bytes = 2 * used["routed experts"] / 10  # of one expert in each layer
@@ -670,8 +676,8 @@ if not measured:
 # ```
 #
 # For one text, the sparse model reads a ninth of the bytes. For many texts with short contexts, it reads *more* than
-# the dense one, because it stores more. It still saves arithmetic and, at long contexts, cache, which no two texts
-# share. (Real routers choose less evenly, so they read somewhat less.)
+# the dense one, because it has more weights. It still saves arithmetic. At long contexts, it also saves cache, which no
+# two texts share. (Real routers choose less evenly, so somewhat fewer experts are read.)
 # </details>
 #
 # **3. Where is the number looked up?** The lens showed where the digits become readable. Now turn off the mixer of one
@@ -698,14 +704,14 @@ if not measured:
 # figures.expect(f"without its mixer {worst} it loses more than half of what it had", without[worst] < whole / 2)
 # ```
 #
-# More than one layer is needed. One prepares what is to be looked up, and one looks it up. Sometimes a third only keeps
-# the stream in the form that later layers expect. Turning off a layer also harms every layer after it, so this too is
-# evidence and not proof.
+# More than one layer is needed. One layer prepares what is to be looked up, and another looks it up. Sometimes a third
+# layer only keeps the stream in the form that later layers expect. Turning off a layer also harms every layer after it,
+# so this experiment, like the lens, is evidence and not proof.
 # </details>
 #
-# **4. Fill in.** How many parameters does one layer of gated attention have, by the config alone? `q_proj` makes a
-# query *and* a gate for each query head, and the norms of queries and keys have `head_dim` numbers each. Write the
-# function, and run the cell until it says green.
+# **4. Fill in.** How many parameters does one layer of gated attention have? Compute the number from the config alone.
+# `q_proj` makes a query *and* a gate for each query head, and the norms of queries and keys have `head_dim` numbers
+# each. Write the function, and run the cell until it says green.
 
 
 # %%
@@ -753,26 +759,27 @@ course.try_it(test_attention_parameters, attention_parameters)
 #
 # 1. Where are nearly all of the 80 billion parameters, and how many parameters does one token use? Why do the embedding
 #    and `lm_head`, which have the same size, count so differently?
-# 2. What connects one layer with the next? How can you find out what the model would say if it ended after an early
-#    layer, and what does the answer not show?
-# 3. In the phone book, one step made most of the digits right. Which kind of layer took it, and why that kind? Why did
-#    the blank before the digits not need it?
+# 2. What connects one layer with the next? How can you find out what the model would predict if it ended after an early
+#    layer? What does this not tell you?
+# 3. For the phone book, one layer made most of the digits right. Which kind of layer was it, and why that kind? Why
+#    does the blank before the digits not need such a layer?
 # 4. Which part of Qwen3-Next's cache grows with the text, and which does not? For which texts does the dense model need
 #    less memory? Is Gated DeltaNet the only reason why the cache is ten times smaller for long texts?
-# 5. Does the hybrid move the context at which attention takes half of the arithmetic? Why is a prompt's measured gain
-#    over the dense model smaller than the computed one?
+# 5. Does the hybrid shift the context at which attention takes half of the FLOPs? Why is a prompt's measured gain over
+#    the dense model smaller than the computed one?
 #
 # <details><summary>Answers</summary>
 #
-# 1. In the routed experts. A token uses 10 of 512 of them in each layer, and about 3.5 billion parameters in all, with
-#    `lm_head`. The embedding is a look-up of one row, while `lm_head` is multiplied in full.
-# 2. The residual stream, and nothing else. You apply the final norm and `lm_head` to the stream after that layer. It
+# 1. Nearly all of them belong to the routed experts. A token uses 10 of the 512 in each layer. In total it uses a
+#    little over 3.5 billion parameters, with `lm_head`. The embedding is a look-up of one row, while every token
+#    multiplies all of `lm_head`.
+# 2. The residual stream, and nothing else. You apply the final norm and `lm_head` to the stream after that layer. This
 #    shows where an answer becomes readable, not where it is made.
 # 3. An attention layer. It still has every earlier token and can look at any one of them, while a Gated DeltaNet layer
 #    has only what its state has kept. The blank follows from the tokens just before it.
 # 4. The keys and values of the 12 attention layers grow. The states and the convolutions' windows do not. The dense
-#    model needs less for texts of up to some three hundred tokens. It is not the only reason: the attention layers also
-#    have only two key and value heads.
+#    model needs less for texts of up to some three hundred tokens. Gated DeltaNet is not the only reason: the attention
+#    layers also have only two key and value heads.
 # 5. Hardly, because everything else became cheaper as well. A FLOP in a small matrix takes longer than one in a large
 #    matrix, and each expert sees only a few tokens of a window, while a dense MLP sees all of them.
 #
@@ -782,9 +789,9 @@ course.try_it(test_attention_parameters, attention_parameters)
 #
 # 1. Nearly all of the 80 billion parameters are routed experts, and a token uses 10 of 512 of them in each layer, so
 #    only about three billion parameters are active.
-# 2. Every layer only adds to the residual stream, first what its mixer takes from other tokens, then what its experts
-#    compute for each token by itself.
+# 2. Every layer only adds to the residual stream: first its mixer, which moves information between tokens, then its
+#    experts, which work on each token separately.
 # 3. Three layers in four keep a state of constant size, so a long text takes far less memory than in a dense
-#    transformer, even though its attention layers dominate the cost in the end.
+#    transformer, even though attention dominates the cost in the end.
 #
 # Next: [2_delta_rule](2_delta_rule.ipynb), the memory inside a Gated DeltaNet layer.

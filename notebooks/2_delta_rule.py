@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 2. The delta rule
 #
-# How can a layer remember a text without keeping its tokens? Three layers in four of Qwen3-Next keep only one matrix
-# per head, the *state*, and every token changes it a little. So a token costs the same at every position, but a matrix
-# of fixed size can hold only so much. We will see how a sum of products becomes a memory, what goes wrong if we only
-# add to it, and how decay and the delta rule repair that.
+# How can a layer remember a text without keeping its tokens? Three layers in four of Qwen3-Next keep one matrix per
+# head instead, the *state*, and every token changes it a little. So a token costs the same at every position, but a
+# matrix of fixed size can hold only so much. We will see how a sum of products becomes a memory, what goes wrong if we
+# only add to it, and how decay and the delta rule repair the damage.
 #
-# Afterwards you can write the gated delta rule from memory. You can say what its five steps are for, how many pairs a
-# state holds, and what decay and write strength do in a trained one. You need to know softmax attention and PyTorch,
-# and nothing from [notebook 1](1_tour.ipynb). Short on time? Sections 1 to 3 and exercise 4 are the core. We compare
-# everything with [`qwen3_next.py`](../qwen3_next.py).
+# Afterwards you can write the gated delta rule from memory and explain its five steps. You can say how many pairs of
+# keys and values a state holds, and what decay and write strength do in a trained model. You need softmax attention and
+# PyTorch, but nothing from [notebook 1](1_tour.ipynb). If you are short of time, take sections 1 to 3 and exercise 4.
+# We compare everything with [`qwen3_next.py`](../qwen3_next.py).
 #
 # | | |
 # |---|---|
@@ -61,10 +61,10 @@ pictures.two_memories()
 
 
 # %% [markdown]
-# The picture above compares how many numbers one head has to keep as the text grows. Its keys and values have 128
-# numbers each, as in the Gated DeltaNet layers of Qwen3-Next-80B, the published model. Two helpers: `normal` gives
-# random numbers, and `unit` random directions. We use float64, so that two ways to compute the same thing agree to
-# about 13 digits. `same` stops the notebook if two tensors differ.
+# The picture above shows how many numbers one head has to keep as the text grows, with attention and with a state. Keys
+# and values have 128 numbers each, as in the Gated DeltaNet layers of Qwen3-Next-80B, the published model. We need two
+# helpers. `normal` draws random numbers, and `unit` draws random directions. We use float64, so that two ways to
+# compute the same thing agree to about 13 digits. `same` stops the notebook if two tensors differ.
 
 
 # %%
@@ -79,10 +79,10 @@ def unit(*shape):
 
 
 # %% [markdown]
-# Before we build such a memory, watch one work. `tiny/` reads a message and writes a story. Words are blue while the
-# memory of one head can still return their values. Press play, then try the other three rules. Section 2 compares all
-# four, and by the end of section 3 you will know what each of the five lines of code on the page is for. (The page shows
-# once you have run the cell; [docs/watch](../docs/watch/index.html) has it, too.)
+# Before we build such a memory, watch one work. `tiny/`, a small trained Qwen3-Next, reads a message and writes a
+# story. A word is blue while the memory of one head can still return its value. Press play, then try the other three
+# rules. Section 2 compares all four, and by the end of section 3 you will know what each of the five lines of code on
+# the page is for. (The page appears when you run the cell. You also find it at [docs/watch](../docs/watch/index.html).)
 
 # %%
 tiny = root / "tiny"
@@ -93,8 +93,8 @@ watch.show(Qwen3NextForCausalLM.from_pretrained(tiny), Qwen3NextTokenizer.from_p
 # ## 1. Attention without the softmax is a matrix
 #
 # Token $t$ has a query $q_t$ and a key $k_t$, vectors of $K$ numbers, and a value $v_t$ of $V$ numbers. Causal
-# attention returns a weighted sum of the values so far. If we leave out the softmax, each weight is just the product of
-# query and key:
+# attention returns a weighted sum of the values so far. If we leave out the softmax, each weight is just the dot
+# product of query and key:
 #
 # $$\mathrm{out}_t = \sum_{j \le t} (q_t \cdot k_j)\, v_j$$
 
@@ -104,17 +104,17 @@ q, k, v = normal(T, K), unit(T, K), normal(T, V)
 by_attention = (q @ k.T).tril() @ v  # (T, T) weights, the future cut off, times (T, V)
 
 # %% [markdown]
-# The softmax stood between the product with the keys and the product with the values. Now that it is gone, we can
-# multiply in another order: $(q_t \cdot k_j)\, v_j = v_j\,(k_j^\top q_t) = (k_j v_j^\top)^\top q_t$. The query does not
-# depend on $j$, so it comes out of the sum:
+# The softmax stood between the product with the keys and the product with the values. Without it, we can multiply in a
+# different order: $(q_t \cdot k_j)\, v_j = v_j\,(k_j^\top q_t) = (k_j v_j^\top)^\top q_t$. The query does not depend on
+# $j$, so it comes out of the sum:
 #
 # $$\mathrm{out}_t = \Big(\underbrace{\sum_{j \le t} k_j v_j^\top}_{S_t,\; K \times V}\Big)^{\!\top} q_t,
 # \qquad S_t = S_{t-1} + k_t v_t^\top$$
 #
 # The sum is the *state*. It has $K \times V$ numbers, however long the text is, so a token costs the same at every
-# position. What do we pay for that? We lose the softmax, which can single out one token of many. We also lose the list
-# of past tokens, and with it the exact recall of any of them. This is linear attention. In [LA], it also has a feature
-# map, which keeps the weights positive, and a normaliser, which divides by their sum.
+# position. What is the price? We lose the softmax, which can single out one token of many. We also lose the list of
+# past tokens, and with it the exact recall of any of them. This method is linear attention. In [LA], it also has a
+# feature map, which keeps the weights positive, and a normaliser, which divides by the sum of the weights.
 
 # %%
 S, by_state = torch.zeros(K, V).double(), []
@@ -127,16 +127,17 @@ print(f"{T} tokens: a KV cache holds {T * (K + V)} numbers and grows; the state 
 # %% [markdown]
 # ## 2. A memory, on the whiteboard
 #
-# Think of $S$ as a board with pairs on it: under key $k$ stands the value $S^\top k$. Write one pair into an empty
-# state and ask with the same key. You get $(k v^\top)^\top k = |k|^2\, v$, and that is $v$ itself if the key has the
-# length 1. A read is linear in the key. So a key at 45° to $k$ returns $0.71\, v$, although it was never written, and a
-# key at right angles returns nothing. But only $K$ directions are at right angles to each other. And what happens when
-# a key gets a *new* value?
+# Think of $S$ as a whiteboard with pairs of keys and values on it. Ask with the key $k$, and it returns $S^\top k$.
+# Write one pair into an empty state and ask with the same key. You get $(k v^\top)^\top k = |k|^2\, v$, which is $v$
+# itself if the key has length 1. A read is linear in the key. So a key at 45° to $k$ returns $0.71\, v$, although
+# nothing was ever written under it, and a key at right angles to $k$ returns zero. But only $K$ directions can be at
+# right angles to each other. And what happens when a key gets a *new* value?
 #
 # Let the keys be objects and the values their owners. Tom has the ring, Nora has the cup, and Sam has the coin. Then
-# Tom gives the ring to Mira: the ring gets a new value. The keys of ring and cup are at right angles, and the coin is
-# somewhat like a ring: their keys have cosine 0.6. Four rules write these four pairs, all with the same three lines.
-# `alpha` is the share of the state that is kept. `erase` subtracts what the state already returns for this key:
+# Tom gives the ring to Mira: the ring gets a new value. The keys of the ring and the cup are at right angles. The coin
+# is somewhat like the ring: their keys have cosine 0.6. Four rules write these four pairs, all with the same three
+# lines of code. `alpha` is the share of the state that is kept. `erase` subtracts the value that the state already
+# returns for this key:
 #
 # | rule | $S \leftarrow$ |
 # |---|---|
@@ -165,9 +166,9 @@ rules = {"linear attention": (1.0, False), "decay alone": (DECAY, False)}
 rules |= {"delta rule": (1.0, True), "gated delta rule": (DECAY, True)}
 
 # %% [markdown]
-# The picture has a row for each rule. From left to right, you see the state after each write, then what the three keys
-# return, and last what they should return. Purple is positive, orange negative, white zero. In a state, rows are key
-# dimensions and columns are value dimensions. Compare the last two panels of each row.
+# The picture has a row for each rule. From left to right, you see the state after each write, then the values that the
+# three keys return, and last the right values. Purple is positive, orange negative, white zero. In a state, rows are
+# key dimensions and columns are value dimensions. Compare the last two panels of each row.
 
 # %%
 states, returned = {}, {}
@@ -197,17 +198,19 @@ course.finding("next to the delta rule, decay costs the cup more than the coin g
 # Row by row, the picture shows this:
 #
 # - **Linear attention** never takes anything back. The ring returns Tom and Mira together, and a part of Sam.
-# - **Decay** makes the old value fainter, and everything else with it. The cup was never rewritten, and it fades all
-#   the same.
+# - **Decay** makes the old value fainter, and everything else with it. The cup fades as well, although nobody rewrote
+#   it.
 # - **The delta rule** first looks up what the state returns for this key, and then writes only the difference. The ring
-#   returns Mira exactly. The cup, at right angles, is untouched. The coin shares a part with the ring, so the last
-#   write disturbs it.
-# - **The gated delta rule** does both. The last pair is exact, and what nobody writes again fades.
+#   returns Mira exactly. The cup, at right angles, is untouched. The coin's key points partly along the ring's, so the
+#   last write disturbs the coin.
+# - **The gated delta rule** decays first and then corrects. The last pair is exact, and pairs that nobody writes again
+#   fade.
 #
-# Alone, decay brings the ring and the coin closer to the truth, at the cup's expense. Next to the delta rule, it fades
-# the cup and barely helps the coin. It pays off when the subject changes ([GDN], section 3.1): the delta rule cleans up
-# one key at a time, while a single token with a small $\alpha$ wipes the whole board. Here we write a spoon, at right
-# angles to the rest, once with $\alpha = 1$ and once with $\alpha = 0.01$. Look at what is left of the other three.
+# Decay without the delta rule brings the ring and the coin closer to the truth, at the cup's expense. Decay with the
+# delta rule fades the cup and barely helps the coin. Decay pays off when the subject changes ([GDN], section 3.1): the
+# delta rule cleans up one key at a time, while a single token with a small $\alpha$ wipes the whole board. Here we
+# write a spoon, with a key at right angles to the others, once with $\alpha = 1$ and once with $\alpha = 0.01$. Look at
+# what is left of the other three values.
 
 # %%
 for alpha in (1.0, 0.01):
@@ -219,9 +222,9 @@ assert (asked @ S_next).norm(dim=1).max() <= alpha * (asked @ S).norm(dim=1).max
 # %% [markdown]
 # ## 3. The recurrence, term by term
 #
-# Now we take one head, a state that is not zero, and $K \ne V$. Besides the query, the layer computes four things for
-# every token: the key $k$, the value $v$, the *log decay* $g \le 0$ with $\alpha = e^{g}$, and the *write strength*
-# $\beta$ between 0 and 1.
+# Now we go through the gated delta rule step by step, for one head, with a state that is not zero and $K \ne V$.
+# Besides the query, the layer computes four things for every token: the key $k$, the value $v$, the *log decay*
+# $g \le 0$ with $\alpha = e^{g}$, and the *write strength* $\beta$ between 0 and 1.
 
 # %%
 S0, k, v, q = normal(K, V), unit(K), normal(V), normal(K)
@@ -236,15 +239,15 @@ other = normal(K)
 same(S.T @ other, g.exp() * (S0.T @ other))  # whichever key we ask with, the answer has shrunk alike
 
 # %% [markdown]
-# **Recall.** What does the memory hold under this key now? $\;r = S^\top k$. We ask after the decay and not before,
-# because the memory that we are about to correct is the faded one.
+# **Recall.** What does the state return for this key now? $\;r = S^\top k$. We ask after the decay and not before,
+# because we are about to correct the faded state.
 
 # %%
 recalled = S.T @ k  # (V,)
 same(recalled, sum(k[i] * S[i] for i in range(K)))  # the key weighs the rows of the state
 
 # %% [markdown]
-# **Delta.** How far is that from the new value? We take the share of the difference that we want to write:
+# **Delta.** How far is $r$ from the new value? We write only the share $\beta$ of the difference:
 # $\;\delta = \beta\,(v - r)$.
 
 # %%
@@ -252,8 +255,8 @@ delta = beta * (v - recalled)  # (V,)
 
 # %% [markdown]
 # **Write.** $\;S \leftarrow S + k\,\delta^\top$. If $|k| = 1$, this key now returns a blend of old and new,
-# $(1-\beta)\,r + \beta v$. With $\beta = 1$, it returns the new value alone. Directions at right angles to $k$ return
-# what they did before.
+# $(1-\beta)\,r + \beta v$. With $\beta = 1$, it returns the new value alone. Keys at right angles to $k$ return the
+# same as before the write.
 
 # %%
 S = S + torch.outer(k, delta)  # (K, V)
@@ -320,8 +323,8 @@ print(f"largest value of a state: {S.abs().max():.1f}; all three agree to 1e-12"
 # %% [markdown]
 # ## 4. A step of gradient descent, taken by every token
 #
-# There is another way to see the same five lines. We want the state to return $v$ for $k$. A loss measures how far it
-# is from that:
+# The same five lines can also be seen as learning. We want the state to return $v$ for $k$. A loss measures how far the
+# returned value is from $v$:
 #
 # $$L(S) = \tfrac12\, |S^\top k - v|^2, \qquad \nabla_S L = k\,(S^\top k - v)^\top$$
 #
@@ -346,8 +349,8 @@ def one_token(S, k, v, g, beta):
 same(stepped, one_token(S0, k, v, g, beta))
 
 # %% [markdown]
-# Linear attention is a gradient step, too, but its loss is $L(S) = -(S^\top k) \cdot v$. This loss says "return
-# something that points along $v$, the more the better". It has no minimum, so old values are never taken back.
+# Linear attention is a gradient step as well, but on the loss $L(S) = -(S^\top k) \cdot v$. This loss asks for a value
+# that points along $v$, the longer the better. It has no minimum, so old values are never taken back.
 
 # %%
 S = S0.clone().requires_grad_()
@@ -364,12 +367,12 @@ same((S - gradient).detach(), S0 + torch.outer(k, v))
 #
 # With $|k| = 1$ and $\beta = 1$, the error is gone after one write. A shorter key undershoots and needs several writes.
 # A longer key overshoots. Once $\beta|k|^2$ exceeds 1, the sign of the error flips at every write. Above 2, the error
-# grows without end. In terms of section 4: move a column of $S$ by a distance $t$ along $k$, and its entry of
+# grows without end. In terms of section 4: if we move a column of $S$ by a distance $t$ along $k$, its entry of
 # $S^\top k - v$ changes by $t\,|k|$. So the second derivative of the loss is $|k|^2$, its *curvature* along $k$, and
 # $\beta |k|^2$ is step size times curvature.
 #
 # The picture shows the error after each write for five lengths of the key, on a logarithmic scale. Look for the length
-# at which it grows.
+# at which the error grows.
 
 
 # %%
@@ -392,11 +395,12 @@ pictures.rewriting(errors)
 # %% [markdown]
 # The error grows only for the longest key, whose $|k|^2$ is above 2. In a text the keys differ, but the danger is the
 # same. We write random pairs one after the other, with $\beta = 1$ and no decay, and vary only the length of the keys.
-# A write multiplies the state by $I - k k^\top$, and so it multiplies the part of each column along $k$ by $1 - |k|^2$.
-# Up to $|k|^2 = 2$, this factor is at most 1 in size, so that part cannot grow. Above 2, it grows with every write.
+# Before a write adds its pair, it multiplies the state by $I - k k^\top$. That multiplies the part of each column along
+# $k$ by $1 - |k|^2$. Up to $|k|^2 = 2$, this factor is at most 1 in size, so it cannot make that part grow. Above 2, it
+# makes that part grow at every write.
 #
-# The next picture shows how the size of the state develops. Lines are medians of 8 seeds, and bands run from the
-# smallest to the largest. Again, look for the length at which it grows.
+# The next picture shows the size of the state as the text grows. Lines are medians of 8 seeds, and bands run from the
+# smallest to the largest. Again, look for the length at which the state grows without end.
 
 # %%
 T, K, V, seeds = 400, 16, 16, 8
@@ -417,11 +421,11 @@ pictures.state_sizes(range(20, T + 1, 20), sizes)
 
 # %% [markdown]
 # Beyond $|k|^2 = 2$ the state explodes. The layer therefore divides $k$ by its length, and $\beta$ is a sigmoid. Then
-# $\beta |k|^2 < 1$, and no write overshoots. The layer also divides $q$ by its length and by $\sqrt K$. That is not
-# about stability, since a read changes nothing. It keeps a long query from making a read large. $\sqrt K$ is the scale
-# that attention uses as well; here it is only a constant. All this happens before the recurrence, which relies on it.
-# One detail matters when you compare numbers: $10^{-6}$ is added to $|k|^2$ under the root, so that a zero vector stays
-# zero.
+# $\beta |k|^2 < 1$, and no write overshoots. The layer also divides $q$ by its length and by $\sqrt K$. This has
+# nothing to do with stability, since a read does not change the state. It keeps a long query from making a read large.
+# Attention divides by $\sqrt K$ as well; here it is only a constant. The recurrence relies on all this being done
+# before. One detail matters when you compare numbers: $10^{-6}$ is added to $|k|^2$ under the root, so that a zero
+# vector stays zero.
 
 # %%
 x = normal(3, 5)
@@ -431,12 +435,13 @@ print("length of normalised keys:", l2_normalise(x).norm(dim=-1).numpy().round(7
 # %% [markdown]
 # ## 6. What g and beta do
 #
-# $g$ is the log of the share that is kept per token. After $n$ tokens, $e^{gn}$ is left, so half is left after
+# $g$ is the log of the share of the state that one token keeps. After $n$ tokens, $e^{gn}$ is left, so half is left
+# after
 #
 # $$n_{1/2} = \frac{\ln 2}{-g} \text{ tokens}$$
 #
-# $\beta$ says how much of the new value replaces the old one in a single write. In the picture, the left panel shows
-# how one pair fades for three values of $g$. The right panel shows how fast a pair is learned for three values of
+# $\beta$ is the share of the old value that a single write replaces by the new one. In the picture, the left panel
+# shows how one pair fades for three values of $g$. The right panel shows how fast a pair is learned for three values of
 # $\beta$.
 
 # %%
@@ -456,14 +461,14 @@ for beta, found in errors.items():
 pictures.fading_and_learning(kept, errors)
 
 # %% [markdown]
-# A layer computes both from the token, so it can decide anew at each one. What does a trained model do? We load
-# `tiny/`, a small Qwen3-Next that was trained on stories, phone books and *accounts* of who has what, such as the one
-# printed below. It reads twenty accounts. `recording` saves intermediate values by name during the forward pass; we use
-# it for $g$ and $\beta$ in all linear-attention layers (called Gated DeltaNet).
+# A layer computes $g$ and $\beta$ from each token, so every token can decide anew. What does a trained model do? We
+# load `tiny/`, which was trained on texts such as stories, phone books and *accounts*. An account tells who has what,
+# like the one printed below. The model reads twenty accounts. `recording` saves intermediate values by name during the
+# forward pass. We use it to get $g$ and $\beta$ in all Gated DeltaNet layers, the layers that have a state.
 #
-# The picture after that has one dot per head, its median over all tokens. The bar covers the middle 80 % of tokens: a
-# long bar means that a head decides token by token. On the left, look for long and short half-lives within one layer.
-# On the right, look at the $\beta$ of the same heads. Do heads that forget at once write strongly or weakly?
+# The picture below the account has one dot per head, the median over all tokens. The bar covers the middle 80 % of the
+# tokens. A long bar means that a head decides token by token. On the left, look for long and short half-lives within
+# one layer. On the right, look at the $\beta$ of the same heads. Do heads that forget at once write strongly or weakly?
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -484,8 +489,8 @@ half_life = math.log(2) / -g
 pictures.gates(LAYERS, half_life, beta)
 
 # %% [markdown]
-# A half-life far below one token wipes the board at every step. A half-life of hundreds of tokens keeps what the text
-# has said so far. Here is how strongly the two kinds of heads write:
+# A head with a half-life far below one token wipes its board at every step. A head with a half-life of hundreds of
+# tokens keeps what the text has said so far. How strongly do these two kinds of heads write?
 
 # %%
 typical, strength = half_life.median(0).values, beta.median(0).values  # (layers, H)
@@ -497,25 +502,26 @@ weaker = strength[short].mean() < strength[long].mean()
 figures.expect("heads that forget at once write less than heads that remember", weaker)
 
 # %% [markdown]
-# In one training of `tiny/`, they wrote weakly. These averages do not tell us what such heads are for. They need not be
-# idle: a token reads after its own write, so even such a head can return what the token itself has just written.
+# In one training of `tiny/`, the heads that forget at once wrote weakly. The averages do not tell us what such heads
+# are for. They need not be idle: a token reads after its own write, so even such a head can return the value that the
+# token itself has just written.
 #
 # ## 7. How many pairs fit
 #
-# How much can one state hold? It has $K$ rows. We store $n$ random pairs, all vectors of length 1, and ask for each of
-# them. Then we measure the mean of $|S^\top k_i - v_i|^2 / |v_i|^2$. At 0, everything is there. At 1, the memory might
-# as well have returned nothing. There is no decay, and $\beta = 1$.
+# How much can one state hold? It has $K$ rows. We store $n$ random pairs, all vectors of length 1, and then ask for
+# each of them. The error is the mean of $|S^\top k_i - v_i|^2 / |v_i|^2$. At 0, every value comes back exactly. At 1,
+# the memory might as well have returned zero. There is no decay, and $\beta = 1$.
 #
-# **What do we expect of linear attention?** Asked for pair $i$, it returns $v_i$, and also $(k_i \cdot k_j)\, v_j$ of
-# every other pair. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, because the squared length of $k_j$,
+# **What do we expect of linear attention?** Asked with $k_i$, it returns $v_i$, plus $(k_i \cdot k_j)\, v_j$ for every
+# other pair $j$. Random directions have $\mathbb E\,(k_i \cdot k_j)^2 = 1/K$, because the squared length of $k_j$,
 # which is 1, is spread evenly over $K$ axes on average. So the error is $(n-1)/K$, a straight line from the start.
 #
 # **What do we expect of the delta rule, if each pair is written once?** With $\beta = 1$, pair $i$ is exact right after
-# its own write, whatever came before. Only *later* writes disturb it. Each of them turns $S$ into
+# its own write, whatever came before. Only *later* writes disturb it. Each later write turns $S$ into
 # $S' = (I - k k^\top) S + k v^\top$ with a random unit key $k$. How much harm does that do? The error of pair $i$ is
 # $|S^\top k_i - v_i|^2 = |S^\top k_i|^2 - 2\,(S^\top k_i) \cdot v_i + 1$. So we need two averages:
-# $x = \mathbb E |S^\top k_i|^2$, the squared length of what pair $i$ returns, and
-# $c = \mathbb E\, (S^\top k_i) \cdot v_i$, how much of it still points along $v_i$. A third one,
+# $x = \mathbb E |S^\top k_i|^2$, the squared length of the value returned for pair $i$, and
+# $c = \mathbb E\, (S^\top k_i) \cdot v_i$, the part of that value that still points along $v_i$. A third average,
 # $s = \mathbb E |S|^2$, the squared size of the whole state, feeds into $x$. A prime means *after one more write*:
 #
 # $$x' = x\Big(1 - \frac2K + \frac{2}{K(K+2)}\Big) + \frac{s}{K(K+2)} + \frac1K, \qquad c' = c\Big(1 - \frac1K\Big), \qquad
@@ -524,8 +530,8 @@ figures.expect("heads that forget at once write less than heads that remember", 
 # <details><summary>Where the three equations come from</summary>
 #
 # The pair now returns $S'^\top k_i = S^\top (I - k k^\top) k_i + (k \cdot k_i)\, v$. Let $M = S S^\top$. Then
-# $x = k_i^\top M k_i$ and $s = \mathrm{tr}\, M$. Now square, and average over $k$ and $v$. $v$ has mean 0, so the mixed
-# terms average to 0, and for symmetric $M$
+# $x = k_i^\top M k_i$ and $s = \mathrm{tr}\, M$. Now square, and average over $k$ and $v$. Since $v$ has mean 0, the
+# mixed terms average to 0. For symmetric $M$,
 #
 # $$\mathbb E\, k k^\top = \frac{I}{K}, \qquad
 # \mathbb E\, k k^\top M k k^\top = \frac{2M + \mathrm{tr}(M)\, I}{K(K+2)}, \qquad
@@ -568,9 +574,9 @@ def errors_of(S, k, v):
 
 
 # %% [markdown]
-# We measure this for three key widths with 20 seeds each. We use random keys and, up to $n = K$, also keys at right
-# angles. In the picture, points are the mean of the seeds, bars are their standard deviation, and the two lines are
-# what we expect. Look for a knee. Is there a number of pairs at which the error suddenly rises?
+# We measure the error for three values of $K$, with 20 seeds each. We use random keys and, up to $n = K$, also keys at
+# right angles. In the picture, points are the mean of the seeds, bars are their standard deviation, and the two lines
+# are the expected errors. Look for a knee. Is there a number of pairs at which the error suddenly rises?
 
 # %%
 WIDTHS = (16, 32, 64)
@@ -613,20 +619,20 @@ for rule in ("linear attention", "delta rule"):
 # %% [markdown]
 # Three things to see:
 #
-# - Only $n / K$ counts, apart from the 1 in $(n - 1) / K$. The points of the three widths nearly coincide. So what
-#   counts is pairs per *row*. $V$ is 32 here, and no equation contains it; exercise 2 tries others.
-# - With keys at right angles, neither rule makes any error. But there are no more than $n = K$ of them.
+# - Apart from the 1 in $(n - 1) / K$, only $n / K$ counts, the number of pairs per *row*. The points of the three
+#   values of $K$ nearly coincide. $V$ is 32 here, and no equation contains it. Exercise 2 tries other values.
+# - With keys at right angles, neither rule makes any error. But there are at most $K$ such keys.
 # - With random keys, there is **no knee**. Up to $n = K$, the delta rule with one write per pair makes 50 to 65 % of
-#   linear attention's error. After that its curve flattens. It reaches 1 a little below $n = 2K$, where linear
-#   attention is near 2. An error above 1 is worse than returning nothing.
+#   linear attention's error. After that its curve flattens, and it reaches 1 a little below $n = 2K$. There, linear
+#   attention is near 2. An error above 1 is worse than returning zero.
 #
-# But then where is the room for $K$ pairs? Any $n \le K$ keys in general position are linearly independent, so *some*
-# state returns all values exactly. One pass of gradient descent does not find it. More passes do. The delta rule,
-# repeated, is Kaczmarz' method (Angenäherte Auflösung von Systemen linearer Gleichungen, 1937) for solving
-# $k_i^\top S = v_i^\top$.
+# Can a state hold $K$ pairs at all, then? Any $n \le K$ keys in general position are linearly independent, so *some*
+# state returns all values exactly. One pass of gradient descent does not find that state. More passes come ever closer
+# to it. The delta rule, repeated, is Kaczmarz' method (Angenäherte Auflösung von Systemen linearer Gleichungen, 1937)
+# for solving $k_i^\top S = v_i^\top$.
 #
-# The next picture repeats the writes up to 64 times, and adds the best possible state, by least squares. Look at
-# $n = K$, the vertical line.
+# For the next picture, we repeat the writes up to 64 times. We also compute the best possible state, by least squares.
+# Look at $n = K$, the vertical line.
 
 # %%
 K, passes = 32, {1: [], 4: [], 16: [], 64: [], "least squares": []}
@@ -647,13 +653,14 @@ beyond = passes["least squares"][5].mean()
 course.finding("least squares is exact up to n = K and not beyond", full["least squares"] < 1e-10 < 0.15 < beyond)
 
 # %% [markdown]
-# There is the knee, at $n = K$: the capacity is the number of *rows*. A $K \times V$ matrix can satisfy $K$ independent
-# equations for each column. Beyond that, even the best state has an error of $1 - K/n$. That is the part of a random
-# $n$-vector outside a $K$-dimensional subspace. The delta rule with $\beta = 1$ stays above that, because its last
-# write is always exact at the expense of the others.
+# Now there is a knee, at $n = K$: the capacity is the number of *rows*. A $K \times V$ matrix can satisfy $K$
+# independent equations for each column. With more pairs, even the best state has an error of $1 - K/n$. That is the
+# share of a random $n$-vector's squared length that lies outside a $K$-dimensional subspace. The delta rule with
+# $\beta = 1$ stays above this error, because its last write is always exact at the expense of the other pairs.
 #
-# The mean hides the most useful difference. So we look at the error by *age*, with twice as many pairs as rows. The
-# picture shows the mean of 200 seeds and its standard error. The newest pair is on the left, the oldest on the right.
+# The mean hides the most useful difference between the two rules. So we look at the error by *age*, with twice as many
+# pairs as rows. The picture shows the mean of 200 seeds and its standard error. The newest pair is on the left, the
+# oldest on the right.
 
 # %%
 K, n, seeds = 32, 64, 200
@@ -665,21 +672,22 @@ course.finding(f"the delta rule's error is as expected at every age, within 0.25
 pictures.ages(found, expected)
 
 # %% [markdown]
-# When linear attention is overfull, it spoils every pair alike, even the newest. When the delta rule is overfull, it
-# keeps the recent pairs and forgets the oldest.
+# When there are more pairs than rows, linear attention spoils every pair alike, even the newest. The delta rule keeps
+# the recent pairs and forgets the oldest.
 #
-# In the released 80B, $K = V = 128$. Each of 32 heads in each of 36 layers has room for some 128 independent pairs. For
-# what does not fit, every fourth layer is attention, which keeps everything.
+# The released 80B has 36 Gated DeltaNet layers with 32 heads each, and $K = V = 128$. So each head has room for some
+# 128 independent pairs. The facts that do not fit are left to every fourth layer, which is attention and keeps
+# everything.
 #
 # ## Exercises
 #
-# **1.** How would a layer *erase* what one key holds, without a new value and without touching directions at right
-# angles to it? And how would it erase everything? Check both with `one_token`.
+# **1.** How could a layer *erase* the value of one key, without a new value and without changing the values of keys at
+# right angles to it? And how could it erase everything? Check both with `one_token`.
 #
 # <details><summary>Solution</summary>
 #
-# Write $v = 0$ with $\beta = 1$: $S \leftarrow (I - k k^\top) S$. A large $-g$ erases everything. What the token itself
-# writes comes after the decay, so it stays.
+# Write $v = 0$ with $\beta = 1$: $S \leftarrow (I - k k^\top) S$. A large $-g$ erases everything. The token's own write
+# comes after the decay, so it stays.
 #
 # ```python
 # S, k, v, across = normal(5, 7), unit(5), normal(7), normal(5)
@@ -693,7 +701,7 @@ pictures.ages(found, expected)
 #
 # </details>
 #
-# **2.** In section 7, the expected errors do not depend on $V$. Then what is a larger $V$ good for, and what does it
+# **2.** In section 7, the expected errors do not depend on $V$. What is a larger $V$ good for, then, and what does it
 # cost? First measure the delta rule's error at $n = K = 16$ for $V = 4$ and $V = 256$.
 #
 # <details><summary>Solution</summary>
@@ -713,12 +721,12 @@ pictures.ages(found, expected)
 # </details>
 #
 # **3.** $\beta$ is a sigmoid, so it is below 1. Suppose a layer could have $\beta = 2$. What does a write of $v = 0$
-# then do to the row of the state along $k$? Use it to build a memory of one bit that says whether it has seen an even
-# or an odd number of ones. (Why this matters: [arXiv 2411.12537](https://arxiv.org/abs/2411.12537).)
+# then do to the value of $k$? Use such writes to build a memory of one bit that tells whether it has seen an even or an
+# odd number of ones. (Why this matters: [arXiv 2411.12537](https://arxiv.org/abs/2411.12537).)
 #
 # <details><summary>Solution</summary>
 #
-# $I - 2 k k^\top$ is a reflection. What the key holds changes its sign, and everything else stays. So each 1 becomes
+# $I - 2 k k^\top$ is a reflection. The value of the key changes its sign, and everything else stays. So each 1 becomes
 # such a write, and each 0 becomes a write with $\beta = 0$. With $\beta \le 1$, no factor $1 - \beta$ is negative, and
 # writes with this one key can't flip a sign back and forth.
 #
@@ -735,7 +743,7 @@ pictures.ages(found, expected)
 # </details>
 #
 # **4. Fill in.** Write the gated delta rule for one token of one head from memory: decay, recall, delta, write, read.
-# The test compares with `recurrent_gated_delta_rule`, and asks who has the ring.
+# The test compares your function with `recurrent_gated_delta_rule`, and then asks it who has the ring.
 
 
 # %%
@@ -778,25 +786,26 @@ course.try_it(test_gated_write, gated_write)
 # ## Five questions
 #
 # 1. Linear attention costs the same at every position. What makes that possible, and what is given up for it?
-# 2. A key is written twice into an empty state, with different values, and nothing else is written. What does each of
-#    the four rules return for it? And what do they return for another key, at 45° to it?
+# 2. Two different values are written under one key, into an empty state, and nothing else is written. What does each of
+#    the four rules return for this key? And for a second key, at 45° to the first?
 # 3. Which of the five steps would you move so that a token could not see its own value? And where would you move the
 #    recall, so that a faded memory is corrected as if it had not faded?
-# 4. What do $|k|$, $\beta$ and their product $\beta |k|^2$ have to do with step size and curvature? Above which value
-#    do repeated writes diverge?
+# 4. What do $|k|^2$, $\beta$ and their product have to do with curvature and step size? Above which value of the
+#    product do repeated writes diverge?
 # 5. With random keys, at how many pairs does linear attention reach an error of 1? At how many does the delta rule
-#    after one pass, and where is the knee after many? What do both do up to $n = K$ if the keys are at right angles?
+#    after one pass? Where is its knee after many passes? What error do both rules make up to $n = K$ if the keys are at
+#    right angles?
 #
 # <details><summary>Answers</summary>
 #
 # 1. Without the softmax, the sum over past tokens does not need the query, so it is one matrix. The softmax and the
 #    list of tokens are given up, and exact recall with them.
 # 2. The values are $v$, then $v'$. Linear attention returns $v + v'$, decay $\alpha v + v'$, and the other two $v'$
-#    (with $\beta = 1$). The other key returns 0.71 of the same, because a read is linear in the key.
+#    (with $\beta = 1$). The second key returns 0.71 times the same, because a read is linear in the key.
 # 3. Move the read before the write, and the recall before the decay.
-# 4. $|k|^2$ is the curvature along $k$, and $\beta$ is the step. A write leaves $1 - \beta |k|^2$ of the error, which
-#    grows once $\beta |k|^2$ exceeds 2.
-# 5. Linear attention reaches it at $n = K + 1$, the delta rule a little below $2K$. The knee is at $n = K$. At right
+# 4. $|k|^2$ is the curvature along $k$, and $\beta$ is the step size. A write multiplies the error by
+#    $1 - \beta |k|^2$, so the error grows once $\beta |k|^2$ exceeds 2.
+# 5. Linear attention reaches 1 at $n = K + 1$, the delta rule a little below $2K$. The knee is at $n = K$. At right
 #    angles, neither makes any error.
 #
 # </details>
@@ -807,7 +816,7 @@ course.try_it(test_gated_write, gated_write)
 #    and reads from.
 # 2. Decay fades everything, and the delta rule corrects one key: it writes only the difference between the new value
 #    and what the memory returns, which is a step of gradient descent.
-# 3. A state holds about $K$ independent pairs, and when it is overfull, the delta rule keeps the recent ones and
+# 3. A state holds about $K$ independent pairs, and when there are more, the delta rule keeps the recent ones and
 #    forgets the oldest.
 #
 # Next: [2b_reading_a_state](2b_reading_a_state.ipynb) looks into the states of a trained model.

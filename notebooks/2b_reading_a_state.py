@@ -13,14 +13,15 @@
 # %% [markdown]
 # # 2b. Reading a trained state
 #
-# What is in the states of a trained model? A state is a matrix of thousands of numbers, and nobody can read it by
-# looking. The notebook before, [2_delta_rule](2_delta_rule.ipynb), showed how pairs are written into it and how many it
-# holds. Here we ask what a trained model writes there: while it reads who has the ring and who drank from the cup, do
-# its states hold where everything is?
+# What is in the states of a trained model? A state is a matrix of thousands of numbers, and looking at it tells us
+# nothing. [Notebook 2](2_delta_rule.ipynb) showed how pairs are written into a state and how many it holds. Here we ask
+# what a trained model writes there. While it reads that Tom gave the ring to Mira and that Nora put the cup in the
+# barn, do its states hold where everything is?
 #
-# Afterwards you can read a state with a linear probe, and say what such a probe proves and what it does not. You need
-# the delta rule and linear regression. The method is that of Alain and Bengio, Understanding intermediate layers using
-# linear classifier probes, [arXiv 1610.01644](https://arxiv.org/abs/1610.01644). It takes half a lesson.
+# Afterwards you can read a state with a linear probe, and say what such a probe proves and what it does not prove. You
+# need the delta rule and linear regression. The method is from Alain and Bengio, Understanding intermediate layers
+# using linear classifier probes, [arXiv 1610.01644](https://arxiv.org/abs/1610.01644). The notebook takes half a
+# lesson.
 
 # %%
 from start import root
@@ -43,8 +44,9 @@ tokenizer = Qwen3NextTokenizer.from_pretrained(root / "tiny")
 LAYERS = [i for i, kind in enumerate(model.config.layer_types) if kind == "linear_attention"]
 
 # %% [markdown]
-# Here is a state of `tiny/`: one head of a middle layer, after each of four short sentences. Purple is positive, orange
-# is negative. Who has the ring? The answer may well be in there, but it can't be seen.
+# Here is a state of `tiny/`, a small trained Qwen3-Next: one head of a middle layer, after each of four short
+# sentences. Purple is positive, orange is negative. Who has the ring? The answer may well be in there, but we can't see
+# it.
 
 # %%
 TOLD = ["Tom has a ring.", " Nora has a cup.", " Tom gave the ring to Mira.", " Nora put the cup in the barn."]
@@ -58,10 +60,10 @@ pictures.states_after(TOLD, after_each)
 # %% [markdown]
 # ## 1. Accounts of who moved what
 #
-# What is in the states of `tiny/`? In training, it has read many accounts, each with questions about where a thing is
-# at the end. To answer, something in the model has to keep track of every thing. Is it the states? We test that with a
-# *linear probe*, a linear map from the numbers of a state to "where is the ring now". We fit it on some accounts and
-# test it on others.
+# In training, `tiny/` has read many *accounts*, short texts about who moved what, each with questions about where a
+# thing is at the end. Do its states keep track of every thing? We test that with a *linear probe*, a linear map from
+# the numbers of a state to the answer to "where is the ring now". We fit the probe on some accounts and test it on
+# others.
 #
 # `tiny/corpus.py` writes the accounts. We restrict it to six names, six places and three things, so that each answer
 # occurs often enough.
@@ -93,9 +95,9 @@ for ids, where in account("shown")[:8]:
     print(f"{tokenizer.decode(ids).split('user')[-1].strip():45} {', '.join(f'{a}: {b}' for a, b in where.items())}")
 
 # %% [markdown]
-# The accounts go through the model together, one sentence of each at a time, with a cache. Afterwards,
-# `cache.layers[i].state` holds what layer $i$ remembers: $H$ heads of $K \times V$, thousands of numbers. Shorter
-# sentences are padded on the right, and padding neither writes nor forgets.
+# All accounts go through the model together, one sentence of each at a time, with a cache. After each sentence,
+# `cache.layers[i].state` holds the states of layer $i$: $H$ heads of $K \times V$, thousands of numbers. Shorter
+# sentences are padded on the right, and padding leaves a state as it is.
 #
 # We do the same with a model of the same shape that was **never trained**, because a random network also keeps traces
 # of its input.
@@ -129,16 +131,17 @@ H, K, V = (getattr(model.config, f"linear_{x}") for x in ("num_value_heads", "ke
 print(f"the state of a layer: {H} heads of {K} x {V}, {states['trained'][LAYERS[0]].shape[-1]:,} numbers")
 
 # %% [markdown]
-# **The probe.** The rows of $X$ are states, centred and scaled. The rows of $Y$ are the answers, with a 1 at the right
-# one of twelve. Ridge regression chooses $W$ to make $|XW - Y|^2 + \lambda |W|^2$ small. There are fewer rows than
-# columns, so we solve it in its dual form, with the Gram matrix $XX^\top$:
+# **The probe.** The rows of $X$ are states, centred and scaled. The rows of $Y$ are the answers, with a 1 for the right
+# one of twelve and 0 for the others. Ridge regression chooses $W$ to make $|XW - Y|^2 + \lambda |W|^2$ small. There are
+# fewer rows than columns, so we solve it in its dual form, with the Gram matrix $XX^\top$:
 #
 # $$\text{belief for a new state } x: \qquad x W = x X^\top (X X^\top + \lambda I)^{-1}\, Y$$
 #
-# The answer with the highest belief counts. $\lambda$ is fixed beforehand and not tuned. Four folds of accounts take
-# turns as the test set, so no account is on both sides of a fit: states of one account resemble each other. (Only
-# centring and scaling, which see no answers, use all rows.) The spread is that of the folds. A second probe gets the
-# same states with *shuffled* answers, and it reaches only chance.
+# The answer with the highest belief counts. $\lambda$ is fixed beforehand and not tuned. The accounts are divided into
+# four folds, which take turns as the test set. So no account is on both sides of a fit. This matters because the states
+# of one account resemble each other. (Only centring and scaling, which see no answers, use all rows.) The spread is the
+# standard deviation over the folds. A second probe gets the same states with *shuffled* answers ("shuffled labels" in
+# the picture), and it reaches only about chance.
 #
 # The picture below shows the share of right answers for each layer. Compare the trained model with the untrained one,
 # and both with the shuffled labels.
@@ -203,11 +206,11 @@ course.finding(f"with shuffled labels less than 25 % is right: {nothing:.0%}", n
 
 # %% [markdown]
 # A linear probe reads far more from a state than the shuffled labels allow. But look at the untrained model before you
-# conclude anything. Where it comes close, the probe's success says nothing about training. A random projection of the
-# last few words into thousands of numbers *is* a memory of them, and the probe learns to read it.
+# conclude anything. Where the untrained model comes close, the probe's success says nothing about training. A random
+# projection of the last few words into thousands of numbers *is* a memory of them, and the probe learns to read it.
 #
-# So we ask how long ago the thing was last moved, and take each model at its own best layer. In the next picture, look
-# at the right end, where the last move is far back.
+# So we sort the answers by how long ago the thing was last moved, and read each model at its own best layer. In the
+# next picture, look at the right end, where the last move is far back.
 
 # %%
 age = torch.zeros_like(truth)  # sentences since this thing was last moved
@@ -238,10 +241,10 @@ figures.expect("what is old is read better from the trained states", old > share
 # %% [markdown]
 # ### One account, token by token
 #
-# What does the state say about the ring after *every token*? A probe for that must have seen states in the middle of
-# sentences. So we cut each sentence into two pieces at a random place, and fit the probe to the states after both. When
-# is it settled where a thing is? Usually it is settled with the last word of a sentence, before the full stop. But in
-# *found the ring by the pond*, it is settled at *ring*.
+# What does the state say about the ring after *every token*? A probe for that must be fitted on states in the middle of
+# sentences. So we cut each sentence into two pieces at a random place, and fit the probe to the states after both
+# pieces. At which word does a sentence settle where its thing is? Usually at the last word, before the full stop. But
+# *Tom found the ring by the pond* settles it at *ring*: Tom has it.
 
 
 # %%
@@ -284,8 +287,8 @@ names = [tokenizer.decode([token]).strip() for token in tokens]
 
 # %% [markdown]
 # In the picture, columns are tokens and rows are the twelve answers. The brighter a cell, the stronger the belief. The
-# red line is the truth. Watch where the belief follows it, and what becomes of it while the text goes on about other
-# things.
+# red line is the truth. Watch where the belief follows the truth, and whether it stays there while the text goes on
+# about other things.
 
 # %%
 pictures.account(belief[first:], names[first:], ANSWERS, is_at[first:])
@@ -302,15 +305,16 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 # while the text went on about other things. Yours may differ.
 #
 # What does this show, and what does it not show? The states hold where things are, in a form that a linear map can
-# read. If the blue line in the picture by age falls later than the orange one, then training makes the states hold it
-# longer. For the last sentence or two, random states may do as well. A probe that succeeds does not show that the model
-# reads the same: `tiny/` also has attention layers, which can look up the sentences. And a probe that failed would only
-# mean that nothing linear is there.
+# read. If the trained model's line in the picture by age (blue) falls later than the untrained model's (orange), then
+# the trained states hold the facts for longer. For the last sentence or two, random states may do as well. But a probe
+# that succeeds does not show that the model itself reads this from the states: `tiny/` also has attention layers, which
+# can look up the sentences. And a probe that failed would show only that the answer is not there in a linear form.
 #
 # ## Exercises
 #
-# **1. Fewer accounts.** How much of the probe's success depends on the number of accounts that it was fitted on? Fit it
-# on 10, 30, 90 and all accounts of three folds, and test on the fourth.
+# **1. Fewer accounts.** How much of the probe's success depends on the number of accounts that it was fitted on? Take
+# the first 10, the first 30, the first 90 and all accounts. Fit the probe on those in three folds, and test it on the
+# fourth fold.
 #
 # <details><summary>Solution</summary>
 #
@@ -324,13 +328,13 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 #     print(f"{train.sum():5} rows of up to {count} accounts: {share:.0%} right")
 # ```
 #
-# A probe of thousands of numbers needs many rows. As long as the curve still rises, the last figure is a lower bound of
-# what the states hold.
+# A probe of thousands of numbers needs many rows. As long as the share still rises, the last figure is only a lower
+# bound of what the states hold.
 #
 # </details>
 #
-# **2. One head alone.** Does one head of the best layer hold where the things are, or do they share the work? Fit a
-# probe to the state of each head by itself.
+# **2. One head alone.** Does one head of the best layer hold where the things are, or do the heads share the work? Fit
+# a probe to the state of each head separately.
 #
 # <details><summary>Solution</summary>
 #
@@ -344,13 +348,13 @@ for place, stretch in itertools.groupby(zip(is_at[first:], hits), key=lambda pai
 # figures.expect("no head knows as much as all of them together", max(alone) < scores["trained"].max())
 # ```
 #
-# Heads with a long half-life can hold what was said long ago, and the others only what is recent.
+# Heads with a long half-life can hold old sentences, and the others only recent ones.
 #
 # </details>
 #
-# **3. Fill in.** The probe above solves ridge regression in its dual form, with the Gram matrix. Write the form of the
-# textbooks, in which $W = (X^\top X + \lambda I)^{-1} X^\top Y$. For as many columns as a state has it would be slow,
-# but the beliefs must be the same.
+# **3. Fill in.** The probe above solves ridge regression in its dual form, with the Gram matrix. Write the textbook
+# form, in which $W = (X^\top X + \lambda I)^{-1} X^\top Y$. It would be slow for as many columns as a state has, but
+# the beliefs must be the same.
 
 
 # %%
@@ -384,28 +388,30 @@ course.try_it(test_ridge_belief, ridge_belief)
 #
 # ## Four questions
 #
-# 1. What is a linear probe, and how do we know that its success is not owed to the many numbers of a state alone?
-# 2. An untrained model's states answer many questions, too. Why? For which questions does training show?
-# 3. Why do the accounts of one fold never serve both to fit a probe and to test it?
-# 4. A probe reads from a layer who has the ring. May you say that the model uses this? What if the probe had failed?
+# 1. What is a linear probe? How do we know that its success is not due to the many numbers of a state alone?
+# 2. A probe reads many answers from the states of an untrained model as well. Why? For which questions does training
+#    make a difference?
+# 3. Why is no account used both to fit a probe and to test it?
+# 4. A probe reads from the states of a layer who has the ring. Does this show that the model uses these states to
+#    answer? What would we know if the probe had failed?
 #
 # <details><summary>Answers</summary>
 #
-# 1. A linear map from the numbers of a state to the answers, fitted on some texts and tested on others. The same states
-#    with shuffled answers give a probe that reaches only chance.
-# 2. A random projection of the last few words into thousands of numbers is a memory of them. Training shows where the
-#    last move is some sentences ago.
+# 1. It is a linear map from the numbers of a state to the answers, fitted on some texts and tested on others. A probe
+#    that is fitted to the same states with shuffled answers reaches only about chance.
+# 2. A random projection of the last few words into thousands of numbers is a memory of them. Training makes a
+#    difference for things whose last move is some sentences back.
 # 3. The states of one account resemble each other, so a probe could recognise the account instead of reading the fact.
-# 4. No. Something else in the model, such as attention, may find the sentence again. Had it failed, we would know only
-#    that the fact is not there in a form that a linear map can read.
+# 4. No. The model may get the answer in a different way: its attention layers can find the sentence again. If the probe
+#    had failed, we would know only that the fact is not there in a form that a linear map can read.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
 # 1. A linear probe tests whether a state holds a fact in a form that a linear map can read.
-# 2. A random network remembers the last few words as well, so what training has added shows only for what is older, and
-#    only against an untrained model.
-# 3. That a probe can read a fact does not show that the model uses it.
+# 2. A random network remembers the last few words as well. So what training has added shows only for older facts, and
+#    only in comparison with an untrained model.
+# 3. A probe that reads a fact does not show that the model uses the fact.
 #
 # Next: [3_gated_deltanet](3_gated_deltanet.ipynb) builds the layer around this memory.

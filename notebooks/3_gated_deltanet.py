@@ -14,14 +14,15 @@
 # # 3. The Gated DeltaNet layer
 #
 # *Tom has a ring. Nora has a cup. Tom gave the ring to Mira.* A memory that is written by the delta rule can follow
-# this, as [notebook 2](2_delta_rule.ipynb) shows: give it a key for the ring, and a value for whoever has it. But a
-# layer gets no keys and no values. It gets one row of numbers a token. Where do the key, the value, the query, the
-# decay and the write strength come from? And what are the convolution, the SiLU, the norm and the gate for?
+# this text, as [notebook 2](2_delta_rule.ipynb) shows, if we give it a key for the ring and a value for the ring's
+# owner. But a layer gets no keys and no values. It gets one row of numbers a token. Where do the key, the value, the
+# query, the decay and the write strength come from? And what are the convolution, the SiLU, the norm and the gate for?
 #
-# We build the layer part by part. Each part first gets its reason and then three or four lines of code, which we
-# compare with [`qwen3_next.py`](../qwen3_next.py) and with a second implementation that shares no code with it. Then we
-# take the parts away again, one at a time, from a trained model, and measure what breaks. At the end we look at the
-# layer's relatives, from linear attention to Kimi Delta Attention. They differ in one line.
+# We build the layer part by part. For each part, we first give its reason and then a few lines of code, which we
+# compare with [`qwen3_next.py`](../qwen3_next.py). We also compare the whole layer with a second implementation, in
+# NumPy, that shares no code with `qwen3_next.py`. Then we take the parts away again, one at a time, from a trained
+# model, and measure what breaks. At the end we look at the layer's relatives, from linear attention to Kimi Delta
+# Attention. They differ from the layer in one line.
 #
 # You need notebook 2, up to its section 6. For one lesson, take sections 1 to 5 and 7, the table of section 9, and the
 # table and the comparison of section 10. The rest is homework.
@@ -58,8 +59,9 @@ figures.setup()
 # %% [markdown]
 # ## 1. The layer, and a text to watch
 #
-# We use `tiny/`, a small Qwen3-Next that was trained on stories, phone books and accounts of who has what. We load it
-# in float64. Then two ways to compute the same thing agree to about 12 digits, and no mistake can pass for rounding.
+# We use `tiny/`, a small Qwen3-Next that was trained on texts such as stories, phone books and *accounts* of who has
+# what. We load it in float64. Then two ways to compute the same thing agree to about 12 digits, and no mistake can pass
+# for rounding.
 #
 # The picture is the plan of this notebook. Follow the arrows. On the left, the layer decides how much to keep and how
 # much to write. In the middle, queries, keys and values are prepared. On the right, `z` bypasses the memory and is
@@ -75,8 +77,9 @@ pictures.layer(config)
 
 # %% [markdown]
 # The model reads a text about a ring and a cup. `recording` saves every value that the layer computes, by name. Our
-# only input is `x`, the output of the norm before the layer. Everything else we compute ourselves, and then compare it
-# with what was recorded. `same` stops the notebook if two arrays differ, and `course.apart` is their relative error.
+# only input is `x`, the output of the norm before the layer. Everything else we compute ourselves, and then compare
+# with the recorded values. `same` stops the notebook if two arrays differ, and `course.apart` returns their relative
+# error.
 
 # %%
 TEXT = (
@@ -107,23 +110,25 @@ for name, weight in W.items():
 # %% [markdown]
 # ## 2. Two projections, and how their rows are ordered
 #
-# A token has to say six things: under which key to write ($k$) and what ($v$), what to ask for ($q$), how much to
-# forget ($a$), how strongly to write ($b$), and how much of the answer to let out ($z$). Each is a linear map of $x$.
-# Four of them, $q$, $k$, $v$ and $z$, are vectors and come from one matrix, `in_proj_qkvz`: one large product is faster
-# than four smaller ones. The other two, $a$ and $b$, are single numbers for each head and come from `in_proj_ba`.
+# A token has to provide six things: a key to write under ($k$), a value to write ($v$), a query to read with ($q$), how
+# much to forget ($a$), how strongly to write ($b$), and how much of the answer to let out ($z$). Each of the six is a
+# linear map of $x$. Four of them, $q$, $k$, $v$ and $z$, are vectors and come from one matrix, `in_proj_qkvz`, because
+# one large product is faster than four smaller ones. The other two, $a$ and $b$, are single numbers for each head and
+# come from `in_proj_ba`.
 #
-# There are fewer key heads than value heads. Value head $i$ has a memory of its own, but it shares its keys and queries
-# with the $r - 1$ others of its group. In grouped-query attention, many queries share one key and value; here, several
-# values share one key and query. Keys are addresses, and several memories can use the same address for different
-# contents.
+# There are fewer key heads than value heads. Each value head has a memory of its own, but it shares its keys and
+# queries with the $r - 1$ other value heads of its group. In grouped-query attention, several queries share one key and
+# value. Here, several values share one key and query. Keys are addresses, and several memories can use the same address
+# for different contents.
 #
-# So how are the rows ordered? **Group by group.** A key head comes with the value heads that share it:
+# How are the rows of the matrix ordered? **Group by group.** Each key head comes together with the value heads that
+# share it:
 #
 # $$W_{qkvz}\, x = [\,\underbrace{q_0 \mid k_0 \mid v_0 \dots v_{r-1} \mid z_0 \dots z_{r-1}}_{\text{key head } 0}
 # \;\mid\; \underbrace{q_1 \mid k_1 \mid v_r \dots v_{2r-1} \mid z_r \dots z_{2r-1}}_{\text{key head } 1} \mid \dots]$$
 #
-# Why like this? Whoever spreads the layer over several devices gives each device some groups. With this order, its
-# share is one block of rows. We reshape to groups first, and then cut inside each group.
+# Why in this order? When the layer is spread over several devices, each device gets some of the groups. In this order,
+# its share is one block of rows. To unpack, we reshape to groups first, and then cut inside each group.
 
 
 # %%
@@ -141,8 +146,8 @@ for name, ours in {"q": q, "k": k, "v": v, "z": z, "b": b, "a": a}.items():
     same(ours, seen[name])
 
 # %% [markdown]
-# A hasty reader takes it for "all q, all k, all v, all z". Every shape is right then, nothing fails, and the model
-# still writes something. Compare the two bars of the picture. Which block is read rightly by both?
+# It is easy to take this order for "all q, all k, all v, all z". Then every shape is right, nothing fails, and the
+# model still writes something. Compare the two bars of the picture. Which block is at the same place in both?
 
 # %%
 parts = qkvz.split([KEY_HEADS * K, KEY_HEADS * K, H * V, H * V], dim=-1)
@@ -155,15 +160,15 @@ pictures.rows_of_projection(KEY_HEADS, r, K, V)
 #
 # In *Tom gave the ring to Mira*, the token *Mira* should be written under the key of the ring. But $k$ at *Mira* is a
 # linear map of $x$ at *Mira*, and the ring was two tokens earlier. The layer could look back through its memory, but it
-# needs the key before it reads the memory. An earlier layer could have brought the ring along, but the first layer has
-# none before it. So $q$, $k$ and $v$ first get a look at their neighbours. Let $u_t$ be one of them as it leaves the
-# projection. Each of its channels $c$ becomes a weighted sum over the token itself and the three before it:
+# needs the key before it reads the memory. An earlier layer could have brought the ring along, but before the first
+# layer there is none. So $q$, $k$ and $v$ first get a look at their neighbours. Let $u_t$ be one of the three as it
+# leaves the projection. Each of its channels $c$ becomes a weighted sum over the token itself and the three before it:
 #
 # $$y_t[c] = \sum_{j=0}^{3} w_j[c]\; u_{t-3+j}[c]$$
 #
 # The four weights of a channel are called its *taps*. The sum is *causal*, since no token looks ahead, and *depthwise*,
-# since channels do not mix. That makes it cheap: four multiplications a channel. All channels of $q$, $k$ and $v$ go
-# through it, but not $z$, $a$ and $b$.
+# since channels do not mix. That makes the convolution cheap: four multiplications a channel. All channels of $q$, $k$
+# and $v$ go through it, while $z$, $a$ and $b$ do not.
 
 
 # %%
@@ -180,8 +185,8 @@ mixed = convolve(qkv, w)
 same(F.silu(mixed), seen["conv_out"])  # SiLU comes in section 4
 
 # %% [markdown]
-# Which of the four tokens does a trained layer look at? The picture shows the share of the weights that each tap has,
-# as a mean over the layers. If neighbours did not matter, only the token itself would have a bar.
+# Which of the four tokens does a trained layer look at? The picture shows each tap's share of the weights, averaged
+# over the layers. If neighbours did not matter, only the token itself would have a bar.
 
 # %%
 shares = {name: [] for name in "qkv"}
@@ -194,11 +199,10 @@ pictures.taps({name: torch.stack(rows) for name, rows in shares.items()})
 # %% [markdown]
 # ### The window
 #
-# When the model writes an answer, tokens come one at a time. Then the convolution needs the three inputs before the
-# new one, and the cache has to keep them: the *window*. It is the second thing that this layer remembers, next to the
-# state. The window holds exactly the last three tokens, and in the state, everything since the beginning is mixed. What
-# exactly has to be kept? The convolution's *inputs*, before the sum and before SiLU. We cut the text in two and show
-# that nothing is lost.
+# When the model writes an answer, tokens come one at a time. Then the convolution needs the three inputs before the new
+# one, and the cache has to keep them. They are called the *window*. So this layer remembers two things, the state and
+# the window. In the state, everything since the beginning is mixed. The window holds exactly the last three tokens, as
+# the convolution's *inputs*, before the sum and before SiLU. We cut the text in two and show that nothing is lost.
 
 # %%
 cut = T // 2
@@ -214,9 +218,10 @@ print(f"without its window, the token after the cut is wrong by {course.apart(fo
 # ## 4. SiLU, and keys of length 1
 #
 # Up to here everything is linear in $x$. The next step is SiLU, $\mathrm{SiLU}(y) = y\,\sigma(y)$, entry by entry. It
-# lets large positive entries pass and keeps negative ones above $-0.28$. So the share of a key's length that is in its
-# positive entries can only rise: a key says "this is there", and hardly "that is not there". Do two keys also come
-# closer to right angles, so that a write under one hardly changes what the other returns? We measure both below.
+# lets large positive entries pass and keeps negative ones above $-0.28$. The factor $\sigma(y)$ is larger for positive
+# entries than for negative ones. So the share of a key's squared length that is in its positive entries can only rise.
+# Do two keys also come closer to right angles, so that a write under one hardly changes what the other returns? We
+# measure both below.
 #
 # After that, $q$ and $k$ are divided by their lengths. Notebook 2 (section 5) shows why: if $\beta |k|^2$ exceeds 2,
 # repeated writes make the state explode. A constant $10^{-6}$ under the root keeps a vector of zeros from being divided
@@ -258,12 +263,12 @@ assert all(positive(F.silu(key)) >= positive(key) for key in raw.flatten(0, 1))
 figures.expect("keys stay far from right angles, with a mean cosine above 0.1", cosine(F.silu(raw)) > 0.1)
 
 # %% [markdown]
-# So SiLU does not bring keys to right angles: a write under one still disturbs the others. What it is good for, these
-# numbers do not tell. That this model relies on it, we will see in section 9.
+# So SiLU does not bring keys to right angles, and a write under one key still disturbs the others. These numbers do not
+# tell us what SiLU is good for. Section 9 shows that this model relies on it.
 #
-# Another trap has the right shape, too. `repeat_interleave` gives the heads 0 0 1 1, and `repeat` gives 0 1 0 1. With
-# `repeat`, some value heads write under another group's key. A test model with a single key head would not show this,
-# because there both calls do the same.
+# Here is a second mistake that leaves every shape right. `repeat_interleave` gives the heads 0 0 1 1, and `repeat`
+# gives 0 1 0 1. With `repeat`, some value heads write under the key of a different group. A test model with a single
+# key head would not show this mistake, because with one key head both calls do the same.
 
 # %%
 tiled = k[:, :, ::r].repeat(1, 1, r, 1)
@@ -273,22 +278,23 @@ print(f"key heads repeated as 0 1 0 1: relative error of the keys {course.apart(
 # ## 5. How much to write, and how much to keep
 #
 # **The write strength** is easy. $\beta = \sigma(b)$ lies between 0 and 1, one number for each head. One token may
-# write nothing, and the next one all it has.
+# write nearly nothing, and the next one nearly its whole value.
 #
-# **The decay** $\alpha$ also has to lie between 0 and 1. But a head that is to remember long needs an $\alpha$ close to
-# 1: 0.999 for a half-life of 700 tokens, 0.9999 for one of 7,000. So the layer works with the logarithm of $\alpha$, in
+# **The decay** $\alpha$ also has to lie between 0 and 1. But a head with a long memory needs an $\alpha$ close to 1:
+# 0.999 for a half-life of 700 tokens, 0.9999 for one of 7,000. So the layer works with the logarithm of $\alpha$, in
 # the form of [M2]:
 #
 # $$g = -\underbrace{e^{\mathtt{A\_log}}}_{A > 0} \cdot \underbrace{\mathrm{softplus}(a + \mathtt{dt\_bias})}_{\Delta > 0},
 # \qquad \alpha = e^{g} = e^{-A \Delta}$$
 #
 # Read it as physics. A quantity that decays at rate $A$ has shrunk to $e^{-A\Delta}$ after a time $\Delta$. Each head
-# has its own rate $A$, and each token decides for how long the clock runs: hardly at all for a comma, for very long
-# when a new story begins. Softplus, $\ln(1 + e^y)$, is the smooth way to make a number positive. `A_log` is stored as a
-# logarithm, so that $A$ stays positive whatever training does, and so that a training step changes it by a factor.
+# has its own rate $A$, and each token decides for how long the clock runs: perhaps hardly at all for a comma, and for
+# very long when a new story begins. Softplus, $\ln(1 + e^y)$, is a smooth way to make a number positive. The layer
+# stores the logarithm of $A$, `A_log`. So $A$ stays positive whatever training does, and a training step multiplies it
+# by a factor.
 #
-# Is that so different from a sigmoid? No: $-\mathrm{softplus}(y) = \ln \sigma(-y)$, so
-# $\alpha = \sigma(-a - \mathtt{dt\_bias})^A$. What is new is the power $A$, a time scale for each head, and that the
+# Is this form so different from a sigmoid? No: $-\mathrm{softplus}(y) = \ln \sigma(-y)$, so
+# $\alpha = \sigma(-a - \mathtt{dt\_bias})^A$. Two things are new. The power $A$ gives each head a time scale, and the
 # sigmoid itself is never computed, only its logarithm.
 
 
@@ -308,15 +314,15 @@ for head, times in enumerate(half_life.T):
     print(f"head {head}: A = {A:5.2f}, half-lives from {low:.2g} to {high:,.0f} tokens")
 
 # %% [markdown]
-# ### Why in float32
+# ### Why the decay is computed in float32
 #
-# The weights of the released model are bfloat16, and most products are computed in it. Not this one. bfloat16 has 8
-# significant bits, so the last number before 1 is $1 - 2^{-8} = 0.996$. An $\alpha$ of 0.999 is rounded to 1, and a head
-# that should forget slowly never forgets at all. The logarithm $g$ would survive, because near 0 bfloat16 is as fine as
-# anywhere. But in the end $\alpha$ multiplies the state, and 0.999 times an entry in bfloat16 is rounded back to that
-# entry. So the state is float32, too. (Our small model learned from short texts, and asks for few such decays: exercise
-# 2 counts them.) The left panel of the picture shows $\alpha$ for three rates $A$, the right one which half-lives
-# bfloat16 leaves.
+# The weights of the released model are bfloat16, and most products are computed in bfloat16. The decay is not. bfloat16
+# has 8 significant bits, so the last number before 1 is $1 - 2^{-8} = 0.996$. An $\alpha$ of 0.999 would be rounded to
+# 1, and a head that should forget slowly would never forget at all. The logarithm $g$ would survive, because near 0
+# bfloat16 has the same relative precision as anywhere. But in the end $\alpha$ multiplies the state, and 0.999 times an
+# entry in bfloat16 is rounded back to that entry. So the state is float32 as well. (Our small model learned from short
+# texts, and asks for few such decays. Exercise 2 counts them.) In the picture, the left panel shows $\alpha$ for three
+# rates $A$. The right panel shows which half-lives bfloat16 leaves.
 
 # %%
 steps = torch.linspace(-8, 3, 100, dtype=torch.float64)
@@ -334,15 +340,15 @@ entries = torch.linspace(-1, 1, 200).bfloat16()
 assert torch.equal(0.999 * entries, entries)  # a state in bfloat16 would not fade at all
 
 # %% [markdown]
-# Training starts with $A$ between 1 and 16 and with $\Delta$ between 0.001 and 0.1 (`init_weights`), so with
-# half-lives from half a token to 700 tokens. The bias is drawn so that $\mathrm{softplus}(\mathtt{dt\_bias})$ is this
-# $\Delta$. transformers' own initialisation has `dt_bias` = 1 instead. That is a $\Delta$ of 1.3, and a token would
-# wipe the memory.
+# Training starts with $A$ between 1 and 16 and with $\Delta$ between 0.001 and 0.1 (`init_weights`), so with half-lives
+# from half a token to 700 tokens. The bias is drawn so that $\mathrm{softplus}(\mathtt{dt\_bias})$ is this $\Delta$.
+# transformers' own initialisation sets `dt_bias` to 1 instead. That is a $\Delta$ of 1.3, and in most heads a single
+# token would wipe the memory.
 #
-# ### What does it decide?
+# ### What the layer decides
 #
-# Here are both decisions, for every token of our text and every head. Columns are tokens. Look for heads that keep
-# everything and heads that keep nothing. Then look for tokens that write in most heads.
+# Here are both decisions, $\alpha$ and $\beta$, for every token of our text and every head. Columns are tokens. Look
+# for heads that keep everything and heads that keep nothing. Then look for tokens that write in most heads.
 
 # %%
 tokens = [tokenizer.decode([token]).strip() or "␣" for token in ids]
@@ -377,13 +383,13 @@ same(read[0], torch.from_numpy(arbiter[0]))
 # %% [markdown]
 # ## 7. Norm, gate, and the way out
 #
-# What comes out of a memory can be of any size. A fresh memory returns little, a full one a lot, and a head with slow
-# decay more than one with fast decay. But the next layers expect numbers of a familiar size. So each head's answer is
-# divided by its root mean square, and scaled by $w$, a vector that all heads share. This one is *not* zero-centred: it
-# starts at 1 and scales by $w$, where every other norm of the model scales by $1 + w$.
+# A memory can return an answer of any size. A fresh memory returns little, a full one a lot, and a head with slow decay
+# more than one with fast decay. But the next layers expect numbers of a familiar size. So each head's answer is divided
+# by its root mean square, and scaled by $w$, a vector that all heads share. This norm is *not* zero-centred: its $w$
+# starts at 1 and is used as it is, while every other norm of the model scales by $1 + w$.
 #
-# Now all heads are equally loud, even one that found nothing. That calls for a gate. $z$ has waited since the first
-# projection. It is computed from the token, not from the memory, and decides entry by entry what is wanted:
+# Now all heads are equally loud, even a head that found nothing. That calls for a gate, and this is the use of $z$. The
+# gate is computed from the token, not from the memory, and decides entry by entry how much to let out:
 #
 # $$o = W_o\,\big[\, w \odot \frac{y^h}{\mathrm{rms}(y^h)} \odot \mathrm{SiLU}(z^h) \,\big]_{h = 1 \dots H}$$
 #
@@ -406,7 +412,7 @@ for head, size in enumerate(sizes.T):
     print(f"head {head}: {size.min():.1e} to {size.max():.1e}")
 
 # %% [markdown]
-# ## 8. The whole layer, in fifteen lines
+# ## 8. The whole layer, in one function
 #
 # Here is all of it. Each part is an argument, so that we can exchange it later.
 
@@ -428,10 +434,9 @@ def gated_delta_net(
 
 
 # %% [markdown]
-# The rule is the project's chunked one here, which is faster than our loop
-# ([notebook 4](4_chunked_form.ipynb) derives it). Is the layer right? The arbiter is
-# [`reference_recurrent.py`](../reference_recurrent.py), the same model in NumPy, token by token. It reads the weights
-# from the file itself.
+# As the rule we take the project's chunked one here, which is faster than our loop ([notebook 4](4_chunked_form.ipynb)
+# derives it). Is the layer right? We compare it with [`reference_recurrent.py`](../reference_recurrent.py), the same
+# model in NumPy, token by token. This reference reads the weights from the file itself.
 
 # %%
 arbiter = reference_recurrent.Reference.from_pretrained(root / "tiny")
@@ -441,8 +446,7 @@ same(gated_delta_net(x, W, rule=delta_rule), out, atol=1e-10)
 
 
 # %% [markdown]
-# And now in the model: we put our layer in the place of all of its Gated DeltaNet layers. The logits have to stay what
-# they were.
+# Now we put our layer in the place of all Gated DeltaNet layers of the model. The logits have to stay the same.
 
 
 # %%
@@ -474,8 +478,8 @@ print(repr(tokenizer.decode(expected[0, -1].argmax().view(1))))
 # Does a layer need all this? We leave out one part at a time, in all layers at once, and let the model read held-out
 # text of three kinds. Which part do you expect to matter most? Decide before you run the cells.
 #
-# One part needs a rule of its own: *without recall*, the memory adds what it should replace. That is
-# $S \leftarrow \alpha S + \beta\, k v^\top$. Without recall, no write depends on the ones before, and so all of it is
+# To leave out recall, we need a different rule. *Without recall*, the memory adds where it should replace,
+# $S \leftarrow \alpha S + \beta\, k v^\top$. No write then depends on earlier writes. So all tokens can be computed by
 # one product, masked and decayed, as in section 1 of notebook 2.
 
 
@@ -502,9 +506,9 @@ WITHOUT = {
 
 
 # %% [markdown]
-# We measure the mean loss in nats a token (0 is perfect, and $\ln$ of the vocabulary's size is guessing). The digits of a
-# phone book are random, so nobody can guess them when they are first read. But when the book is asked for a number, the
-# answer is certain. So we also count how many tokens of the answers are the model's first choice.
+# We measure the mean loss in nats a token (0 is perfect, and $\ln$ of the vocabulary's size is guessing). The digits of
+# a phone book are random, so no model can guess them at first reading. But when a question asks for one of the numbers,
+# the answer is certain. So we also print how many tokens of the answers are the model's first choice.
 
 # %%
 DOCUMENTS = 4  # of each kind
@@ -547,8 +551,8 @@ for part, (losses, right) in measured.items():
     print(f"{part:16}" + "".join(f"{loss:14.2f}" for loss in losses.values()) + f"{right:20.0%}")
 
 # %% [markdown]
-# The picture shows by how much each loss rises, on a logarithmic scale; a rise below 0.004 has no bar. Compare stories
-# with the other two. In which kind of text does this layer matter most?
+# The picture shows by how much each loss rises, on a logarithmic scale. A rise below 0.004 has no bar. Compare stories
+# with the other two kinds of text. In which kind does this layer matter most?
 
 # %%
 losses = {part: found[0] for part, found in measured.items()}
@@ -565,22 +569,24 @@ figures.expect("stories suffer most without most of the parts", most > len(worse
 figures.expect("without recall, nine in ten right answers stay right", right["recall"] > 0.9 * right["nothing"])
 
 # %% [markdown]
-# What one training of `tiny/` showed: in nearly every row, stories suffer most. The surprise is recall: without it,
-# nearly all answers stay right. Then what is the delta rule good for? Every fourth layer of this model is attention,
-# which can look an answer up in the text. [Notebook 6b](6b_two_memories.ipynb) takes one of the two memories away after
-# reading. There, keys and values alone answer phone books and stories, and only accounts get worse without the states.
+# In one training of `tiny/`, stories suffered most in nearly every row. The surprise was recall: without it, nearly all
+# answers stayed right. What is the delta rule good for, then? Every fourth layer of this model is attention, which can
+# look an answer up in the text. [Notebook 6b](6b_two_memories.ipynb) lets the model read a text and then takes away one
+# of its two memories. There, keys and values alone answered phone books and stories, and only accounts got worse
+# without the states.
 #
 # So be careful with the conclusion. These weights were trained *with* every part, and the numbers say how much this
-# model relies on it. A model trained without a part learns to do without it, and loses much less. For that question,
-# models have to be trained anew: [GDN] does so in its appendix, and [notebook 6](6_why_hybrid.ipynb) here, for whole
-# layers. Three things hold for any weights. Without length 1, writes can overshoot, and the state may explode. Without
-# the norm, the size of an answer depends on how full the memory is. And without decay, nothing but the delta rule ever
-# takes anything back.
+# model relies on each part. A model trained without a part learns to do without it, and loses much less. To measure
+# that loss, models have to be trained anew. [GDN] does so in its appendix, and [notebook 6](6_why_hybrid.ipynb) does so
+# for whole layers. Three things are true for any weights. Without keys of length 1, writes can overshoot, and the state
+# may explode. Without the norm, the size of an answer depends on how full the memory is. And without decay, only the
+# delta rule ever takes anything back.
 #
 # ## 10. Relatives: one line, five models
 #
-# Linear attention is from 2020, and its descendants differ from it in the line that writes. Here they are in our
-# notation, $S$ with a row for each key dimension. The third column says what a token decides:
+# Linear attention is from 2020, and its descendants differ from it in the line that writes to the state. Here these
+# lines are in our notation, in which $S$ has a row for each key dimension. The third column says what each token
+# decides:
 #
 # | model | $S \leftarrow$ | a token decides | paper |
 # |---|---|---|---|
@@ -590,12 +596,12 @@ figures.expect("without recall, nine in ten right answers stay right", right["re
 # | Gated DeltaNet | $\alpha S + \beta k\,(v - \alpha S^\top k)^\top$ | both | [2412.06464](https://arxiv.org/abs/2412.06464) |
 # | Kimi Delta Attention | $\alpha \odot S + \beta k\,(v - (\alpha \odot S)^\top k)^\top$ | both, with an $\alpha$ for each row of $S$ | [2510.26692](https://arxiv.org/abs/2510.26692) |
 #
-# Mamba-2 comes from another family, state space models, and calls things otherwise: its $B$ is our $k$, $C$ is $q$, $x$
-# is $v$, and $\Delta$ also scales what is written. The form $e^{-A\Delta}$ of section 5 is its legacy. In Kimi Delta
-# Attention, $\alpha$ is a vector with one number for each row of the state, so that a head can keep some features of
-# its keys and forget others.
+# Mamba-2 comes from a different family, state space models, and uses other names: its $B$ is our $k$, its $C$ is our
+# $q$, and its $x$ is our $v$. Its $\Delta$ also scales the value that is written. The form $e^{-A\Delta}$ of section 5
+# is its legacy. In Kimi Delta Attention, $\alpha$ is a vector with one number for each row of the state, so that a head
+# can keep some features of its keys and forget others.
 #
-# All five are one function:
+# One function covers all five:
 
 
 # %%
@@ -607,9 +613,9 @@ def write(S, k, v, alpha=1.0, beta=1.0, recall=True):
 
 
 # %% [markdown]
-# All five get the same six pairs. A key is a thing, and a value is a person: one axis for each, so that we can read an
-# answer directly. The keys are nearly at right angles, but not quite. The ring is written twice, because Tom gave it to
-# Mira.
+# All five get the same six pairs. A key is a thing, and a value is a person. Each person is one axis, so that we can
+# read an answer directly. The keys are nearly at right angles, but not quite. The ring is written twice, because Tom
+# gave it to Mira.
 
 # %%
 PAIRS = [("ring", "Tom"), ("cup", "Nora"), ("coin", "Sam"), ("ring", "Mira"), ("drum", "Leo"), ("book", "Rosa")]
@@ -639,7 +645,7 @@ for rule, options in RULES.items():
     answers[rule] = asked @ S  # (things, people)
 
 # %% [markdown]
-# In the picture, each panel is one memory, asked for all five things. A row should have one dark cell, in the frame.
+# In the picture, each panel is one memory, asked for all five things. Each row should have one dark cell, in the frame.
 # Look at the ring first, then at the cup and the coin, which were written early.
 
 # %%
@@ -653,12 +659,12 @@ course.finding("DeltaNet is the best of the five", min(distance, key=lambda rule
 # %% [markdown]
 # - **Linear attention** gives the ring to Tom *and* Mira.
 # - **Mamba-2** makes Tom fainter, and with him everything old, whether it is still true or not.
-# - **DeltaNet** replaces Tom by Mira, and keeps the rest. With six pairs and room for all of them, nothing has to be
-#   forgotten, and this is the best of the five.
-# - **Gated DeltaNet** replaces, too, and lets all rows fade alike. Here that only costs.
+# - **DeltaNet** replaces Tom by Mira, and keeps the rest. There is room for all pairs, so nothing has to be forgotten,
+#   and DeltaNet is the best of the five.
+# - **Gated DeltaNet** also replaces Tom by Mira, and lets all rows fade alike. Here the fading only does harm.
 # - **Kimi Delta Attention** lets one row fade and keeps the others. The coin is forgotten, the cup is not.
 #
-# Where does forgetting help? Where there are more pairs than the memory has room for. We write 64 random pairs into 32
+# When does forgetting help? When there are more pairs than the memory has room for. We write 64 random pairs into 32
 # rows, and ask for the newest eight.
 
 # %%
@@ -679,10 +685,10 @@ helps, harms = gain.mean() > 5 * gain.std() / 10, newest[0.8].mean() > 1.5 * new
 course.finding("the newest pairs gain by a decay of 0.98 and lose by one of 0.8", helps and harms)
 
 # %% [markdown]
-# A little decay helps here, and much of it harms. So it is good that each token can decide how much is kept.
+# A little decay helps here, and a lot of decay harms. So it is good that each token can decide how much is kept.
 #
-# Are these really the published rules? The two delta rules have to agree with the arbiter, the two sums with masked
-# attention, and the last one with the matrix form of [KDA],
+# Are these really the published rules? We compare DeltaNet and Gated DeltaNet with the NumPy reference, linear
+# attention and Mamba-2 with masked attention, and Kimi Delta Attention with the matrix form of [KDA],
 # $(I - \beta k k^\top)\,\mathrm{Diag}(\alpha)\,S + \beta k v^\top$.
 
 # %%
@@ -704,8 +710,8 @@ same(answers["Kimi Delta Attention"], asked @ S)
 # %% [markdown]
 # ## Exercises
 #
-# **1. Fill in.** While a model writes, the convolution gets one token at a time. Complete the function, so that the
-# test turns green.
+# **1. Fill in.** While a model writes, the convolution gets one token at a time. Complete the function so that the test
+# turns green.
 
 
 # %%
@@ -727,7 +733,7 @@ course.try_it(test_convolve_one, convolve_one)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The window and the new token are the inputs that the taps see. Without its oldest row, that is the next window.
+# The taps see the window and the new token. Without the oldest row, these are the next window.
 #
 # ```python
 # def convolve_one(window, u, w):
@@ -739,14 +745,14 @@ course.try_it(test_convolve_one, convolve_one)
 #
 # </details>
 #
-# **2. Measure.** How many of this model's decays would be 1 in bfloat16, and what would it cost? Change `decay`, and
-# use `measure`.
+# **2. Measure.** How many of this model's decays would be 1 in bfloat16, and by how much would the loss rise? Change
+# `decay`, and use `measure`.
 #
 # <details><summary>Solution</summary>
 #
-# Round $\alpha$, not $g$: near 0, bfloat16 is as fine as anywhere else. How much the loss rises depends on how many
-# heads of your model want to forget slowly. In documents of 150 tokens there is not much time to forget slowly, so
-# expect little. In a text of 100,000 tokens, it is another matter.
+# Round $\alpha$, not $g$: near 0, bfloat16 has the same relative precision as anywhere. How much the loss rises depends
+# on how many heads of your model want to forget slowly. In documents of 150 tokens, slow forgetting hardly matters, so
+# expect little. In a text of 100,000 tokens it would.
 #
 # ```python
 # def rounded(a, A_log, dt_bias):
@@ -761,16 +767,17 @@ course.try_it(test_convolve_one, convolve_one)
 #
 # </details>
 #
-# **3. Explain.** Multiply the query by 7, and then the value by 7. What happens to the layer's output, and why? When
-# would it be otherwise?
+# **3. Explain.** Multiply the query by 7, and then, instead, the value by 7. What happens to the layer's output, and
+# why? When would the result be different?
 #
 # <details><summary>Solution</summary>
 #
 # A read is linear in $q$, and the norm divides its size out again. So the length of a query does not matter, and
-# neither does $K^{-1/2}$. It is the same for the values: the state is linear in all of them, so all reads grow alike.
-# Only the small constant in the norm sees a difference, when a read is not much larger than its root, 0.001. Section 7
-# printed the sizes: at some tokens that is so, and there a factor of 7 can be seen. (If the values of
-# *one* token grew, it would matter. The others' would then weigh less.)
+# neither does the factor $K^{-1/2}$. The same is true for the values: the state is linear in all of them, so all reads
+# grow alike. Only the small constant in the norm makes a difference, when a read is not much larger than the root of
+# that constant, 0.001. Section 7 printed the sizes of the reads. At some tokens they are that small, and there a factor
+# of 7 changes the output. (If the value of only *one* token grew, the output would change, because the other values
+# would weigh less.)
 #
 # ```python
 # def louder(q, k, v, q_scale, v_scale, **rest):
@@ -788,26 +795,27 @@ course.try_it(test_convolve_one, convolve_one)
 #
 # ## Four questions
 #
-# 1. The rows of `in_proj_qkvz` are grouped by key head. What goes wrong if you cut them as all q, all k, all v, all z,
-#    and why may no test on shapes notice it?
-# 2. What does the layer have to remember from one token to the next? Of which of the two could you say how old its
-#    content is?
-# 3. In $\alpha = e^{-A\,\mathrm{softplus}(a + \mathtt{dt\_bias})}$, what belongs to the head, and what does the token decide?
-#    Why is it not computed in bfloat16?
-# 4. Which two of the five relatives can replace the value of a key, and also let things fade that are never written
-#    again? What does the younger one add?
+# 1. The rows of `in_proj_qkvz` are grouped by key head. What goes wrong if you cut them as all q, all k, all v, all z?
+#    Why can a test on shapes miss this mistake?
+# 2. Which two things does the layer have to remember from one token to the next? For which of them can you say how old
+#    its content is?
+# 3. In $\alpha = e^{-A\,\mathrm{softplus}(a + \mathtt{dt\_bias})}$, what belongs to the head, and what does the token
+#    decide? Why is $\alpha$ not computed in bfloat16?
+# 4. Which two of the five relatives can both replace the value of a key and let pairs fade that are never written
+#    again? What does the younger of the two add?
 #
 # <details><summary>Answers</summary>
 #
 # 1. Most rows of q, k, v and z are taken for something else. All shapes are the same for both orders, and with a single
 #    key head both orders are the same.
-# 2. The state of each value head, and the window, the last three inputs of the convolution. The window holds exactly
-#    the last three tokens. In the state, everything since the beginning is mixed.
-# 3. The rate $A$ and the bias belong to the head. The token's $a$ says how long the clock runs. A long memory needs an
-#    $\alpha$ close to 1, and in bfloat16 everything above 0.998 is 1: such a head would never forget. Nor would a state
-#    in bfloat16, if $g$ were exact: 0.999 times an entry is rounded back to it.
+# 2. The state of each value head, and the window, the last three inputs of the convolution. You can say it for the
+#    window, which holds exactly the last three tokens. In the state, everything since the beginning is mixed.
+# 3. The rate $A$ and the bias belong to the head. The token's $a$ decides how long the clock runs. A long memory needs
+#    an $\alpha$ close to 1. In bfloat16 everything above 0.998 is rounded to 1, so such a head would never forget. An
+#    exact $g$ alone would not help. If the state were bfloat16, 0.999 times an entry would be rounded back to that
+#    entry.
 # 4. Gated DeltaNet and Kimi Delta Attention. With $\beta = 1$ and keys of length 1, nothing of the old value is left
-#    under this key. The latter has a decay for each row of the state, not one for all.
+#    under this key. Kimi Delta Attention has a decay for each row of the state, not one for all rows.
 #
 # </details>
 #
@@ -819,4 +827,4 @@ course.try_it(test_convolve_one, convolve_one)
 #    1, and bfloat16 would round it to 1.
 # 3. The read is normalised, so its size says nothing, and the gate chooses which parts of it to pass on.
 #
-# Next: [4_chunked_form](4_chunked_form.ipynb), the same recurrence with matrix products.
+# Next: [4_chunked_form](4_chunked_form.ipynb), the same recurrence as products of matrices.

@@ -13,14 +13,14 @@
 # %% [markdown]
 # # 4. The chunked form
 #
-# How can a loop over tokens become a few large products of matrices? The gated delta rule takes five small products for
-# each token, so a prompt of 2,000 tokens takes 2,000 turns of the loop, and hardware is made for the opposite. We turn
-# the loop into matrix products, some tens of tokens at a time, without changing the result.
+# How can a loop over tokens become a few large matrix products? The gated delta rule takes five small products for each
+# token, so a prompt of 2,000 tokens takes 2,000 turns of the loop. But hardware is made for a few large products. So we
+# rewrite the loop as matrix products, for some tens of tokens at a time, without changing the result.
 #
-# Afterwards you can derive the chunked form on paper. You can say why it needs a triangular solve, where it would
-# overflow if written carelessly, and when to use which form. You need to know [2_delta_rule](2_delta_rule.ipynb). The
-# steps and their numbers, 0 to 4, are those of `chunk_gated_delta_rule` in [`qwen3_next.py`](../qwen3_next.py). For one
-# lesson, take the steps in the order in which they come here. What overflows and what it costs are homework.
+# After this notebook you can derive the chunked form on paper. You can explain why it needs a triangular solve, where
+# careless code overflows, and when to use which form. You need to know [2_delta_rule](2_delta_rule.ipynb). The steps
+# are numbered 0 to 4 as in `chunk_gated_delta_rule` of [`qwen3_next.py`](../qwen3_next.py). For one lesson, take the
+# steps in the order of this notebook. The sections on overflow and on costs are homework.
 #
 # | | |
 # |---|---|
@@ -118,13 +118,15 @@ same(state, theirs[1][0, 0])
 # %% [markdown]
 # ## Step 1. Decay between any two tokens
 #
-# Substitute the first equation into itself until only $S$, the state before the chunk, is left. What token $j$ wrote is
-# faded by every decay after it. Let $G_i = g_1 + \dots + g_i$ be the sum inside the chunk. Then the fading is
-# $e^{G_i - G_j}$:
+# Substitute the first equation into itself until only $S$, the state before the chunk, is left. The write of token $j$
+# is faded by every decay after it. Let $G_i = g_1 + \dots + g_i$ be the sum of the log decays in the chunk up to token
+# $i$. By then, the write of token $j$ has faded by $e^{G_i - G_j}$:
 #
 # $$S_i = e^{G_i} S + \sum_{j \le i} e^{G_i - G_j}\, k_j \delta_j^\top$$
 #
-# The code calls $e^{G_i}$ `gamma`. It calls the matrix of $e^{G_i - G_j}$, which is zero where $j > i$, `decay`.
+# The code calls $e^{G_i}$ `gamma`. It calls the matrix of $e^{G_i - G_j}$ `decay`. This matrix is zero where $j > i$.
+# (`qwen3_next.py` sums each exponent from the $g$ between the two tokens. After a strong decay, the difference of two
+# sums would lose digits.)
 
 # %%
 G = g.cumsum(0)  # (C, 1)
@@ -138,19 +140,18 @@ for i in range(C):
 # ## Step 2. The deltas, all at once
 #
 # The deltas are still unknown, because each needs the state just before it. But we have that state as a sum. If we fade
-# it by $g_i$ and ask with $k_i$, it returns $e^{G_i} S^\top k_i$ and a share of every earlier delta. So
+# it by $e^{g_i}$ and ask with $k_i$, it returns $e^{G_i} S^\top k_i$ and a share of every earlier delta. So
 #
 # $$\delta_i = \beta_i \Big( v_i - e^{G_i} S^\top k_i - \sum_{j < i} e^{G_i - G_j}\, (k_i \cdot k_j)\, \delta_j \Big)$$
 #
 # The only state in this equation is the one before the chunk. Each delta is a known part minus earlier deltas times
 # coefficients. The coefficients come from $\beta$, $g$ and keys, which the layer computes from the tokens and never
-# from the state. So this is a *linear system*. We collect the coefficients in a matrix $A$, which has nothing to do
-# with key A of notebook 2:
+# from the state. So this is a *linear system*. We collect the coefficients in a matrix $A$ (not key A of notebook 2):
 #
 # $$A_{ij} = \beta_i\, e^{G_i - G_j}\, (k_i \cdot k_j) \quad \text{for } j < i, \text{ else } 0$$
 #
-# $A_{ij}$ says how much delta $j$ is in the way of token $i$. It is large if the keys are alike, if little has faded
-# since, and if token $i$ writes strongly.
+# $A_{ij}$ says how much delta $j$ disturbs token $i$. It is large if the keys are alike, if little has faded since, and
+# if token $i$ writes strongly.
 
 # %%
 A = (beta * decay * (k @ k.T)).tril(-1)  # (C, C), strictly lower triangular
@@ -166,8 +167,8 @@ same(deltas + A @ deltas, beta * (v - gamma * (k @ S)))  # (C, V)
 # \qquad\Longrightarrow\qquad
 # \Delta = \underbrace{(I + A)^{-1}\, \mathrm{diag}(\beta)}_{M}\, \big(\mathbf V - \mathrm{diag}(\gamma)\, \mathbf K S\big)$$
 #
-# $I + A$ is lower triangular with ones on its diagonal, because no token waits for a later one. Such a system always
-# has a solution. We solve it from the top, since row $i$ needs only the rows above it. By hand:
+# $I + A$ is lower triangular with ones on its diagonal, because no token depends on a later one. Such a system always
+# has exactly one solution. We solve it from the top, since row $i$ needs only the rows above it. Here it is by hand:
 
 # %%
 solved, right_side = [], beta * (v - gamma * (k @ S))
@@ -176,11 +177,11 @@ for i in range(C):  # forward substitution
 same(torch.stack(solved), deltas)
 
 # %% [markdown]
-# That is a loop over tokens again. But it works with scalars where the recurrence works with a state, and libraries
-# have it as one call. Also, $M$ depends only on keys, decays and strengths, not on $S$ or the values. So we can compute
-# it *before* the state is known, for all chunks of a text at the same time. [DN] calls this the UT transform.
-# `unitriangular` takes the diagonal as ones, whatever it holds, so we pass $A$ and mean $I + A$. Further down, we do
-# not even clear the diagonal of $A$.
+# This is a loop over tokens again. But its coefficients are scalars, it never touches the state, and libraries do it in
+# one call. Also, $M$ depends only on keys, decays and strengths, not on $S$ or the values. So we can compute it
+# *before* the state is known, for all chunks of a text at the same time. [DN] calls this the UT transform. With
+# `unitriangular=True`, the call ignores the diagonal of its matrix and takes it as ones. So we pass $A$, and it solves
+# with $I + A$. Further down, we do not even clear the diagonal of $A$.
 
 # %%
 M = torch.linalg.solve_triangular(A, beta.squeeze(-1).diag_embed(), upper=False, unitriangular=True)  # (C, C)
@@ -190,7 +191,7 @@ assert torch.equal(M, M.tril())  # causal: delta i depends on tokens up to i
 # %% [markdown]
 # ## Step 3. Reads of what the chunk itself writes
 #
-# Now we ask $S_i$, written as a sum, with $q_i$. The token's own write counts, hence $j \le i$:
+# Now we read $S_i$, written as a sum, with $q_i$. The token's own write counts, so $j \le i$:
 #
 # $$\mathrm{out}_i = e^{G_i} S^\top q_i + \sum_{j \le i} \underbrace{e^{G_i - G_j}\, (q_i \cdot k_j)}_{\text{inner}_{ij}}\, \delta_j$$
 #
@@ -212,16 +213,16 @@ to_end = (G[-1:] - G).exp()  # (C, 1)
 same(gamma[-1] * S + k.T @ (to_end * deltas), state)
 
 # %% [markdown]
-# Here are the four matrices of our chunk. Each row belongs to the token that reads or waits, each column to the token
-# that wrote. Purple is positive, orange negative. Look at $M$, on its diagonal and below it.
+# Here are the four matrices of our chunk. Each row belongs to the token that reads, and each column to the token that
+# wrote. Purple is positive, orange is negative. Look at $M$, on its diagonal and below it.
 
 # %%
 pictures.four_matrices({"decay": decay, "A": A, "M": M, "inner": inner})
 
 # %% [markdown]
-# The diagonal of $M$ is $\beta$. Below it are the corrections, and the corrections of corrections. To see that better,
-# we take larger chunks, $C = 32$, with $\beta = 0.9$ and without decay. The three pictures show $M$ for three kinds of
-# keys. Look for stripes below the diagonal.
+# The diagonal of $M$ is $\beta$. Below it are corrections for earlier writes, and corrections of those corrections. To
+# see them better, we take larger chunks, $C = 32$, with $\beta = 0.9$ and without decay. The three pictures show $M$
+# for three kinds of keys. Look for stripes below the diagonal.
 
 
 # %%
@@ -241,13 +242,13 @@ pictures.stripes({name: chunk_matrix(key, *rest) for name, key in directions.ite
 
 # %% [markdown]
 # With one key again and again, a token subtracts nearly all of what the token before it wrote. It subtracts little of
-# earlier writes, because that token has already taken them back. With eight keys in turn, the same happens eight tokens
-# apart. With random keys, all are a little in one another's way.
+# earlier writes, because the token before it has already taken them back. With eight keys in turn, the same happens
+# eight tokens apart. With random keys, all tokens disturb one another a little.
 #
 # ## Step 0. Cut time into chunks
 #
 # Now we take a whole text, $N$ chunks of $C$ tokens. Steps 1 to 3 do not need the state, so they run for all chunks at
-# once. Only step 4 is a loop, with $N = T / C$ turns. If $T$ is not a multiple of $C$, we fill up the last chunk with
+# once. Only step 4 is a loop, with $N = T / C$ turns. If $T$ is not a multiple of $C$, we pad the last chunk with
 # tokens of $\beta = 0$ and $g = 0$. They write nothing and forget nothing, so the last state is right. Their outputs
 # are cut off.
 
@@ -302,9 +303,9 @@ for T in (1, 3, 4, 5, 37, 64, 130):
 print("chunked, chunk_gated_delta_rule and the recurrence agree")
 
 # %% [markdown]
-# The project's function does the same for all sequences and heads. Its tensors are $(B, H, N, C, \dots)$. We compare
-# its $M$ with ours, chunk by chunk. But $M$ is a local variable, so how do we get it? When a function returns, Python
-# hands its variables to a profiler. `verify/trace.py` records a whole model in this way.
+# `chunk_gated_delta_rule` does the same for all sequences and heads at once. Its tensors are $(B, H, N, C, \dots)$. We
+# compare its $M$ with ours, chunk by chunk. But $M$ is a local variable, so how do we get it? When a function returns,
+# Python shows its variables to a profiler. `verify/trace.py` records a whole model in this way.
 
 # %%
 CHUNK = 16
@@ -330,7 +331,7 @@ for b in range(2):
 same(out, recurrent_gated_delta_rule(**x)[0])
 
 # %% [markdown]
-# The gradients agree, too, for all six inputs:
+# The gradients of all six inputs agree as well:
 
 # %%
 x = make_inputs(45, B=2, H=3)
@@ -348,8 +349,8 @@ for name in x:
 # ## What overflows: mask before exp
 #
 # Above the diagonal of `decay`, where $j > i$, the exponent $G_i - G_j$ is a *positive* number: minus the sum of the
-# decays between. Nobody needs its exponential, and it may not fit. The largest float32 is about $e^{88.7}$. If we
-# multiply it by zero afterwards, $\infty \cdot 0$ is not a number, and one such entry spoils the chunk.
+# log decays in between. We don't need its exponential, which may be larger than the largest float32, about $e^{88.7}$.
+# If we multiply it by zero afterwards, $\infty \cdot 0$ is not a number, and one such entry spoils the chunk.
 
 # %%
 g = torch.full((64, 1), -2.0)  # a decay of e^-2 a token: strong, but not absurd
@@ -362,8 +363,8 @@ print(f"with the mask after exp: {masked_after.isnan().sum()} of {masked_after.n
 assert not masked_before.isnan().any() and masked_after.isnan().any()
 
 # %% [markdown]
-# There is another tempting shortcut. Split the factor, scale the queries by one part and the keys by the other, and
-# save the $C \times C$ matrix. On paper it is the same:
+# A second shortcut is tempting. We split the factor, scale the queries by one part and the keys by the other, and no
+# longer need the $C \times C$ matrix `decay`. On paper the result is the same:
 #
 # $$e^{G_i - G_j}\, (q_i \cdot k_j) = (e^{G_i} q_i) \cdot (e^{-G_j} k_j)$$
 #
@@ -379,10 +380,10 @@ print(f"rows of 'inner' that are finite: {ok.sum()} of {len(ok)}")
 assert ok[:10].all() and not ok.all() and right.isfinite().all()
 
 # %% [markdown]
-# Would a trained model come near this limit? `tiny/` reads its own kind of text, and we print the smallest sum of $g$
+# Does a trained model come near this limit? We let `tiny/` read its own kind of text, and print the smallest sum of $g$
 # that each head reaches over 64 tokens, the function's default $C$. We also count the heads that overflow, for 64 and
-# for 32, the model's $C$. Below $-88.7$, the factor $e^{-G_j}$ overflows at a chunk's last token. With the mask after
-# exp, the sum that counts has one token less.
+# for 32, the model's $C$. If the sum is below $-88.7$, the factor $e^{-G_j}$ overflows at the last token of the chunk.
+# With the mask after exp, the largest exponent sums one token less.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -415,9 +416,9 @@ for C in (64, 32):
 # | $M$ and inner times $C \times V$ | | $4CV$ |
 # | the solve, $C$ right sides | | $C^2$ |
 #
-# The state is faded once per chunk, which costs $KV/C$. The products within the chunk cost $4C(K + V)$. The sum of the
-# two is smallest at $C = \sqrt{KV / (4K + 4V)}$, a chunk of a few tokens. The solve is small there. PyTorch counts the
-# products of matrices for us:
+# Per token, fading the state once per chunk costs $KV/C$, and the products within the chunk cost $4C(K + V)$. Their sum
+# is smallest at $C = \sqrt{KV / (4K + 4V)}$, a chunk of a few tokens. The solve is small there. PyTorch counts the
+# matrix products for us:
 
 # %%
 K, V, T = 128, 128, 512  # a head of the released model
@@ -443,14 +444,15 @@ print(f"recurrence: {operations(None):6,} operations")
 # By arithmetic alone, chunks should be tiny, and they would gain next to nothing. So what does a larger chunk save? It
 # saves *trips* to the state. Step 4 reads the state's $KV$ numbers three times, to recall, to read and to fade, and
 # writes them once. In the chunked form, this happens once per chunk instead of once per token. Each turn of the loop
-# also has a fixed cost, that of starting its few products. Let a machine do $R$ operations while it moves one number,
-# and let $F$ be the fixed cost in numbers moved. A token then costs
+# also has a fixed cost, the start of its few products. Let a machine do $R$ operations while it moves one number, and
+# let $F$ be the fixed cost, as a count of numbers moved in the same time. A token then costs
 #
 # $$\frac{\mathrm{operations}(C)}{R} + \frac{4KV + F}{C}$$
 #
-# The minimum moves to larger chunks on machines that compute fast for their memory, or start slowly.
+# The minimum moves to larger chunks if the machine computes fast compared with its memory, or if it starts products
+# slowly.
 #
-# The next picture has the operations on the left, this model with $F = 0$ in the middle, and on the right the time
+# The next picture shows the operations on the left, this cost with $F = 0$ in the middle, and on the right the time
 # measured here, for 4 heads, 1,024 tokens and float32. Circles mark minima. On the right, points are the fastest of
 # seven runs, and bars and band reach to the median. Compare the shapes of the middle and right panels.
 
@@ -482,10 +484,11 @@ print(f"with K = V = 16, C = 32: {short[0, 0] / short[1, 0]:.1f} times as fast")
 
 # %% [markdown]
 # Times vary with the machine, but the shape stays. Very small chunks are the recurrence with extra work, and very large
-# ones drown in $C \times C$ matrices. The right panel has the shape of the middle one but does not confirm it, because
-# $F$ makes the same shape. The last line repeats the race with $K = V = 16$. Those states fit into any cache, so its
-# gain is saved fixed cost and not saved traffic. The function's default is 64. The model takes 32, which is the faster
-# of the two on CPUs.
+# ones spend their time on $C \times C$ matrices. The right panel has the shape of the middle one. That is no proof that
+# trips to the state are the reason, because the fixed cost $F$ makes the same shape. The last line printed above
+# repeats the race with $K = V = 16$. States of that size fit into any cache, so the gain there comes from less fixed
+# cost, not from less traffic. The function's default is $C = 64$. The model uses 32, which is the faster of the two on
+# CPUs.
 #
 # How does the time depend on the length of the text? In the next picture, points are the fastest of 21 runs, or of 7
 # for 256 tokens and more. Bars reach to the median. Look at where the two lines cross.
@@ -511,17 +514,17 @@ print("recurrence / chunked:", ", ".join(f"T = {T}: {r:.2f}" for T, r in zip(len
 course.finding("the gain at the longest text is more than twice that at one token", ratio[0] < ratio[-1] / 2)
 
 # %% [markdown]
-# Every step of generation has one token, and for one token the recurrence wins. The chunked form pads nothing there,
-# since no chunk is longer than the text. But a single token shares its trip to the state with no other, and steps 1 to
-# 3 are extra work. So the layer takes the chunked form for a prompt and the recurrence for one or two tokens
-# (`GatedDeltaNet.forward`, `one_by_one`). Training is all prompt.
+# Every step of generation has one token, and for one token the recurrence wins. Padding is not the reason, since no
+# chunk is longer than the text. But a single token has no other token to share its trip to the state, and steps 1 to 3
+# are extra work. So the layer uses the chunked form for a prompt and the recurrence for one or two tokens
+# (`GatedDeltaNet.forward`, `one_by_one`). In training, every text is read like a prompt.
 #
 # ## What it costs: digits
 #
-# The two forms add different sums in a different order, so they round differently. Does either lose digits? We take
-# float64 as the truth. We measure the relative error of outputs in float32 and with inputs in bfloat16, which both
-# functions widen to float32 at once. Five seeds run as a batch. In the picture, look at whether the two colours
-# separate.
+# The two forms add different sums in a different order, so they round differently. Does either lose digits? We take the
+# recurrence in float64 as the truth. We measure the relative error of the outputs in float32, and with inputs in
+# bfloat16, which both functions convert to float32 at once. Five seeds run as a batch. In the picture, look at whether
+# the two colours separate.
 
 
 # %%
@@ -563,13 +566,13 @@ for decay in (0.02, 0.0):
     course.finding("that is less than four times", errors[1] < 4 * errors[0])
 
 # %% [markdown]
-# There are two things to see. With bfloat16, the curves of the two forms coincide. The error is that of rounding the
-# inputs and the outputs to 8 significant bits, and neither form adds to it. In float32, both are near the limit of the
-# format, and the error grows slowly with the length. Without decay ($g = 0$) it grows only a little faster, because
-# overwriting takes old errors back, too.
+# With bfloat16, the curves of the two forms coincide. The error comes from rounding the inputs and the outputs to 8
+# significant bits, and neither form adds to it. In float32, both are near the limit of the format, and the error grows
+# slowly with the length. Without decay ($g = 0$) it grows only a little faster, because overwriting also takes back old
+# errors.
 #
 # Does the chunk size matter? And what if the keys are alike, so that the solve has something to do? In the next picture
-# the keys share a common part, and two of them have a mean cosine of up to 0.99. Bars are the standard deviation over
+# the keys share a common part, so that the mean cosine of two keys is up to 0.99. Bars are the standard deviation over
 # five seeds, and dashed lines are the recurrence on the same inputs. Compare each line with the dashed one of its
 # colour.
 
@@ -589,20 +592,20 @@ for cosine, ratio in worst.items():
     course.finding("that is less than 20 times", ratio < 20)
 
 # %% [markdown]
-# The effect is small. Similar keys and large chunks cost a fraction of a digit. We owe that to the triangular solve.
-# Exercise 2 tries a shorter way to $(I + A)^{-1}$ and shows what becomes of it.
+# The effect is small: similar keys and large chunks cost a fraction of a digit. We owe this to the triangular solve.
+# Exercise 2 tries a shortcut to $(I + A)^{-1}$ and shows how it fails.
 #
 # ## Exercises
 #
 # **1.** [DN] (without decay, $\gamma = 1$), [GDN] and most kernels keep two products instead of $M$: `u`
-# $= M \mathbf V$ and `w` $= M\,\mathrm{diag}(\gamma) \mathbf K$. Write $\Delta$ with them. What is gained, and what has
-# to be stored?
+# $= M \mathbf V$ and `w` $= M\,\mathrm{diag}(\gamma) \mathbf K$. Write $\Delta$ with them. What do we gain, and what
+# has to be stored?
 #
 # <details><summary>Solution</summary>
 #
-# $\Delta$ = `u` - `w` $S$. The loop over chunks then has one product with the state, $C \times K$ times $K \times V$,
-# and no product with $M$. Both `u` and `w` can be made for all chunks at once. Per chunk, $C(K + V)$ numbers are stored
-# instead of the $C^2$ of $M$, which is more unless $C > K + V$.
+# $\Delta$ = `u` - `w` $S$. To make the deltas, the loop over chunks then needs one product with the state, $C \times K$
+# times $K \times V$, and none with $M$. Both `u` and `w` can be computed for all chunks at once. Per chunk, we store
+# $C(K + V)$ numbers instead of the $C^2$ of $M$, which is more unless $C > K + V$.
 #
 # ```python
 # q, k, v, S = normal(4, 5), F.normalize(normal(4, 5), dim=-1), normal(4, 6), normal(5, 6)
@@ -621,8 +624,8 @@ for cosine, ratio in worst.items():
 # <details><summary>Solution</summary>
 #
 # With one key, $A$ has ones everywhere below its diagonal. Its powers hold binomial coefficients, up to $10^{18}$. They
-# cancel in the end, as the inverse has only ones and minus ones. But float32 has 7 digits. The solve never forms such a
-# number.
+# cancel in the end, because the inverse has no entries but 1, -1 and 0. But float32 has 7 digits. The solve never forms
+# such a number.
 #
 # ```python
 # def by_doubling(A):
@@ -722,13 +725,13 @@ course.try_it(test_chunk_step, chunk_step)
 #
 # <details><summary>Answers</summary>
 #
-# 1. Writes and reads are affine in $S$, with coefficients that depend on the tokens alone. No token waits for a later
-#    one.
+# 1. Writes and reads are affine in $S$, with coefficients that depend on the tokens alone. And no token depends on a
+#    later one.
 # 2. Nothing does, so they run for all chunks at once. Only step 4 goes chunk after chunk.
-# 3. It would hide in what passes from chunk to chunk. If only the last state is compared, it hides in what makes the
-#    outputs alone: inner, its mask, the read.
-# 4. Every exponent is a sum of $g \le 0$ over tokens in between. The shortcuts are the mask after exp and the split
-#    factor.
+# 3. With the first chunk alone, it would hide in the step from chunk to chunk. With the last state alone, it would hide
+#    in the parts that make only the outputs: inner, its mask, the read.
+# 4. Every exponent is a sum of $g \le 0$ over the tokens in between. The two shortcuts are the mask after exp and the
+#    split factor.
 # 5. It is better for one token or a few. As $C$ grows, so do the operations per token, $4C(K + V) + C^2$, and the
 #    memory per token for $C \times C$ matrices.
 #
@@ -740,7 +743,7 @@ course.try_it(test_chunk_step, chunk_step)
 #    the state.
 # 2. So nearly all of the work becomes large products for all chunks at once, and only the state passes from chunk to
 #    chunk in a loop.
-# 3. Both forms give the same result up to rounding, and the layer takes the chunked form for a prompt and the
-#    recurrence for a single token.
+# 3. Both forms give the same result up to rounding, and the layer uses the chunked form for a prompt and the recurrence
+#    for a single token.
 #
 # Next: [5_gated_attention](5_gated_attention.ipynb), the layer that keeps every token.

@@ -13,16 +13,15 @@
 # %% [markdown]
 # # 5. Gated attention
 #
-# Three layers in four of Qwen3-Next compress the past into a memory of fixed size. The fourth is softmax attention: it
-# can look up anything said before, and pays by keeping all of it. What does this layer compute, and why does it differ
-# from textbook attention in five places? Each of the five can go wrong without changing a shape, so a broken port may
-# still write fluent text.
+# Three layers in four of Qwen3-Next compress the past into a memory of fixed size. The fourth is softmax attention. It
+# can look up every earlier token, and the price is that it keeps them all. What does this layer compute, and why does
+# it differ from textbook attention in five places? Each of the five can go wrong without changing a shape, so a broken
+# port may still write fluent text.
 #
 # The five are these. The query projection also produces a *gate*. Queries and keys are *normalised*. Only a quarter of
-# each head is *rotated*. Many query heads *share* a few key and value heads. And the gate scales what each head
-# returns.
+# each head is *rotated*. Many query heads *share* a few key and value heads. And the gate scales each head's output.
 #
-# After this notebook you can write the layer from its equations, explain what each of the five is for, and name the
+# After this notebook you can write the layer from its equations, explain the purpose of each of the five, and name the
 # mistakes that keep every shape right. You need softmax attention and PyTorch. We build the layer step by step on a
 # small trained model, and compare every step with [`qwen3_next.py`](../qwen3_next.py). For one lesson, take sections 1
 # to 3, section 5, and section 6 up to its experiment. The rest is homework.
@@ -87,8 +86,8 @@ figures.drawing("attention", f"{drawn} attention; the product with the sigmoid o
 #   && \text{(gate, project back)}
 # \end{aligned}$$
 #
-# The model is `tiny/`, trained on generated stories, phone books and accounts of who moved what. We load it in float64.
-# Two ways to compute the same thing then agree to about 13 digits, and no mistake can pass for rounding.
+# The model is `tiny/`, trained on generated stories, phone books and accounts of things that people move about. We load
+# it in float64. Two ways to compute the same thing then agree to about 13 digits, and no mistake can pass for rounding.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float64)
@@ -114,8 +113,8 @@ for name, small, large in zip(names, facts(tiny), facts(released)):
 
 # %% [markdown]
 # We run one held-out phone book, with a question and its answer, through the model, and `trace` records every
-# intermediate value. We take the last attention layer. Its only input is `x`, the output of the norm before it.
-# Everything it computes from `x` is listed below by name.
+# intermediate value. We take the last attention layer. Its only input is `x`, the output of the norm before it. The
+# list below names everything that it computes from `x`.
 
 
 # %%
@@ -164,7 +163,8 @@ same(gate, seen["gate"])
 # %% [markdown]
 # Here is the trap. Suppose we cut the whole output in the middle, "first all queries, then all gates". We get two
 # tensors of the same shapes. Nothing fails, and the model still writes something. The picture shows the rows of $W_q$.
-# The upper bar is the right reading, the lower bar the wrong one. Look at which rows the wrong one takes for queries.
+# The upper bar shows the right reading, the lower bar the wrong one. Look at which rows the wrong reading takes for
+# queries.
 
 # %%
 wrong_q, wrong_gate = (half.reshape(T, H, d) for half in qg.chunk(2, dim=-1))
@@ -202,7 +202,7 @@ same(k_normed, seen["k_norm.out"])
 
 # %% [markdown]
 # Why do this? A vector divided by its root mean square has length $\sqrt d$ at most. By the Cauchy-Schwarz inequality,
-# every logit is then bounded, no matter what the activations and the projection weights do. (The rotation that follows
+# every logit is then bounded, however large the activations and the projection weights are. (The rotation that follows
 # keeps lengths.)
 #
 # $$\frac{|\hat q \cdot \hat k|}{\sqrt d} \;\le\; \frac{|\hat q|\,|\hat k|}{\sqrt d} \;\le\;
@@ -238,17 +238,17 @@ assert largest["without"][-1] / largest["without"][0] > 0.99e8  # (1000 / 0.1)^2
 pictures.growth_of_logits(scales, largest, attended, bound)
 
 # %% [markdown]
-# On the left, activations 10 times as large give logits 100 times as large without the norm, until float16 overflows.
-# On the right, the harm comes long before that: each query is down to a single token. Such a sharp softmax passes
-# almost no gradient, so training can't repair it. With the norm, neither curve moves.
+# On the left, activations 10 times as large give logits 100 times as large without the norm, until they are too large
+# for float16. On the right, the harm comes long before that: each query attends to a single token. Such a sharp softmax
+# passes almost no gradient, so training can't repair it. With the norm, neither curve moves.
 #
-# The norm does not forbid sharp attention, because the bound depends on $w$, which is learned. It makes the model state
-# its sharpness in one place, dimension by dimension.
+# The norm does not forbid sharp attention, because the bound depends on $w$, which is learned. But the sharpness is now
+# set in one place, by $w$, dimension by dimension.
 #
 # Why $1 + w$ and not $w$? $w$ starts at 0, and weight decay pulls it back to 0. That pulls the scale to 1, its neutral
-# value. Decay on a plain $w$ would pull the scale to 0, and the head would fall silent with it. (The Qwen team's
-# announcement of Qwen3-Next gives this reason: some norm weights of Qwen3 grew very large, and decay on $w$ prevents
-# that.) Here is decay alone, with no gradient:
+# value. Decay on a plain $w$ would pull the scale to 0, and all logits with it, so that the head would attend to all
+# tokens evenly. (The Qwen team's announcement of Qwen3-Next gives this reason: some norm weights of Qwen3 grew very
+# large, and decay on $w$ prevents that.) Here is weight decay alone, with no gradient:
 
 # %%
 for name, start in {"1 + w": 0.5, "w": 1.5}.items():
@@ -276,8 +276,8 @@ print(f"without the 1 the query has a relative error of {apart(plain, q_normed):
 # \qquad \omega_i = \theta^{-2i/R}, \quad i = 0 \dots R/2 - 1$$
 #
 # If we read a pair as one complex number, turning multiplies it by $e^{\mathrm{i} t\omega_i}$. That is how we write it
-# here; `apply_rope` writes out the real and the imaginary part. Three mistakes keep all shapes: dividing by $d$ instead
-# of $R$ in the exponent, pairing neighbours $(2i, 2i+1)$, and turning all $d$ entries.
+# here. `apply_rope` in `qwen3_next.py` writes out the real and the imaginary part. Three mistakes keep all shapes
+# right: dividing by $d$ instead of $R$ in the exponent, pairing neighbours $(2i, 2i+1)$, and turning all $d$ entries.
 
 # %%
 R = int(d * tiny.partial_rotary_factor)
@@ -300,23 +300,23 @@ same(k_rope, seen["k_rope"])
 assert torch.equal(q_rope[..., R:], q_normed[..., R:])  # the other three quarters are unchanged, bit for bit
 
 # %% [markdown]
-# How fast does each pair turn? The next two pictures show it.
+# The next picture shows how fast each pair turns.
 #
 # On the left, each row is one entry of a head of `tiny/`, each column a position, and the colour is the cosine of the
 # angle. The first pairs turn fast and the last ones hardly at all. Below the white line the cosine is always 1, because
 # the entries there do not turn. The two entries of a pair lie $R/2$ apart and have the same row.
 #
-# On the right is the released model, with its 32 pairs and $\theta = 10^7$. It shows how often each pair turns within
-# 262,144 tokens, the longest context in training. Compare the fastest pair with the slowest: their ratio is in the
-# millions.
+# The right panel is for the released model, with its 32 pairs and $\theta = 10^7$. It shows how often each pair turns
+# within 262,144 tokens, the longest context in training. Compare the fastest pair with the slowest: the ratio of their
+# turns is in the millions.
 
 # %%
 large = rope_frequencies(released)[0]  # (32,)
 pictures.turns(omega, R, d, large, released.max_position_embeddings)
 
 # %% [markdown]
-# What does the rotation buy? Let $q$ be a query at position $t$ and $k$ a key at position $j$, both after their norms.
-# We turn $q$ by $t\omega$ and $k$ by $j\omega$. Their product then depends on $t - j$ alone:
+# What do we gain by the rotation? Let $q$ be a query at position $t$ and $k$ a key at position $j$, both after their
+# norms. We turn $q$ by $t\omega$ and $k$ by $j\omega$. Their product then depends on $t - j$ alone:
 #
 # $$\hat q \cdot \hat k = \sum_{i < R/2} \mathrm{Re}\big(\bar z^k_i\, z^q_i\, e^{\mathrm{i}(t - j)\omega_i}\big) +
 # \sum_{i \ge R} q_i k_i$$
@@ -325,8 +325,8 @@ pictures.turns(omega, R, d, large, released.max_position_embeddings)
 # same $k$ at every position. Their matrix of products must be constant along each diagonal, and it must be the same
 # 1000 positions later.
 #
-# The second sum does not know the position. What those entries match, they match at any distance. The picture shows
-# both sums for one query and one key; look at which of them changes with the distance.
+# The second sum does not depend on the positions. A match in those entries counts the same at any distance. The picture
+# shows both sums for one query and one key. Look at which of them changes with the distance.
 
 # %%
 one_q, one_k = (torch.randn(1, 1, d, generator=normal, dtype=torch.float64).expand(96, 1, d) for _ in range(2))
@@ -352,17 +352,17 @@ pictures.by_distance(turned[:, 0], unturned)
 # distinguish neighbours.
 #
 # [YaRN] (section 3.2) treats each pair by the number of turns it makes in the original context of $L$ tokens. Pairs
-# with more than $\beta_{fast} = 32$ turns keep their frequency. Pairs with fewer than $\beta_{slow} = 1$ turns have it
-# divided by the factor $s$. In between, YaRN blends linearly. Which pair makes $n$ turns? We solve
-# $L\,\theta^{-2i/R} = 2\pi n$ for $i$:
+# with more than $\beta_{fast} = 32$ turns keep their frequency. The frequency of pairs with fewer than
+# $\beta_{slow} = 1$ turns is divided by the factor $s$. In between, YaRN blends linearly. Which pair makes $n$ turns?
+# We solve $L\,\theta^{-2i/R} = 2\pi n$ for $i$:
 #
 # $$i(n) = \frac{R \ln (L / 2\pi n)}{2 \ln \theta}, \qquad
 # r_i = \mathrm{clip}\Big(\frac{i - \lfloor i(32) \rfloor}{\lceil i(1) \rceil - \lfloor i(32) \rfloor},\, 0,\, 1\Big),
 # \qquad \omega'_i = (1 - r_i)\,\omega_i + r_i\,\omega_i / s$$
 #
-# We use the model card's own setting for one million tokens, and also compare with `reference_recurrent.py`, the
-# project's second implementation, in NumPy, which shares no code with the first. The pictures show what YaRN does to
-# each pair: on the left to its frequency, on the right to its turns in the whole context.
+# We use the model card's own setting for one million tokens. We also compare with `reference_recurrent.py`, the
+# project's second implementation. It is in NumPy and shares no code with the first. The picture shows, pair by pair,
+# how YaRN changes the frequency (left) and the turns in the whole context (right).
 
 # %%
 yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}
@@ -389,12 +389,13 @@ pictures.yarn(r, stretched / large, s * L * stretched / (2 * math.pi), L * large
 # %% [markdown]
 # The left picture has three zones: pairs that keep their frequency, blended pairs, and divided pairs. In the right one,
 # the black line shows training (262,144 tokens), and the points show YaRN (1,048,576 tokens). The divided pairs lie on
-# the line: they see no angle that training has not seen. The pairs that keep their frequency turn four times as often
-# as in training, but those had already seen every angle many times.
+# the line, so they reach no angle that training has not reached. The pairs that keep their frequency turn four times as
+# often as in training, but those had already seen every angle many times.
 #
 # YaRN also multiplies cosine and sine by $0.1 \ln s + 1$ (section 3.4), to keep attention sharp over more tokens.
 # Queries and keys both carry this factor, so their product carries its square. In a model that turns whole heads, this
-# amounts to one temperature. Here it does not, because only the turned entries' part of the product grows.
+# is the same as one temperature for the softmax. Here it is not, because only the turned entries' part of the product
+# grows.
 
 # %%
 q0, k0 = (torch.randn(1, 1, 256, generator=normal, dtype=torch.float64) for _ in range(2))
@@ -410,8 +411,8 @@ print(f"factor {factor:.4f}; turned entries' part of the product times {factor**
 #
 # While a model writes, each attention layer keeps the keys and values of all tokens. How much is that? In bfloat16,
 # each attention layer keeps $2 \cdot 2 \cdot H_{kv}\,d$ bytes per token. Grouped queries ([GQA]) make $H_{kv}$ small:
-# in the released model, 16 query heads read 2 key and value heads. The other saving is that three layers in four are
-# not attention. The bars below apply the two savings one after the other.
+# in the released model, 16 query heads read 2 key and value heads. There is a second saving: three layers in four are
+# not attention. The bars below apply first the second saving and then both.
 
 # %%
 _, layers, _, H80, H80_kv, d80, _ = facts(released)
@@ -426,13 +427,13 @@ pictures.caches(gigabytes)
 assert math.isclose(gigabytes[f"{count} layers, {H80} KV heads"], 8 * [*gigabytes.values()][-1])
 
 # %% [markdown]
-# Fewer attention layers divide the cache by four, and shared heads divide it by eight again.
+# Fewer attention layers divide the cache by four, and shared heads divide the rest by eight.
 #
 # Which key head does a query head read? In the equations, query head $h$ reads key head $\lfloor h H_{kv}/H \rfloor$,
 # so the first $H/H_{kv}$ query heads share the first key head. That is `repeat_interleave` (0 0 1 1). `repeat` would
 # tile them (0 1 0 1). The two agree when there is one key head, and when there are as many key heads as query heads, so
 # a test with equal numbers does not see the difference. PyTorch's own function does the right thing with
-# `enable_gqa=True`, and copies nothing.
+# `enable_gqa=True`.
 
 
 # %%
@@ -456,7 +457,7 @@ print(f"heads tiled: relative error {apart(tiled, y):.2f}")
 course.finding("that is more than 0.3", apart(tiled, y) > 0.3)
 
 # %% [markdown]
-# What does the layer look at? We search all attention heads of `tiny/` for the one that finds the number. As the answer
+# Where does the layer look? We search all attention heads of `tiny/` for the one that finds the number. As the answer
 # is written, digit by digit, how much of a head's attention falls on the same digit in the book? We take the head with
 # the largest share.
 #
@@ -512,9 +513,9 @@ print(f"without the gate: relative error {apart(y.flatten(1) @ W['o_proj.weight'
 # ### A head that has nothing to say
 #
 # Why does attention need a gate? Softmax weights are positive and sum to 1, so a head returns a weighted mean of
-# values. A mean can't leave the convex hull of what it averages. Suppose there is a direction $u$ in which every value
-# has at least length 1. Then the output has at least length 1 in that direction too, whatever the query and the keys
-# are:
+# values. A mean can't leave the convex hull of the values that it averages. Suppose there is a direction $u$ in which
+# every value has a component of at least 1. Then the output has one of at least 1 as well, whatever the query and the
+# keys are:
 #
 # $$u \cdot y = \sum_j a_j\,(u \cdot v_j) \;\ge\; \sum_j a_j = 1$$
 #
@@ -535,9 +536,9 @@ print(f"longest after a gate of σ(-8): {silent.norm(dim=-1).max():.4f}")
 assert silent.norm(dim=-1).max() < 0.01
 
 # %% [markdown]
-# Models without a gate find another way out. They make the value of some token nearly zero, and attend to it when they
-# have nothing to say. This is an *attention sink*, mostly the first token, which every query can see ([Sink]). Suppose
-# the sink's logit is $z$ above that of $n$ other tokens. The others still get
+# Models without a gate find another way out. They make the value of some token nearly zero, and attend to that token
+# when they have nothing to say. Such a token is an *attention sink*. Mostly it is the first token, which every query
+# can see ([Sink]). Suppose the sink's logit is $z$ above that of $n$ other tokens. The others still get
 #
 # $$1 - a_{sink} = \frac{n}{n + e^{z}}$$
 #
@@ -554,14 +555,14 @@ pictures.sinks(2 * math.sqrt(256))
 # %% [markdown]
 # ### An experiment: does training find the sink?
 #
-# The gate's curve falls at once, for any number of tokens, while a sink has to work harder the longer the text is. Does
-# training find these two ways out?
+# The gate's curve falls at once, for any number of tokens. A sink needs a larger logit in a longer text. Does training
+# find these two ways out?
 #
-# One `GatedAttention` layer with one head learns either to answer or to be silent. Every token has a key (a random
-# direction) and a value (one of eight). One token in four asks for the key of an earlier token and must return its
-# value. All others must return zero. We train the layer with and without the gate. To train without it, we hold its
-# rows of `q_proj` at zero. The gate is then the constant σ(0) = ½, which `o_proj` can undo. Each of the two is trained
-# with and without an empty token at the start, which could serve as a sink.
+# One `GatedAttention` layer with one head learns to answer at some tokens and to be silent at all others. Every token
+# has a key (a random direction) and a value (one of eight). One token in four asks for the key of an earlier token and
+# must return its value. All others must return zero. We train the layer with and without the gate. To train without it,
+# we hold its rows of `q_proj` at zero. The gate is then the constant σ(0) = ½, which `o_proj` can undo. Each of the two
+# is trained with and without an empty token at the start, which could serve as a sink.
 
 # %%
 KEY, VALUE, LENGTH = 16, 8, 24
@@ -640,16 +641,15 @@ for (gated, empty), r in results.items():
     print(f"{'yes' if gated else 'no':6} {'yes' if empty else 'no':14}", "  ".join(cells))
 
 # %% [markdown]
-# What the table shows (medians of three seeds, ± half their range). A head that returns nothing when asked has an error
-# of 1.
+# The table shows medians of three seeds, ± half their range. A head that returns nothing when asked has an error of 1.
 #
-# - With neither a gate nor an empty start, the head can't do both: it answers badly.
+# - With neither a gate nor an empty start, the head can't both answer and be silent: it answers badly.
 # - Without a gate but with an empty start, it learns both. The silent tokens put nearly all their attention on the
 #   first token. Training has found a sink, because a sink is the only way out.
 # - With the gate, it learns both without any sink.
 # - With the gate and the empty start, it learns a sink all the same. The gate makes a sink unnecessary, but does not
-#   forbid it. One lookup task in one head says nothing about which of the two a large model ends up with. [GA] measured
-#   that in their 15B mixture-of-experts model: on average 46.7 % of the attention fell on the first token without the
+#   forbid it. One lookup task in one head does not tell us which of the two a large model ends up with. [GA] measured
+#   this in their 15B mixture-of-experts model: on average 46.7 % of the attention fell on the first token without the
 #   gate, and 4.8 % with it (Figure 2).
 
 # %%
@@ -666,8 +666,8 @@ course.finding(claim, gate_only[4] > 2 * gate_only[5])
 # ### The gates of `tiny/`
 #
 # What do the gates of a trained model do? We run held-out documents of four kinds through `tiny/`. The corpus knows
-# each token's role: "name (new)" is a name mentioned for the first time, "answer" a digit of an answer, and "template"
-# is what follows from the words before.
+# each token's role. "name (new)" is a name mentioned for the first time, "answer" is a digit or word that answers a
+# question, and "template" is a token that follows from the words before it.
 #
 # For every head we average $\sigma(g)$ over its $d$ entries and over the tokens of one role. The left picture groups by
 # the role of the token that the gate belongs to. The right one groups by the role of the *next* token, which the model
@@ -702,11 +702,11 @@ tables = dict(zip(("role of this token", "role of the next token"), tables))
 pictures.openings(tables, kept, [f"{i}.{h}" for i in ATTENTION for h in range(H)])
 
 # %% [markdown]
-# If a column changes from role to role, that gate depends on what its token is. Does it also open where the layer is
-# needed, that is, where the next token has to be looked up? Only a layer with other layers before it can know of such a
-# need. The gates of a model's very first layer know nothing but their own token. So look on the right, at the columns
-# of the last attention layer. Compare the rows of what the text has already mentioned (name, name (copied), thing,
-# answer) with the rows of what is new, which nobody can look up.
+# If a column changes from role to role, that head's gate depends on the role of its token. Does it also open where the
+# layer is needed, that is, where the next token has to be looked up? A gate can depend on such a need only if there are
+# layers before its own. In the very first layer of a model, a gate would depend on nothing but its own token. So look
+# on the right, at the columns of the last attention layer. Compare the rows of words that the text has already
+# mentioned (name, name (copied), thing, answer) with the rows of new words, which can't be looked up.
 #
 # How sparse are the gates? [GA] found a mean of 0.116 in their model (Table 4): most gates were nearly shut.
 
@@ -727,12 +727,12 @@ figures.expect("its gates open more before what can be looked up", before["known
 # %% [markdown]
 # In one training of `tiny/` the gates were not sparse. Their means were near one half, where they started, and few
 # entries were below 0.1. They distinguished roles, but were not shut by default, and they opened only a little more
-# before what could be looked up. The published figure comes from a
-# model of 15 billion parameters, trained on hundreds of billions of tokens. A model 2,000 times smaller, trained for
-# two hours, need not show it.
+# before words that could be looked up. The published figure comes from a model of 15 billion parameters, trained on
+# hundreds of billions of tokens. A model 2,000 times smaller, trained for two hours, need not show the same.
 #
-# And does `tiny/` have a sink? The first token is `<|im_start|>`, or the first word of a story. We measure the share of
-# attention that falls on it, for queries starting at token 20, and compare it with what even attention would give.
+# Does `tiny/` have a sink? The first token is `<|im_start|>`, or the first word of a story. We measure the share of
+# attention that falls on it, for queries starting at token 20, and compare it with the share that even attention would
+# give it.
 
 # %%
 even = torch.cat([1 / torch.arange(21, 21 + z.shape[-1]) for z in sink]).mean()
@@ -751,8 +751,8 @@ figures.expect(f"no head spends 30 % there: the most is {shares.max():.0%}", sha
 # ## 7. All of it
 #
 # Now we put the whole layer into one function, from the pieces above, for any config. It must agree with
-# `GatedAttention` and with the NumPy reference on something less convenient than `tiny/`: random weights, 6 query heads
-# on 2, $Hd \ne D$, biases, norm weights away from 0, and YaRN.
+# `GatedAttention` and with the NumPy reference in a harder case than `tiny/`: random weights, 6 query heads on 2 key
+# and value heads, $Hd \ne D$, biases, norm weights away from 0, and YaRN.
 
 
 # %%
@@ -838,8 +838,8 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 #
 # </details>
 #
-# **2.** Another framework turns neighbouring entries, $(2i, 2i + 1)$. Make it compute the same attention by changing
-# the weights once, when they are loaded. Which tensors have to change, and which must not?
+# **2.** A different framework turns neighbouring entries, $(2i, 2i + 1)$. Make it compute the same attention by
+# changing the weights once, when they are loaded. Which tensors have to change, and which must not?
 #
 # <details><summary>Solution</summary>
 #
@@ -870,8 +870,8 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 #
 # </details>
 #
-# **3.** Could we save $w^k$ by multiplying it into $w^q$? We would scale queries by $(1 + w^q)(1 + w^k)$, and keys not
-# at all. For which entries is this exact, and for which is it not?
+# **3.** Could we do without $w^k$? We would scale queries by $(1 + w^q)(1 + w^k)$, and keys not at all. For which
+# entries is this exact, and for which is it not?
 #
 # <details><summary>Solution</summary>
 #
@@ -891,8 +891,8 @@ print("GatedAttention, in one and in three pieces, and the NumPy reference compu
 # </details>
 #
 # **4. Fill in.** Write one head of gated attention for the last token of a text, from its query, its gate, and the keys
-# and values of all tokens, all of them normalised and rotated already. The test compares with what the layer did in the
-# trace.
+# and values of all tokens. The query and the keys are normalised and rotated already. The test compares your result
+# with the layer's own values in the trace.
 
 
 # %%
@@ -934,7 +934,7 @@ course.try_it(test_one_head, one_head)
 # 3. Which entries of a head does the rotation turn, and on what does their part of a product depend? What are the other
 #    entries good for?
 # 4. Which pairs does YaRN leave alone, and which does it slow down? Why not slow down all of them?
-# 5. Why can a softmax head without a gate not be silent? Which two ways out are there, and what did training find when
+# 5. Why can a softmax head without a gate not be silent? Which two ways out are there, and which did training find when
 #    it had both?
 #
 # <details><summary>Answers</summary>
@@ -943,13 +943,13 @@ course.try_it(test_one_head, one_head)
 #    head hides the tiling, and so do as many key heads as query heads.
 # 2. They bound every logit, whatever the activations are. Without them logits grow with the square of the activations,
 #    until each query attends to a single token. Weight decay pulls $w$ to 0, and so the scale to 1, its neutral value.
-# 3. The first quarter, entry $i$ together with entry $i + R/2$. Their part depends on the distance alone. The others
-#    match what they match at any distance.
+# 3. The first quarter, entry $i$ together with entry $i + R/2$. Their part of the product depends on the distance
+#    alone. A match in the other entries counts the same at any distance.
 # 4. Fast pairs, with more than 32 turns in the original context, keep their frequency: they have seen every angle, and
 #    they distinguish neighbours. Pairs with less than one turn are divided by the factor, so that they see no new
 #    angle. Dividing all of them would blur the fast ones.
-# 5. It returns a mean of values, and a mean can't leave their convex hull. It may attend to a token whose value is
-#    nearly zero, a sink, or a gate may close. With both, training found a sink all the same: the gate makes it
+# 5. It returns a mean of values, and a mean can't leave their convex hull. Either it attends to a sink, a token whose
+#    value is nearly zero, or its gate closes. With both, training found a sink all the same: the gate makes a sink
 #    unnecessary, but does not forbid it.
 #
 # </details>

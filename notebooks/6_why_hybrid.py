@@ -17,11 +17,12 @@
 # softmax attention, which keeps everything. Why not one kind alone? The answer decides what a long text costs, and
 # which facts from it a model can still recall.
 #
-# This notebook answers by experiment. We train small models on a task that measures memory and nothing else: who has
-# the ring, who has the cup, and so on, for up to 256 things. We predict how much a memory of fixed size holds, and then
-# measure it. The next notebook, [6b](6b_two_memories.ipynb), takes a trained hybrid apart.
+# This notebook answers by experiment. We train small models on a task that measures memory and nothing else. A text
+# lists up to 256 facts, each a pair like a thing and its owner, and then asks for up to 64 of them. We predict how many
+# facts a memory of fixed size holds, and then measure it. The next notebook, [6b](6b_two_memories.ipynb), takes a
+# trained hybrid apart.
 #
-# After this notebook you can say what each kind of layer keeps and what that costs, and you can predict at how many
+# After this notebook you can state what each kind of layer keeps and at what cost, and you can predict at how many
 # facts a model without attention starts to fail. You need softmax attention, and the delta rule as in notebook
 # [2](2_delta_rule.ipynb). For one lesson, take sections 1 to 5. Section 6 is homework.
 #
@@ -58,7 +59,7 @@ for kind in recall.KINDS:
 pictures.answer(recall.PAIRS, shares)
 
 # %% [markdown]
-# This is the answer, before the reasons. The points are means over five seeds, and the bands their range. Gated
+# This is the answer, before the reasons. The points are means over five seeds, and the bands show their range. Gated
 # DeltaNet alone forgets. With one attention layer in four, the model recalls as much as with attention everywhere.
 
 # %% [markdown]
@@ -81,8 +82,9 @@ for kind, model in models.items():
 
 # %% [markdown]
 # What does each layer keep of $n$ tokens? An F layer keeps a key and a value of width $d$ for each of $H_{kv}$ heads
-# and for *every token*. An L layer keeps its states, and also the last $c - 1$ inputs of its convolution. Each of those
-# inputs has $2 H_k K + H V$ numbers, where $H_k$ counts the key heads. In numbers, not bytes:
+# and for *every token*. An L layer keeps its states, and also the last $c - 1$ inputs of its convolution, whose kernel
+# has width $c$. Each of those inputs has $2 H_k K + H V$ numbers, where $H_k$ counts the key heads. In numbers, not
+# bytes:
 #
 # $$\underbrace{2\, n\, H_{kv}\, d}_{\text{each F}} \qquad \underbrace{H K V + (c - 1)(2 H_k K + H V)}_{\text{each L}}$$
 
@@ -124,11 +126,11 @@ for n in (1, 16, 128, 1024):
 # %% [markdown]
 # ## 2. A task that is all memory
 #
-# The task is *multi-query associative recall* [Zoology]. A text lists $n$ pairs of a key and a value. Then it names
-# some of the keys again, in another order, and the model has to give each one's value. Keys and values are single
-# tokens, chosen at random, so there is nothing to guess: a model that answers right has kept the pair. Naming any of
-# the values in the text is right one time in $n$. A model gets that much without remembering which value belongs to
-# which key.
+# The task is *multi-query associative recall* [Zoology]. A text lists $n$ pairs of a key and a value. Then it names up
+# to 64 of the keys again, in a different order, and the model has to give the value of each. Keys and values are single
+# tokens, chosen at random, so nothing but the pair tells the answer. A model that names any of the values in the text
+# is right one time in $n$. It gets that far without remembering which value belongs to which key. To do better, it has
+# to keep pairs.
 
 # %%
 ids, targets = recall.batch(5, 1, torch.Generator().manual_seed(3))
@@ -145,25 +147,25 @@ print(f"{recall.QUERIES} questions; each kind of model is trained from {len(reca
 #
 # What should each model be able to recall?
 #
-# **FFFF and LLLF.** One attention layer keeps all pairs. It takes two steps to use them. The key's token and the
-# value's token are neighbours, and they have to be joined before one can be looked up by the other. With several layers
-# that is no obstacle. So neither model should run out of room.
+# **FFFF and LLLF.** One attention layer keeps all pairs. Using them takes two steps. The key's token and the value's
+# token are neighbours, and they have to be joined before the value can be looked up by its key. With several layers
+# there is room for both steps. So neither model should run out of memory.
 #
 # **LLLL.** A state of $K$ rows returns up to $K$ pairs without error if their keys are orthogonal, because its rank is
-# $K$ (notebook 2, section 7). The $H$ heads of a layer can divide the pairs among themselves, which makes $HK$ pairs.
-# All four layers could divide them too, but they have other work as well. Let the *capacity* $C$ be the number of pairs
-# that come back, however many the text lists. It should lie between what one layer holds and what all layers hold. Once
-# the text lists more, the share that is right falls:
+# at most $K$ (notebook 2, section 7). The $H$ heads of a layer can divide the pairs among themselves, which makes $HK$
+# pairs. All four layers could divide them too, but they have other work as well. Let the *capacity* $C$ be the number
+# of pairs that come back, however many the text lists. It should lie between the room of one layer and the room of all
+# layers. Once the text lists more than $C$ pairs, the share of right answers falls:
 #
 # $$\text{share} = \min\Big(1, \frac{C}{n}\Big), \qquad H K \le C \le 4 H K$$
 #
-# Half is right at $n = 2C$. This is an estimate, not a law. The truth may be less: there are more keys than dimensions,
-# so they can't all be orthogonal, and the model does not know which keys will come. It may also be more: what comes
-# back need not be exact, only closer to the right value than to any other.
+# Half of the answers are right at $n = 2C$. This is an estimate, not a law. The true capacity may be smaller: there are
+# more keys than dimensions, so they can't all be orthogonal, and the model does not know which keys will come. It may
+# also be larger: a returned value need not be exact, only closer to the right value than to any other.
 #
-# How much does it cost if nobody arranges the keys? We take random unit keys and random value vectors, and write $n$
-# pairs once by the delta rule into all heads of one layer, or of four layers at once. Then we name the value whose
-# vectors are most like what the states return.
+# How much is lost if the keys are random and not learned? We take random unit keys and random value vectors, and write
+# $n$ pairs once by the delta rule into all heads of one layer, or of four layers at once. For each key, we then name
+# the value whose vectors are most like the vectors that the states return.
 
 
 # %%
@@ -190,14 +192,15 @@ for column, name in enumerate(("one layer", "four layers")):
     print(f"{name:>12}" + "".join(f"{untrained[n][column]:6.0%}" for n in recall.PAIRS))
 
 # %% [markdown]
-# Random keys waste room. The heads of one layer together return fewer pairs than they have rows. Four layers return
-# hardly more than one, because all heads forget the same pairs, the oldest. Training can arrange the keys and divide
-# the work, so it should do better than that.
+# Random keys waste room. The heads of one layer together return fewer pairs than they have rows. Four layers return far
+# fewer than four times as many pairs as one, because all heads forget the same pairs, the oldest. Training can arrange
+# the keys and divide the work, so a trained model should do better.
 #
 # ## 4. One run, live
 #
 # We repeat the beginning of one of the stored runs: a hybrid, with the same seed and the same function, up to the first
-# step at which the stored run was measured. On another machine sums round differently, and the curve moves a little.
+# step at which the stored run was measured. On a different machine sums round differently, and the curve moves
+# somewhat.
 
 
 # %%
@@ -233,21 +236,21 @@ course.finding(
 )
 
 # %% [markdown]
-# At first the model finds out which tokens are values, so that one answer in 64 is right. Then it finds out that the
-# answer is one of the values in the text, so that one in $n$ is right, and there it stays for a while. Then, within a
-# few dozen steps, it learns to look one up. Everything depends on leaving that plateau. That is why the learning curves
-# below matter as much as the results.
+# At first the model learns which tokens are values, so that one answer in 64 is right. Then it learns that the answer
+# is one of the values in the text, so that one in $n$ is right. It stays on this plateau for a while. Then, within a
+# few dozen steps, it learns to look a value up. Everything depends on leaving the plateau, so the learning curves below
+# matter as much as the results.
 
 # %% [markdown]
 # ## 5. The measured curves
 #
-# All stored runs come from `python notebooks/experiments/recall.py`. For each kind of model we tried three learning
-# rates, on a seed that is not used again, and took the best. Then we trained each kind from five seeds to the end of
-# its schedule. Texts start small and grow during the first half of training.
+# All stored runs come from `python notebooks/experiments/recall.py`. For each kind of model we tried four learning
+# rates in shorter runs, on a seed that is not used again, and took the best. Then we trained each kind from five seeds.
+# Texts start small and grow during the first half of training.
 #
-# After the tuning runs comes the result: the share of values named right against the number of pairs in the text. Thin
-# lines are single seeds and thick lines their mean. The lower panel shows what the cache holds after the pairs. Look
-# for a line that drops, and for whether it drops inside the shaded estimate.
+# The tuning runs are listed first. Then the picture shows the result: the share of values named right against the
+# number of pairs in the text. Thin lines are single seeds and thick lines their mean. The lower panel shows the size of
+# the cache after the pairs. Look for a line that drops. Does it drop inside the shaded estimate?
 
 # %%
 tuned = {(run["kind"], run["rate"]): run["accuracy"] for run in runs if run["what"] == "tune"}
@@ -262,8 +265,8 @@ kept = {kind: [expected_bytes(m.config, 2 * n) / 1024 for n in recall.PAIRS] for
 pictures.with_prediction(recall.PAIRS, shares, untrained, least, most, kept)
 
 # %% [markdown]
-# Where does recall break down? We measure a *knee*: the number of pairs at which half is answered right. For each seed,
-# we interpolate linearly in $\log n$ between the two measured sizes around it:
+# Where does recall break down? We measure a *knee*: the number of pairs at which half of the answers are right. For
+# each seed, we interpolate linearly in $\log n$ between the two measured sizes around it:
 
 
 # %%
@@ -296,15 +299,17 @@ count = min(len(shares["LLLL"]), len(shares["LLLF"]))
 print(f"LLLL below 50 % and LLLF above 95 %, each of {count} seeds: at {split or 'no number of'} pairs")
 
 # %% [markdown]
-# What the picture and the tables show:
+# The picture and the tables show three things:
 #
-# - **LLLL has a knee. LLLF and FFFF have none** up to the largest size measured. One attention layer in four is enough.
-# - **Where the knee lies**: in the lower part of the estimated band. Two seeds lie a little below it.
-# - **What each costs**: LLLL's cache is a flat line. FFFF's and LLLF's rise in the same way, LLLF's at a quarter of the
-#   height once the constant of its states no longer counts. For texts with few pairs the states are the larger memory.
+# - **LLLL has a knee. LLLF and FFFF have none** up to the largest number of pairs measured. One attention layer in four
+#   is enough.
+# - **The knee lies** in the lower part of the estimated band. For two seeds it lies a little below the band.
+# - **The costs differ.** LLLL's cache is a flat line. The caches of FFFF and LLLF rise in the same way, LLLF's at a
+#   quarter of the height once the constant size of its states no longer counts. For texts with few pairs the states are
+#   the larger memory.
 #
-# The seeds of LLLL do not agree, and that is worth a second picture. It shows the number of pairs that come back: $n$
-# times the share. Look at the right end of each line: does it level off, and at which of the dashed lines?
+# The seeds of LLLL do not agree, so we draw a second picture. It shows the number of pairs that come back: $n$ times
+# the share. Look at the right end of each line: does it level off, and at which of the dashed lines?
 
 # %%
 pictures.returned(recall.PAIRS, shares["LLLL"], untrained, least, LAYERS)
@@ -314,18 +319,18 @@ returned = (shares["LLLL"] * torch.tensor(recall.PAIRS))[:, -2:].mean(1)  # at t
 print("LLLL, pairs returned in units of H K, by seed:", ", ".join(f"{x / least:.1f}" for x in returned.sort().values))
 
 # %% [markdown]
-# Every seed levels off. However many pairs the text lists, about the same number comes back, and that number is the
+# Every seed levels off. However many pairs the text lists, about the same number comes back. That number is the
 # capacity. Compare the levels with the dashed lines. Levels near whole multiples of $HK$ suggest that a model uses one
 # layer, or two, for remembering, wastes few rows, and leaves the other layers to other work. But the levels may also be
-# near the untrained memory of four layers. Then all layers would be remembering, with keys that nobody has arranged.
-# The picture can't distinguish the two, and the weights were not kept.
+# near the untrained memory of four layers. Then all layers would be remembering, with keys that training has not
+# arranged. The picture can't distinguish the two, and the weights were not kept.
 #
 # The picture does show that the size of the states sets the scale, and that training does not make full use of it. Only
 # the seed differed between these models, and yet they came to hold different numbers of pairs.
 #
 # ### Learning curves
 #
-# A model that has not learned a task says nothing about what it could hold. So here is the whole course of every run.
+# A model that has not learned a task tells us nothing about its capacity. So here is the whole course of every run.
 # Look at the end of LLLL's curves: are they still rising? Then look at the start: how long does each kind stay on the
 # plateau?
 
@@ -334,20 +339,22 @@ histories = {kind: (best_rate[kind], [run["history"] for run in recorded if run[
 pictures.learning(histories, [n for n in recall.PAIRS if n in (4, 16, 64, 256)])
 
 # %% [markdown]
-# If LLLL's curves were still rising at the end, more training might help. The rate falls to a fiftieth, so a flat end
-# by itself means little. But a curve that is flat long before the end, while smaller texts have been learned
+# If LLLL's curves were still rising at the end, more training might help. The learning rate falls to a fiftieth, so a
+# flat end alone means little. But a curve that is flat long before the end, while smaller texts have been learned
 # completely, has found its limit. At the start, every kind stays near zero, or near one in $n$, for a while, and leaves
-# at its own time. A hybrid of this size can stay there for long; with the settings found by tuning, it did not.
+# the plateau at its own time. A hybrid of this size can stay there for a long time. With the settings found by tuning,
+# it did not.
 #
-# Now look back at the tuning runs. If the rate is too high, every kind stays on the plateau to the end, with one in
-# four right among four pairs. Which rates are too high differs from kind to kind. With a single rate for all, chosen
-# unluckily, this experiment could have "shown" that attention alone can recall, or that the hybrid can't. (The initial
-# weights matter as much. These models initialise the convolution as PyTorch does, and scale the L layers' output
-# projections to a tenth, as for `tiny/`; see "What it took to learn to look back" in its [README](../tiny/README.md).)
+# Now look back at the tuning runs. If the rate is too high, every kind stays on the plateau to the end, where one
+# answer in four is right among four pairs. Which rates are too high differs from kind to kind. With a single, badly
+# chosen rate for all, this experiment could have "shown" that only attention can recall, or that the hybrid can't. (The
+# initial weights matter as much. These models initialise the convolution as PyTorch does, and scale the L layers'
+# output projections to a tenth, as for `tiny/`; see "What it took to learn to look back" in its
+# [README](../tiny/README.md).)
 #
 # ## 6. How long a new memory lasts
 #
-# How long does a model keep something before it has learned anything? At every token the state fades by a factor
+# How long does a new model remember, before any training? At every token the state fades by a factor
 # $\alpha_t = e^{g_t}$, with
 #
 # $$g_t = -A\,\mathrm{softplus}(a_t + b)$$
@@ -375,8 +382,8 @@ for start in starts:
 pictures.starts(tokens, fading, curves, starts)
 
 # %% [markdown]
-# The two starts differ in both pictures, in how long a new head remembers and in what training makes of it. Here are
-# the numbers.
+# The two starts differ in both pictures: in how long a new head remembers, and in how well the model then learns. Here
+# are the numbers.
 
 # %%
 for start, values in half_lives.items():
@@ -402,10 +409,11 @@ for start in starts:
     print(f"{starts[start]:28} layer 0, g of five tokens:", found[:5, 0].numpy().round(3))
 
 # %% [markdown]
-# With $b = 1$ a head keeps next to nothing from one token to the next. What a pair wrote is gone before it is asked
-# for. And what never reaches the loss gets no gradient that would make it last longer. So such a model learns to keep
-# things slowly, if it learns it at all in this time. The original start gives each layer some heads that forget soon
-# and some that remember long. The second kind still holds a pair when its question comes, before any training.
+# With $b = 1$ a head keeps next to nothing from one token to the next. A pair is gone from the state before it is asked
+# for. And a pair that never reaches the loss causes no gradient that would make it last longer. So such a model learns
+# only slowly to remember, if it learns to at all in this time. The original start gives a model some heads that forget
+# soon and some that remember long. Those that remember long still hold a pair when its question comes, even before
+# training.
 #
 # These runs have only a few hundred steps, and longer training may repair the worse start. If you load trained weights,
 # none of this concerns you. If you train a new model, it does.
@@ -413,12 +421,12 @@ for start in starts:
 # ## Exercises
 #
 # **1.** In the released 80B, 12 of 48 layers are attention. At how many tokens do keys and values start to take more
-# room than the states? What would be kept of 262,144 tokens if all layers were attention, and what if none were? (Keys,
-# values and the convolution's window are in bfloat16, states in float32.)
+# room than the states? How much would be kept of 262,144 tokens if all layers were attention, and how much if none
+# were? (Keys, values and the convolution's window are in bfloat16, states in float32.)
 #
 # <details><summary>Solution</summary>
 #
-# `expected_bytes` needs only the config. For zero tokens it gives what the L layers keep.
+# `expected_bytes` needs only the config. For zero tokens it gives the size of what the L layers keep.
 #
 # ```python
 # from qwen3_next import Qwen3NextConfig
@@ -441,8 +449,8 @@ for start in starts:
 # </details>
 #
 # **2.** A head may spend 512 numbers on a state of $8 \times 64$, $16 \times 32$, $32 \times 16$ or $64 \times 8$.
-# Which one returns most pairs? Guess for 16 and 32 pairs, then measure with `untrained_memory`, two heads. Why is the
-# best one not the one with the most rows?
+# Which shape returns the most pairs? Guess for 16 and 32 pairs, then measure with `untrained_memory`, two heads. Why is
+# the best shape not the one with the most rows?
 #
 # <details><summary>Solution</summary>
 #
@@ -501,35 +509,36 @@ course.try_it(test_recalled_share, recalled_share)
 #
 # 1. What does an attention layer keep of $n$ tokens, and what does a Gated DeltaNet layer? Which of the two is the
 #    larger memory for a short text?
-# 2. How many pairs should four layers without attention return, and what is that estimate made of? What does it say
-#    about the share that is right when a text lists more?
-# 3. Why do the untrained states of four layers return hardly more random pairs than those of one? What can training do
-#    about it?
-# 4. A model answers one time in $n$. What has it learned, and what not? Why is that no evidence about what it could
-#    hold?
-# 5. Two new models differ only in how their decays start. Why does the one that forgets at once learn so slowly to
+# 2. How many pairs should four layers without attention return, and how do we arrive at that estimate? What share of
+#    the answers is right when a text lists more pairs?
+# 3. Why do the untrained states of four layers return far fewer than four times as many random pairs as those of one?
+#    What can training do about it?
+# 4. A model answers one time in $n$. What has it learned, and what not? Why is that no evidence about its capacity?
+# 5. Two new models differ only in how their decays start. Why does the model that forgets at once learn so slowly to
 #    remember?
 #
 # <details><summary>Answers</summary>
 #
 # 1. Attention keeps a key and a value of every token. Gated DeltaNet keeps its states and the last inputs of its
-#    convolution, however long the text is. For a short text these are the larger memory.
-# 2. Between $HK$, what one layer holds, and $4HK$, what all four hold: one pair for each dimension of the keys of each
-#    head. If a text lists $n$ pairs, more than the capacity $C$, the share is $C/n$. The number that comes back stays
-#    the same.
+#    convolution, however long the text is. For a short text, the states and these inputs are the larger memory.
+# 2. Between $HK$, the room of one layer, and $4HK$, the room of all four. We count one pair for each dimension of the
+#    keys of each head. If a text lists $n$ pairs, more than the capacity $C$, the share is $C/n$. The number of pairs
+#    that come back stays the same.
 # 3. All heads forget the same pairs, the oldest. Training can arrange the keys, and divide the pairs among the heads.
 # 4. It knows that the answer is one of the values in the text, but not which value belongs to which key. It may be on a
 #    plateau that it would leave with more steps or a lower rate, so you first have to look at the learning curves.
-# 5. What a pair wrote is gone before it is asked for. It never reaches the loss, so no gradient makes it last longer.
+# 5. A pair is gone from the state before it is asked for. It never reaches the loss, so no gradient makes it last
+#    longer.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
 # 1. A memory of fixed size returns at most about as many pairs as its keys have dimensions, while attention returns
-#    them all and pays for every token.
-# 2. One attention layer in four was enough for recall in these experiments, with a quarter of the cache that grows with
-#    the text.
-# 3. How a memory begins decides whether it learns: what is forgotten before the loss sees it gets no gradient.
+#    them all and pays with memory for every token.
+# 2. One attention layer in four was enough for recall in these experiments, with a quarter of the cache of attention
+#    everywhere, apart from a constant.
+# 3. How fast a new memory forgets decides whether it learns: a fact that is forgotten before the loss sees it gets no
+#    gradient.
 #
 # Next: [6b_two_memories.ipynb](6b_two_memories.ipynb) takes a trained hybrid apart while it reads.

@@ -15,13 +15,13 @@
 #
 # A hybrid has two memories: the keys and values of its attention layers, and the states of its Gated DeltaNet layers.
 # Which of them does it use, and for what? The notebook before, [6_why_hybrid](6_why_hybrid.ipynb), measured what each
-# can hold. Here we take a trained model apart while it reads: less attention, less state, one memory without the other,
-# and last two memories that contradict each other. If the keys say that Tom has the ring and the states say that Mira
-# has it, whom does the model believe?
+# can hold. Here we take a trained model apart while it reads. We leave it less attention or less state, then one memory
+# without the other, and at last two memories that contradict each other. If the keys say that Tom has the ring and the
+# states say that Mira has it, which memory does the model believe?
 #
-# Afterwards you know what an intervention on a trained model shows, and what it does not. You need softmax attention,
-# and the delta rule as in notebook [2](2_delta_rule.ipynb). For one lesson, take sections 1 and 2. Section 3 is
-# homework.
+# After this notebook you know what an intervention on a trained model can show, and what it can't. You need softmax
+# attention, and the delta rule as in notebook [2](2_delta_rule.ipynb). For one lesson, take sections 1 and 2. Section 3
+# is homework.
 
 # %%
 from start import root
@@ -51,10 +51,10 @@ F_LAYERS = [i for i, kind in enumerate(KIND) if kind == "full_attention"]
 pictures.caches(KIND)
 
 # %% [markdown]
-# The picture shows what `tiny/` keeps of 40 tokens. In short, a Gated DeltaNet layer is an L layer here, and an
-# attention layer is an F layer (F for *full*).
+# The picture shows what `tiny/` keeps of 40 tokens. As in notebook 6, we call a Gated DeltaNet layer an L layer, and an
+# attention layer an F layer (F for *full*).
 #
-# ## 1. A trained hybrid with less of either
+# ## 1. A trained hybrid with less of either memory
 #
 # What does a trained hybrid do when it loses some of its memory? We take `tiny/`, this repository's trained model. We
 # retrain nothing. We only take something away while it reads:
@@ -63,9 +63,9 @@ pictures.caches(KIND)
 # - **state**: the states of all L layers are set to zero every $W$ tokens, so that a token finds between 0 and $W$
 #   tokens in them.
 #
-# An intervention puts a model where training has never put it. If the model still answers, it did not need what we took
-# away. If it fails, it *depends* on that. But perhaps another model could have learned to do without it. An
-# intervention can't rule that out.
+# An intervention puts a model where training has never put it. If the model still answers, it did not need the part
+# that we took away. If it fails, it *depends* on that part. But perhaps a different model could have learned to do
+# without it. An intervention can't rule that out.
 
 
 # %%
@@ -99,10 +99,10 @@ def read_with_less(model, ids, attention=None, state=None, **options):
 
 
 # %% [markdown]
-# Are the cuts made where they should be? We check twice in float64. With $W$ as long as the text, nothing may change.
-# With a smaller $W$, we compare attention with the softmax written out under a mask. And we compare the cleared state
-# with another way to get it: *one* pass over the whole text in which the delta rule runs over blocks of $W$ tokens,
-# each from an empty state.
+# Do we cut in the right places? We check in float64. With $W$ as long as the text, nothing may change. With a smaller
+# $W$, we compare attention with the softmax written out under a mask. And we compare the cleared states with a second
+# way to compute them: *one* pass over the whole text in which the delta rule runs over blocks of $W$ tokens, each from
+# an empty state.
 
 
 # %%
@@ -141,9 +141,9 @@ for i in F_LAYERS:
 print("the cuts are where they should be")
 
 # %% [markdown]
-# We use three tasks, all held out from training. **Phone books** have 16 entries, and then a dozen numbers are asked
-# for, one at a time. **Accounts** report eight moves of two things, and then ask where they are. **Stories** come with
-# four questions. Here is one of each:
+# We use three tasks. All their documents are held out from training. **Phone books** have 16 entries, and then a dozen
+# numbers are asked for, one at a time. **Accounts** report eight moves of two things, and then ask where the things
+# are. **Stories** come with four questions. Here is one of each:
 
 # %%
 SOURCES = {
@@ -188,12 +188,12 @@ for task, rows in read.items():
     print(tokenizer.decode(ids[: ids.index(END, replies[0][0])]), "\n")
 
 # %% [markdown]
-# When is a reply right? Each word that answers (the digits, the name, the place) must be the likeliest one, given
-# everything before it. The corpus marks these words, and the model's card counts in the same way. We run documents in
+# When is a reply right? Each word that answers (the digits, the name, the place) must be the likeliest one, given the
+# true text before it. The corpus marks these words, and the model's card counts in the same way. We run documents in
 # batches, padded on the right to one length. The padding changes nothing for the tokens before it.
 #
-# The picture shows what is left of each task as $W$ shrinks. Points are means over documents, bars are standard errors.
-# Read each line from right to left, and compare the two panels.
+# The picture shows how many replies of each task are still right as $W$ shrinks. Points are means over documents, bars
+# are standard errors. Read each line from right to left, and compare the two panels.
 
 
 # %%
@@ -239,25 +239,25 @@ left, kept = (less[part, "phone books", WIDTHS[0]].mean() for part in ("attentio
 figures.expect(f"of numbers it leaves less than 10 %, cleared states more: {left:.0%}, {kept:.0%}", left < 0.1 < kept)
 
 # %% [markdown]
-# What one training of `tiny/` showed; yours may differ:
+# One training of `tiny/` showed the following. Yours may differ:
 #
-# - **Attention fetches.** Phone books followed the attention window. A number was found if its entry was in sight, and
-#   otherwise hardly ever. The states did not step in. Stories and accounts fell as well. (Accounts are short, so the
-#   wider windows cut nothing.)
+# - **Attention fetches.** Phone books followed the attention window. A number was found if its entry was in the window,
+#   and otherwise hardly ever. The states did not replace attention. Stories and accounts fell as well. (Accounts are
+#   short, so the wider windows cut nothing.)
 # - **States work at short range.** Even when the states were emptied every 16 tokens, which is two entries of a phone
-#   book, about half of the numbers were left, and most of the other right replies. With 128 tokens at a time, little was
-#   lost.
+#   book, about half of the numbers were still found, and most of the replies in the other tasks stayed right. When they
+#   were emptied every 128 tokens, little was lost.
 #
-# LLLL has shown that states *can* carry facts far. When attention carries them, the states are not needed for that. But
-# what a model can do without is one thing, and what it relies on when it has both is another. The next section ends
-# with an experiment on the second.
+# The model LLLL of notebook 6 has shown that states *can* carry facts far. When attention carries the facts, the states
+# are not needed for that. But a model with both memories may rely on one that it could do without. The next section
+# ends with an experiment on this.
 #
 # ## 2. One memory without the other
 #
-# A cache is all that the model has of what it has read: the keys and values of the F layers, and the states of the L
-# layers. So we can let the model read a text, *move* only a part of its cache into a fresh one, and ask there. `mixed`
-# takes the keys and values of one cache and the states of another. (The last three inputs of the convolution move with
-# the state. The position is counted by the keys and values, because a state knows no positions.)
+# The cache is all that the model keeps of a text: the keys and values of the F layers, and the states of the L layers.
+# So we can let the model read a text, *move* only a part of its cache into a fresh one, and ask a question there.
+# `mixed` takes the keys and values of one cache and the states of another. (The last three inputs of the convolution
+# move with the state. The count of tokens moves with the keys and values, because a state knows no positions.)
 
 
 # %%
@@ -289,7 +289,7 @@ def text_and_question(ids, replies):
 
 
 # %% [markdown]
-# We check this in float64, too. With both memories moved, the model must answer as if nothing had happened. With
+# We check this in float64 as well. With both memories moved, the model must answer as if nothing had happened. With
 # neither, it must answer as if it had read nothing.
 
 # %%
@@ -302,9 +302,9 @@ torch.testing.assert_close(ask(exact, mixed(empty, empty), question), alone, rto
 assert (ask(exact, mixed(empty, full), question) - alone).abs().max() > 1e-4  # states alone have an effect
 
 # %% [markdown]
-# We measure the share of right replies, and also the bits that the answer costs: $-\log_2 p$, summed over its words.
-# The bits show what a memory contributes even when it is not enough for a right reply. We add one control: the right
-# keys and values with the states of *another* document. It shows whether the contents of the states count.
+# We measure the share of right replies, and also the bits that the answer costs: $-\log_2 p$, summed over the words of
+# the answer. The bits show what a memory contributes even when it is not enough for a right reply. We add one control:
+# the right keys and values with the states of *another* document. It shows whether the contents of the states matter.
 #
 # In the picture, compare "keys and values" with "both", and "states" with "neither". On the right, shorter bars are
 # better.
@@ -341,27 +341,28 @@ for task, x in moved.items():
     figures.expect(f"{task}: states alone make the answer cheaper than nothing does", bits[2] < bits[3])
 
 # %% [markdown]
-# What one training of `tiny/` showed; yours may differ:
+# One training of `tiny/` showed the following. Yours may differ:
 #
-# - **Keys and values alone** answered phone books and stories as if nothing were missing. Accounts got worse.
-# - **States alone** found no number, and in stories no more than "neither" did. In accounts they answered more, nearly
-#   as much as keys and values alone.
-# - **Another document's states** were no better than none. So for accounts, it was the contents that counted.
+# - **Keys and values alone** gave about as many right replies on phone books and stories as both memories. On accounts
+#   they gave fewer.
+# - **States alone** found no number, and in stories gave no more right replies than "neither" did. In accounts they
+#   gave more, nearly as many as keys and values alone.
+# - **Another document's states** gave no more right replies in accounts than fresh states. So there, the contents of
+#   the states mattered.
 #
 # Compare the phone books with section 1. There, we emptied the states *while the model read the book*. Here, we took
-# them away *after* it had read it. If emptying them costs many numbers and removing them hardly any, the states have
-# done their work during reading. The keys and values of an F layer are computed from what the L layers below it have
-# put together: digits with the name they belong to. That is the division of labour that
-# notebook 6, section 3, counted on. L layers join neighbours, F layers look up, and the result of the joining is in the
-# keys and values.
+# them away *after* it had read it. If emptying the states costs many numbers and removing them hardly any, they have
+# done their work during reading. The keys and values of an F layer are computed from the output of the L layers below
+# it, which have joined the digits with their name. Notebook 6, section 3, counted on this division of labour. L layers
+# join neighbours, F layers look up, and the result of the joining is in the keys and values.
 #
 # ### When they contradict each other
 #
 # Now the sharpest test: let the two memories disagree. From a document we make a second version in which two answers
 # have changed places throughout the text. In a phone book, these are two numbers. In an account, they are the name of
-# the one who has the thing and the name of another character. The model reads both versions. Then we ask the question
-# with the keys and values of one version and the states of the other, both ways. Each memory is complete, and they
-# contradict each other. Which of the two answers does the model find more likely?
+# the character who has the thing and the name of a different one. The model reads both versions. Then we ask the
+# question with the keys and values of one version and the states of the other, both ways. Each memory is complete, and
+# they contradict each other. Which of the two answers does the model find more likely?
 
 
 # %%
@@ -420,36 +421,37 @@ figures.expect("who has a thing is taken from the states: in more than 55 %", be
 # %% [markdown]
 # A model that trusted only one of its memories would side with that one each time. One training of `tiny/` did not.
 # When it was asked for a **number**, it went with its keys and values: a fact that is written in one place is looked up
-# there. When it was asked **who has the thing now**, it mostly went with its states. In the test above, states alone
-# answered no more of these questions than keys and values alone. So which memory is enough, and which one decides when
-# there are two, are different questions. Check above what your model does.
+# there. When it was asked **who has the thing now**, it mostly went with its states. Yet in the test before, states
+# alone answered no more questions on accounts than keys and values alone. So whether one memory is enough, and which
+# memory decides when there are two, are different questions. Check above what your model does.
 #
-# Read this with care, because the model does not read its two memories independently. What attention looks for depends
-# on what the L layers return, and both names are among its keys. So this shows which memory decides, and not that a
-# fact is kept there alone. A likely story is that the states choose the person and attention supplies the name. This is
-# one small model and two tasks. Still, the result is what the word hybrid promises: two memories, each used for what it
-# is good at.
+# Read this with care, because the model does not read its two memories independently. The queries of attention depend
+# on the output of the L layers, and both names are among its keys. So the experiment shows which memory decides. It
+# does not show that the fact is kept in that memory alone. A plausible explanation is that the states choose the person
+# and attention supplies the name. This is one small model and two tasks. Still, the result is what the word hybrid
+# promises: two memories, each used for its strengths.
 #
 # ## 3. Further than it was trained
 #
 # What happens to the two memories in a text longer than any in training? `tiny/` was trained on rows of 512 tokens. Its
-# card reports phone books with stories between the book and the last question, up to a given total length:
+# card reports how many numbers it finds when stories stand between the phone book and the last question, up to a given
+# total length:
 
 # %%
 card = (root / "tiny" / "README.md").read_text(encoding="utf-8")
 print(card.split("<!-- far -->")[1].split("<!-- /far -->")[0].strip())
 
 # %% [markdown]
-# Two suspects: attention has to find the book among thousands of other keys, and the states have been through thousands
-# of tokens about other things. We can separate the two memories. We take books of eight entries at three lengths, and
-# ask with
+# There are two suspects. Attention has to find the book among the keys of all the stories, and the states have read all
+# the stories since the book. We can separate the two memories. We take books of eight entries, continue them with
+# stories to three lengths, and ask with
 #
 # - **all**: both memories as they are after the book and the stories.
 # - **states of the book**: all keys and values, but the states as they were *before* the stories.
 # - **keys of the book**: the states as they are after the stories, but only the keys and values of the book. The
 #   question keeps its true distance from the book, by `position_ids`.
 #
-# In the picture, look at the lengths beyond 512. If numbers get lost there, which of the two exchanges brings them
+# In the picture, look at the lengths beyond 512. If numbers are lost there, which of the two exchanges brings them
 # back?
 
 # %%
@@ -513,18 +515,18 @@ figures.expect(f"with the states of the book at least 30 points more: {mean[1]:.
 figures.expect(f"with the keys of the book alone at least 10 points more: {mean[2]:.0%}", mean[2] > mean[0] + 0.1)
 
 # %% [markdown]
-# In one training of `tiny/` it was the **states** that failed beyond the training length. Check whether that holds for
-# yours. With the states as they were right after the book, every number was found again, among thousands of other keys.
-# So the keys and values were still good. But what the F layers ask for is computed from what the L layers return, and
-# these had been through more text than any row of the training. With only the keys and values of the book, the model
-# found most of the numbers as well: a question that is a little wrong still finds its answer if there are few keys.
+# In one training of `tiny/` the **states** failed beyond the training length. Check whether the same is true for yours.
+# With the states as they were right after the book, every number was found again, among all the keys of the stories. So
+# the keys and values were still good. But the queries of the F layers are computed from the output of the L layers, and
+# those had read more text than any row in training. With only the keys and values of the book, the model found most of
+# the numbers as well. A query that is a little wrong still finds its answer if there are few keys.
 #
 # The distance itself was not to blame either. In the last two lines of the table nothing lies between book and
-# question. Only the positions are further apart, and the numbers were found. (A quarter of each head is rotated; the
+# question. Only the positions are further apart, and the numbers were found. (A quarter of each head is rotated. The
 # rest knows no positions.)
 #
-# So a state costs the same at every length, but that does not mean that it works at every length. Nothing in the layer
-# gives a longer reach for free. It takes training on long texts.
+# So a state costs the same at every length, but that does not mean that it works at every length. For a longer reach,
+# the model has to be trained on long texts.
 #
 # ## The two kinds of layer compared
 #
@@ -532,20 +534,21 @@ figures.expect(f"with the keys of the book alone at least 10 points more: {mean[
 # |---|---|---|
 # | keeps of $n$ tokens | states of $H K V$ numbers, whatever $n$ | $2 n H_{kv} d$ numbers |
 # | pairs it can return | at most about as many as its keys have dimensions | all |
-# | used in `tiny/` for | joining neighbours; what changes | looking up what is written in one place |
+# | used in `tiny/` for | joining neighbours, following changes | looking up facts that are written in one place |
 # | what goes wrong | pairs disturb one another; too much other text, beyond the lengths of training | the cost |
 #
-# One attention layer in four is enough for recall, and it keeps the cache at a quarter of that of attention everywhere,
-# plus a constant. That is the argument for the hybrid, as far as models this small can make it. They are too small to
-# show what other strengths a hybrid has, or which share of attention is best. At 8 billion parameters, with Mamba-2
-# instead of Gated DeltaNet, [arXiv 2406.07887](https://arxiv.org/abs/2406.07887) reports the same picture: without
-# attention a model falls short at looking up phone numbers and at copying, and with a few attention layers it does not.
+# One attention layer in four is enough for recall, and the cache is then a quarter of the cache of attention
+# everywhere, plus a constant. This is the argument for the hybrid, as far as models this small can make it. They are
+# too small to show what other strengths a hybrid has, or which share of attention is best. At 8 billion parameters,
+# with Mamba-2 instead of Gated DeltaNet, [arXiv 2406.07887](https://arxiv.org/abs/2406.07887) reports the same picture:
+# without attention a model falls short at looking up phone numbers and at copying, and with a few attention layers it
+# does not.
 #
 # ## Exercises
 #
-# **1.** Section 2 shows how often the states decide in accounts. Does that take all of them together, or does one
-# suffice? Let the states of *one* L layer contradict everything else, and see how often the answer changes. (`versions`
-# still holds the accounts from section 2.)
+# **1.** Section 2 shows how often the states decide in accounts. Does it take the states of all layers together, or are
+# those of one layer enough? Let the states of *one* L layer contradict everything else, and see how often the answer
+# changes. (`versions` still holds the accounts from section 2.)
 #
 # <details><summary>Solution</summary>
 #
@@ -567,18 +570,17 @@ figures.expect(f"with the keys of the book alone at least 10 points more: {mean[
 # figures.expect("no layer alone turns as many answers as all of them", max(changed.values()) < together)
 # ```
 #
-# If no single layer turns the answer as often as all together do, the fact of who has what is spread over several
-# layers.
+# If no single layer turns the answer as often as all together do, the fact is spread over several layers.
 #
 # </details>
 #
-# **2.** How fast do the states pick up what matters? Clear the states once, in the middle of an account, and go on. How
-# many replies stay right, compared with clearing them every 64 tokens?
+# **2.** How fast do the states recover? Clear them once, in the middle of an account, and go on. How many replies stay
+# right, compared with clearing the states every 64 tokens?
 #
 # <details><summary>Solution</summary>
 #
-# `read_with_less` clears the states at the beginning of each part, so a part as long as half of the text clears them
-# once.
+# `read_with_less` clears the states at the beginning of each part, so with parts of half the text it clears them once
+# on the way.
 #
 # ```python
 # once = []
@@ -591,8 +593,8 @@ figures.expect(f"with the keys of the book alone at least 10 points more: {mean[
 #
 # </details>
 #
-# **3. Fill in.** `mixed` exchanges one kind of memory in all layers at once. Write a finer one: a cache that is the
-# first one but for the layers named, which come from the second. Neither cache may change.
+# **3. Fill in.** `mixed` exchanges one kind of memory in all layers at once. Write a finer function. It returns the
+# first cache, but with the named layers taken from the second. Neither of the two caches may change.
 
 
 # %%
@@ -630,31 +632,33 @@ course.try_it(test_mixed_by_layer, mixed_by_layer)
 #
 # ## Four questions
 #
-# 1. What does it show if a model still answers without a memory, and what if it fails? What can it not show?
+# 1. What does it show if a model still answers without a memory, and what if it fails? What can such a test not show?
 # 2. Removing the states *after* a phone book was read costs hardly anything. Clearing them *while* it was read cost
-#    half of the numbers. How do the two fit together?
-# 3. In a phone book, both memories contradict each other. Which one does `tiny/` believe, and which one in an account?
-#    Why does that not prove that the fact is kept there alone?
-# 4. Beyond the lengths of training, numbers get lost. Which two exchanges test who is to blame, and what came out?
+#    half of the numbers. How do the two results fit together?
+# 3. The two memories contradict each other. Which one does `tiny/` believe about a phone book, and which one about an
+#    account? Why does that not prove that the fact is kept in that memory alone?
+# 4. Beyond the lengths of training, numbers are lost. Which two exchanges test which memory is to blame, and what was
+#    the result?
 #
 # <details><summary>Answers</summary>
 #
-# 1. If it answers, it did not need that memory here. If it fails, it depends on it. It can't show what another model
-#    could have learned to do without.
+# 1. If it answers, it did not need that memory here. If it fails, it depends on that memory. Such a test can't show
+#    whether a different model could have learned to do without it.
 # 2. The states do their work during reading: L layers join each number with its name, and the result goes into the keys
-#    and values of the F layers. After that, these are enough.
-# 3. In a phone book the keys and values, in an account mostly the states. What attention looks for depends on what the
-#    L layers return, and both names are among its keys.
-# 4. Fresh states with all keys, and all states with the keys of the book alone. With fresh states, every number came
-#    back. So the keys still held it, and it was the states that had been led astray.
+#    and values of the F layers. Afterwards, those keys and values are enough.
+# 3. It believes the keys and values about a phone book, and mostly the states about an account. The queries of
+#    attention depend on the output of the L layers, and both names are among its keys.
+# 4. The states of the book with all keys and values, and the states after the stories with the keys and values of the
+#    book alone. With the states of the book, every number came back. So the keys and values were still good, and the
+#    states had failed.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
-# 1. Attention looks up what is written in one place, and the states join neighbours and follow what changes.
-# 2. Beyond the lengths of training the states failed, and attention with them, because what it asks for is computed
-#    from what they return.
-# 3. An intervention shows what a trained model depends on, not what another model could have learned to do without.
+# 1. Attention looks up facts that are written in one place, and the states join neighbours and follow changes.
+# 2. Beyond the lengths of training the states failed, and attention with them, because its queries are computed from
+#    the output of the L layers.
+# 3. An intervention shows what a trained model depends on, not what a different model could have learned to do without.
 #
 # Next: [7_mixture_of_experts.ipynb](7_mixture_of_experts.ipynb) turns to the other half of every layer, the MLP.

@@ -13,16 +13,16 @@
 # %% [markdown]
 # # 7. A mixture of experts
 #
-# How can a model store 80 billion weights and use only 3 billion of them for a token? The released Qwen3-Next, *the
-# 80B* in what follows, cuts the MLP of every layer into many small ones, the *experts*. A *router* chooses a few of
-# them for each token, and one more, the *shared expert*, serves every token. That matters because reading weights is
-# most of the cost of writing a token, and a weight that is not used need not be read.
+# How can a model store 80 billion weights and use only 3 billion of them for a token? In the released Qwen3-Next, which
+# we call *the 80B*, the MLP of every layer is cut into many small ones, the *experts*. A *router* chooses a few experts
+# for each token, and one more, the *shared expert*, serves every token. This saves time: reading weights is most of the
+# cost of generating a token, and a weight that is not used need not be read.
 #
 # After this notebook you can write the layer from its equations. You can say what the load-balancing loss balances, and
 # what it does not. You can measure what experts specialise in without being fooled by the estimate, and you know when
-# sparsity saves time. You need the MLP of a transformer and PyTorch. We build the layer step by step on a small trained
-# model, and compare every step with [`qwen3_next.py`](../qwen3_next.py). For one lesson, take sections 1 to 4, and of
-# section 5 the table and what came out. Sections 6 and 7 are a second lesson.
+# sparsity saves time. You need to know PyTorch and the MLP of a transformer. We build the layer step by step on a small
+# trained model, and compare every step with [`qwen3_next.py`](../qwen3_next.py). For one lesson, take sections 1 to 4,
+# and of section 5 the table and what came out. Sections 6 and 7 are a second lesson.
 #
 # | | |
 # |---|---|
@@ -60,9 +60,9 @@ pictures.overview()
 # ## The layer, and a model to watch
 #
 # Let $x_t$ be the input of the layer at token $t$, a vector of width $D$. (In the code it is a row of `x`, and $W x_t$
-# is a row of `x @ W.T`.) There are $E$ experts. Each is a small MLP with three matrices of its own and inner width $I$,
+# is a row of `x @ W.T`.) There are $E$ experts. Each is a small MLP with its own three matrices and inner width $I$,
 # and a token uses $k$ of them. $W_r$ is the router's matrix, and the vector $u$ belongs to the gate of the shared
-# expert. With $\odot$ for the product entry by entry and $\sigma$ for the sigmoid, the layer computes
+# expert. We write $\odot$ for the product entry by entry and $\sigma$ for the sigmoid. The layer computes
 #
 # $$\begin{aligned}
 # z_t &= W_r\, x_t \qquad p_t = \mathrm{softmax}(z_t) \in \mathbb{R}^E && \text{(router: logits, probabilities)}\\
@@ -73,10 +73,10 @@ pictures.overview()
 # \mathrm{MLP}(x) &= W_{down}\big(\mathrm{silu}(W_{gate}\, x) \odot W_{up}\, x\big) && \text{(SwiGLU)}
 # \end{aligned}$$
 #
-# The model is `tiny/`, trained on generated stories, phone books and accounts of who moved what. We load it in float64.
-# Two ways to compute the same thing then agree to about 13 digits, and no mistake can pass for rounding. We run a
-# held-out story through it once, and `trace` records every intermediate value. What the text says of `tiny/` was found
-# with the weights in the repository. If you train it anew, the figures change; the findings should not.
+# The model is `tiny/`, trained on generated stories, phone books and accounts of who moved what. We load it in float64,
+# where two ways to compute the same thing agree to about 13 digits, so no mistake can pass for rounding. We run a
+# held-out story through it once, and `trace` records every intermediate value. What the text says about `tiny/` was
+# found with the weights in the repository. If you train it anew, the figures change; the findings should not.
 
 
 # %%
@@ -104,7 +104,7 @@ print(f"\nE = {E} experts of inner width I = {inner}, k = {k} of them a token")
 # ## 1. The router
 #
 # How does the router choose? We do one token by hand. We compute the logits, take a softmax over **all** experts, pick
-# the $k$ largest probabilities, and divide these by their sum (`norm_topk_prob` in the config).
+# the $k$ largest probabilities, and divide them by their sum (`norm_topk_prob` in the config).
 
 # %%
 W = {name: p.detach() for name, p in block.named_parameters()}
@@ -127,9 +127,9 @@ assert torch.equal(chosen, seen["topk_ids"][t])
 same(w, seen["topk_weights"][t])
 
 # %% [markdown]
-# Now we do all tokens at once. The picture shows the router's probabilities for three kinds of token, and the chosen
-# experts are the coloured bars. Look at how much of the probability the chosen ones have together; the number is above
-# each panel.
+# Now we do all tokens at once. The picture shows the router's probabilities for three tokens of different roles. The
+# coloured bars are the chosen experts. The number above each panel is the probability that they have together: look at
+# how far it is from 100 %.
 
 # %%
 z = x @ W["gate.weight"].T  # (T, E)
@@ -145,13 +145,13 @@ titles = [f"“{texts[i].strip()}” ({story[i][1]})\nchosen: {top[i].sum():.0%}
 pictures.choices(p[places], chosen[places].tolist(), titles, E)
 
 # %% [markdown]
-# Often, experts that were not chosen have a good part of the probability. So it matters whether we divide by the sum of
-# the chosen.
+# Experts that were not chosen often have a good part of the probability. So it matters whether we divide the chosen
+# probabilities by their sum.
 #
 # ### Before or after the choice?
 #
-# Could we choose first, and then take the softmax of the chosen logits only? Yes: if we divide the weights by their
-# sum, it is the same, because the softmax's denominator $Z_t = \sum_j e^{z_{tj}}$ cancels.
+# Could we choose first, and then take the softmax of the chosen logits only? Yes. If we divide the weights by their
+# sum, both ways give the same weights, because the softmax's denominator $Z_t = \sum_j e^{z_{tj}}$ cancels.
 #
 # $$\frac{p_{te}}{\sum_{j \in S_t} p_{tj}} = \frac{e^{z_{te}} / Z_t}{\sum_{j \in S_t} e^{z_{tj}} / Z_t}
 # = \mathrm{softmax}_{j \in S_t}(z_t)_e$$
@@ -160,10 +160,10 @@ pictures.choices(p[places], chosen[places].tolist(), titles, E)
 same(z.gather(-1, chosen).softmax(-1), w)
 
 # %% [markdown]
-# It is not the same when `norm_topk_prob` is false, which is the default in transformers' Qwen2-MoE. The weights are
-# then the $p_{te}$ themselves. They sum to the chosen experts' share of the probability. If the router is undecided,
-# that share is small, and so is the experts' output. A softmax after the choice always sums to 1 and can't express
-# that. We set the block's switch to see both.
+# The two ways differ when `norm_topk_prob` is false, which is the default in transformers' Qwen2-MoE. The weights are
+# then the $p_{te}$ themselves, and they sum to the chosen experts' share of the probability. If the router is
+# undecided, this share is small, and so is the experts' output. A softmax after the choice always sums to 1 and can't
+# express this. We set the block's switch to see both.
 
 
 # %%
@@ -192,10 +192,10 @@ figures.expect(smaller, mass.mean() < 0.9)
 # ### Why the softmax is in float32
 #
 # Here everything is in float64. In a bfloat16 model, `qwen3_next.py` takes the router's softmax in float32. Why? The
-# choice compares numbers that are close. bfloat16 keeps 8 bits, so neighbouring numbers are 0.4 to 0.8 % apart. Many of
-# 512 probabilities then become equal, and chance decides which of two equal ones is chosen. The logits come from a
-# bfloat16 product and are already rounded. The softmax should not round them again. We count how often that would
-# matter, with random logits and a choice of 10 of 512:
+# choice compares numbers that are close together. bfloat16 keeps 8 bits, so neighbouring numbers are 0.4 to 0.8 %
+# apart. Many of 512 probabilities then become equal, and the choice between two equal ones is arbitrary. The logits
+# come from a bfloat16 product and are already rounded. The softmax should not round again. We count how often that
+# would change the choice, with random logits and 10 experts of 512:
 
 # %%
 logits = torch.randn(4096, 512, generator=normal).bfloat16()
@@ -213,8 +213,8 @@ course.finding("more than 0.2 % of the tokens", other > 0.002)
 # %% [markdown]
 # ## 2. The experts
 #
-# An expert is three matrices. The most direct way to write the weighted sum is a loop over all tokens and choices. It
-# is also the slowest way, because each of the $T k$ steps multiplies matrices with a single vector.
+# An expert is three matrices. The most direct way to write the weighted sum is a loop over all tokens and their chosen
+# experts. It is also the slowest way, because each of the $T k$ steps multiplies matrices by a single vector.
 
 
 # %%
@@ -232,8 +232,8 @@ same(y, seen["experts.out"])
 same(y, normalised)
 
 # %% [markdown]
-# It is better to sort the $T k$ pairs of token and choice by expert. Each expert then has its rows in one piece and
-# multiplies them in one go. Afterwards we sort the results back. This is called the *dispatch*.
+# It is better to sort the $T k$ pairs of a token and a chosen expert, so that each expert's rows lie together. The
+# expert then multiplies all its rows in one go, and afterwards we sort the results back. This is called the *dispatch*.
 
 # %%
 flat = chosen.flatten()  # (T * k,): pair i belongs to token i // k
@@ -250,17 +250,15 @@ print(f"matrix products: {3 * T * k} in the loop, {3 * sum(c > 0 for c in counts
 # %% [markdown]
 # The picture shows this sort for the first 10 tokens. The upper row has the pairs in their original order, $k$ for each
 # token, and the lower row has them sorted. The colour is the expert, and the number is the token. Look at how each
-# colour becomes one piece.
+# colour becomes one block: these rows go through their expert together.
 
 # %%
 pictures.dispatch(flat[: 10 * k], k, E)
 
 # %% [markdown]
-# After the sort, each expert works on one block of rows.
-#
-# There is another way to see the layer. All experts together are one MLP of inner width $E I$. Its inner values fall
+# There is another way to see the layer. All experts together are one MLP of inner width $E I$, whose inner values fall
 # into $E$ blocks of $I$. The router picks $k$ blocks, weights them, and sets all others to zero. So a mixture of
-# experts is a wide MLP of which each token uses a part.
+# experts is a wide MLP, and each token uses a part of it.
 
 # %%
 gate, up = (torch.cat([W[f"experts.{e}.{name}.weight"] for e in range(E)]) for name in ("gate_proj", "up_proj"))
@@ -273,8 +271,9 @@ same((hidden * mask.repeat_interleave(inner, dim=-1)) @ down.T, seen["experts.ou
 # ## 3. The shared expert
 #
 # Some knowledge is useful for every token, and every expert would have to learn it again. [Shared] (section 3.2) gives
-# such knowledge a place of its own: an expert that the router does not choose. Here, a sigmoid of one dot product
-# decides how much of that expert a token gets. With the shared expert, the layer is complete.
+# this knowledge its own place: an expert that every token uses, without a choice by the router. In Qwen3-Next, a
+# sigmoid of one dot product decides how much of the shared expert a token gets. With the shared expert, the layer is
+# complete.
 
 # %%
 shared_gate, shared_up, shared_down = (W[f"shared_expert.{name}_proj.weight"] for name in ("gate", "up", "down"))
@@ -284,10 +283,10 @@ same(y + openness * shared, block(x[None])[0][0].detach())
 print(f"gate: {openness.min():.2f} to {openness.max():.2f}, mean {openness.mean():.2f}")
 
 # %% [markdown]
-# How open is that gate, and for which tokens? The corpus knows every token's *role*: a word of the template, a name
+# How open is this gate, and for which tokens? The corpus knows every token's *role*: a word of the template, a name
 # mentioned for the first time or again, a digit of a phone book, part of an answer. We run the model, now in float32,
-# over held-out documents. For every token we keep the router's logits of all layers, the gates, and the input of one
-# layer. The rest of the notebook uses these, too.
+# over held-out documents. For every token we keep the router's logits and the gates of all layers, and the input of one
+# layer. The rest of the notebook uses these values as well.
 #
 # The picture shows the mean of the gate, with a row for each role and a column for each layer. Look down a column, then
 # along a row.
@@ -328,15 +327,15 @@ print(f"standard deviation of the gate: {within:.2f} within a role, {gates.std(1
 
 # %% [markdown]
 # The values change down a column, so the gate depends on the token and is not just a constant. They change along a row,
-# so the layers use it differently. For most roles and layers it is less than half open, and for some it is more. Two
-# tokens of one role differ, too: the last line shows that much of the spread is left within a role.
+# so the layers use it differently. For most roles and layers the gate is less than half open, and for some it is more.
+# Tokens of the same role differ as well: the last line shows that much of the spread remains within a role.
 #
 # ## 4. Load
 #
 # Do all experts get their share of the work? The *load* of an expert is its share of all choices, times the number of
-# experts, so that 1 is even. In the next picture each layer is a line, with its experts sorted and the busiest first.
-# The thick line is different: it *pools* the experts of all layers by number. It counts those with the same number
-# together, as if they were one. Compare how steeply the lines fall.
+# experts, so a load of 1 is even. In the next picture each thin line is a layer, with its experts sorted by load, the
+# busiest first. The thick line is different: it *pools* the layers. All experts with the same number, one from each
+# layer, are counted as if they were one expert. Compare how steeply the lines fall.
 
 # %%
 load = picked.mean(1) / k * E  # (L, E)
@@ -347,23 +346,23 @@ print("loads within one layer:", ranges)
 
 # %% [markdown]
 # Within one layer, the loads are far from even. Pooled by number, they are nearly even: compare the two printed ranges.
-# That is no accident. It is what the loss asks for, as we will see.
+# This is no accident. The loss asks for exactly this, as we will see.
 #
 # ### The balancing loss
 #
 # Nothing in the language loss asks for even loads. Worse, an expert that is chosen more often learns more, which makes
 # it more attractive ([Sparse], section 4). So [Switch] (Eq. 4 to 6) adds a loss. Let $f_e$ be the share of the $n$
-# tokens that chose expert $e$, and $P_e$ its mean probability over them:
+# tokens that chose expert $e$, and $P_e$ the mean probability of $e$ over all $n$ tokens:
 #
 # $$f_e = \frac1n \sum_t [e \in S_t], \qquad P_e = \frac1n \sum_t p_{te}, \qquad
 # \mathcal{L}_{bal} = E \sum_e f_e\, P_e$$
 #
-# The $f_e$ come from a choice and have no gradient. The $P_e$ have one. With $k$ choices the $f_e$ sum to $k$. Two
-# values are worth knowing:
+# The $f_e$ come from a choice and have no gradient. The $P_e$ have one. With $k$ choices per token, the $f_e$ sum to
+# $k$. Two values of the loss are worth knowing:
 #
 # - even: $f_e = k/E$ and $P_e = 1/E$, so $\mathcal{L} = E \cdot E \cdot \frac kE \cdot \frac1E = k$.
-# - collapse: all tokens choose the same $k$ experts, with all of the probability. For those, $f_e = 1$, and their $P_e$
-#   sum to one, so $\mathcal{L} = E$.
+# - collapse: all tokens choose the same $k$ experts and give them all of the probability. For these experts $f_e = 1$,
+#   and their $P_e$ sum to one, so $\mathcal{L} = E$.
 
 
 # %%
@@ -383,10 +382,11 @@ for name, logits, value in (("even", even, k), ("collapse", collapsed, E)):
     same(load_balancing_loss([logits], k), balancing_loss(logits, k))
 
 # %% [markdown]
-# Note that the even router above is quite decided about each token. Balance asks for even means, not for indecision.
+# Note that the even router above is very sure of its choice for each token. Balance asks for even means over the
+# tokens, not for an undecided router.
 #
 # The function in `qwen3_next.py` takes the logits of all layers, and a mask for padding. We check ours against it on
-# `tiny/`'s logits, with a mask of our own.
+# the logits of `tiny/`, with a random mask.
 
 # %%
 real = torch.rand(N, generator=normal) < 0.8  # which tokens count
@@ -402,10 +402,10 @@ same(load_balancing_loss([rows[LAYER]], k), balancing_loss(rows[LAYER], k))
 #
 # $$\frac{\partial \mathcal{L}_{bal}}{\partial z_{tj}} = \frac En\, p_{tj}\, \Big(f_j - \sum_e f_e\, p_{te}\Big)$$
 #
-# In words: compare the load of expert $j$ with the mean load of the experts that this token likes. If $j$ is busier,
-# the token's logit for $j$ is pushed down. If $j$ is less busy, it is pushed up. It does not matter whether this token
-# chose $j$, only how many tokens did. The factor $p_{tj}$ says how hard: if the token gives $j$ almost no probability,
-# the push is tiny.
+# In words: compare the load of expert $j$ with the mean load of the experts that this token likes. (The mean is
+# weighted by the token's probabilities.) If $j$ is busier, the token's logit for $j$ is pushed down. If $j$ is less
+# busy, it is pushed up. It does not matter whether this token chose $j$, only how many tokens did. The factor $p_{tj}$
+# sets the strength of the push: if the token gives $j$ almost no probability, the push is tiny.
 
 # %%
 one = rows[LAYER].clone().requires_grad_()
@@ -415,10 +415,10 @@ gradient = E / N * p * (f - (p * f).sum(-1, keepdim=True))
 same(gradient, one.grad, atol=1e-15)  # entries are about E / N * p: 1e-4
 
 # %% [markdown]
-# To watch the loss at work, we take the inputs of this layer and its trained router. We follow only this gradient, down
-# the router's weight $W_r$. No language loss pulls back. The left picture shows the starting gradient of each expert's
-# logit, summed over the tokens, against the expert's load. Look at where it changes sign. The right picture shows the
-# loads step by step.
+# To watch the loss at work, we return to the layer of section 1, with its inputs and its trained router. We let only
+# this gradient change the router's weight $W_r$. No language loss pulls back. The left picture shows one point for each
+# expert: the gradient of its logit at the start, summed over the tokens, against its load. Look at where the gradient
+# changes sign. The right picture shows the loads step by step.
 
 # %%
 some = inputs[:: max(1, N // 2000)].double()  # about 2,000 tokens
@@ -439,17 +439,17 @@ figures.expect("the spread of the loads shrinks by more than 30 %", paths[-1].st
 pictures.balancing(f * E / k, gradient.sum(0), paths)
 
 # %% [markdown]
-# For a busy expert the gradient is positive, so a step makes its logit smaller. For the others it is negative. The sign
-# changes at a load above 1, not at 1. Experts are busy because tokens like them, so the mean load of the experts that a
-# token likes is more than 1. With no language loss to pull back, the router evens out the loads.
+# For a busy expert the gradient is positive, so a step of gradient descent makes its logit smaller. For the others it
+# is negative. The sign changes at a load above 1, not at 1. Experts are busy because tokens like them, so the mean load
+# of the experts that a token likes is more than 1. With no language loss to pull back, the router evens out the loads.
 #
 # ### Balanced over what?
 #
 # `tiny/` was trained with this loss. Why are its loads still so uneven? It depends on *which tokens* the mean is taken
-# over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py` puts the tokens of all layers into one pool
-# first, like the function in transformers whose values it reproduces. Expert 3 of layer 0 and expert 3 of layer 7 are
-# different MLPs, but in the pool they are one. Here is the smallest example: two layers, two experts, $k = 1$. Each
-# layer has collapsed, but onto a different expert.
+# over. [Switch] (section 2.2) adds one loss for each layer. `qwen3_next.py` first puts the tokens of all layers into
+# one pool, like the function in transformers whose values it reproduces. Expert 3 of layer 0 and expert 3 of layer 7
+# are different MLPs, but the pool counts them as one. Here is the smallest example: two layers, two experts, $k = 1$.
+# Each layer has collapsed, but onto a different expert.
 
 # %%
 first = torch.tensor([[50.0, 0.0]]).double().expand(8, 2)
@@ -473,19 +473,20 @@ figures.expect("the pooled loss is lower than the mean of the layers' own", toge
 
 # %% [markdown]
 # Training has brought the pooled loss near its even value. The layers' own losses are higher: each layer prefers some
-# of the expert numbers, and the layers together cover them all.
+# of the expert numbers, and together the layers use all numbers evenly.
 #
 # ## 5. An experiment: what balancing costs and gains
 #
 # Does the choice of loss matter? [`experiments/balance.py`](experiments/balance.py) trains small models (4 layers of
-# width 64, 16 experts, 2 per token) for 240 steps of 1,024 tokens of the same corpus, in three ways:
+# width 64, 16 experts a layer, 2 per token) for 240 steps of 1,024 tokens from the same corpus, in three ways:
 #
 # - **none**: no balancing.
 # - **pooled**: the loss of `qwen3_next.py`, times 0.05.
 # - **layer**: the same loss for each layer alone, averaged, times 0.05.
 #
-# Each way has five seeds. A seed decides the starting weights and the text, so for one seed all three start alike and
-# read the same text. We measure the loads and the language loss on held-out text, without the balancing term.
+# Each way is run with five seeds. A seed decides the starting weights and the text, so with the same seed all three
+# ways start alike and read the same text. We measure the loads and the language loss on held-out text, without the
+# balancing term.
 
 
 # %%
@@ -510,13 +511,13 @@ for kind in balance.KINDS:
     assert len(each) == 5 and [entry["step"] for entry in runs[-1]["history"]] == steps
 
 # %% [markdown]
-# We need two definitions. An *idle* expert has less than a twentieth of its even share; there are 64 experts in all.
-# The *effective number* of experts is the exponential of the entropy of a layer's loads: 16 when they are even, 1 when
-# one expert has everything.
+# We need two definitions. An *idle* expert has less than a twentieth of its even share. All layers together have 64
+# experts. The *effective number* of experts is the exponential of the entropy of a layer's loads: 16 when they are
+# even, 1 when one expert gets every token.
 #
-# The first two pictures show means over layers. The last one counts experts of all layers with the same number as one,
-# as in the pool. Lines are means over the seeds, and bands reach from the lowest to the highest. Look at which of the
-# three ways makes the layers even, and which makes only the pool even.
+# The first two plots show means over layers, and the third counts the idle experts of all layers. The last one looks at
+# the pool: it counts experts with the same number as one. Lines are means over the seeds, and bands reach from the
+# lowest seed to the highest. Look at which of the three ways makes the layers even, and which makes only the pool even.
 
 # %%
 units = {
@@ -547,12 +548,13 @@ assert final["pooled"][busiest] < final["none"][busiest]
 # What came out:
 #
 # - Without balancing, the loads are uneven within 20 steps, before the model has learned much. Later they become *more*
-#   even by themselves, and most idle experts come back. In a run this short nothing collapses.
-# - The pooled loss balances what it measures, the pool. Within a layer it helps much less, and some experts stay idle.
+#   even, although nothing asks for it, and most idle experts come back. In a run this short nothing collapses.
+# - The pooled loss balances the pool, which is all that it measures. Within a layer it helps much less, and some
+#   experts stay idle.
 # - The loss of each layer alone makes every layer even, and leaves no expert idle.
 # - The language loss is the same in all three, within the differences between seeds. At this size and length, balance
 #   neither costs nor gains anything that five seeds could show. Even loads serve another purpose: if each expert is on
-#   a machine of its own, all machines wait for the busiest one.
+#   its own machine, all machines wait for the busiest one.
 
 # %% [markdown]
 # ## 6. What do experts specialise in?
@@ -568,17 +570,17 @@ pictures.by_role(100 * table, rows, f"expert of layer {LAYER}", "tokens that cho
 
 # %% [markdown]
 # The rows differ, and it is tempting to give experts names: one for numbers, say, or one for pronouns. But digits are
-# also just ten tokens. Does an expert respond to the role, or simply to which token it is? The picture can't decide
-# that, so let us measure.
+# also just ten tokens. Does an expert respond to the role, or simply to the token itself? The picture can't decide this
+# question, so let us measure.
 #
-# Let $X$ be something that we know about a token, such as its role or its identity (which token it is). Let $e$ be one
-# of its $k$ experts, taken at random. The *mutual information*
+# Let $X$ be something that we know about a token, such as its role or its *identity* (which token of the vocabulary it
+# is). Let $e$ be one of its $k$ experts, picked at random. The *mutual information*
 #
 # $$I(e; X) = \sum_{X, e} p(X, e)\, \log_2 \frac{p(X, e)}{p(X)\, p(e)} = H(e) + H(X) - H(X, e)$$
 #
-# is the number of bits that we learn about the expert from knowing $X$. Here $H$ is the entropy. If the two are
-# independent, it is 0. It can't reach $H(e)$: even if we know the whole set $S_t$, we do not know which of the $k$ was
-# taken at random, and that leaves $\log_2 k$ bits. So no $X$ can give more than $H(e) - \log_2 k$.
+# is the number of bits that we learn about the expert from knowing $X$. Here $H$ is the entropy. If $e$ and $X$ are
+# independent, $I$ is 0. It can't reach $H(e)$: even if we know the whole set $S_t$, we do not know which of the $k$ was
+# picked, and that leaves $\log_2 k$ bits. So no $X$ can give more than $H(e) - \log_2 k$.
 
 
 # %%
@@ -601,10 +603,10 @@ print(f"an X that determines all experts: {information(index, made_up):.4f} bits
 same(information(index, made_up), ceiling, atol=1e-6)
 
 # %% [markdown]
-# Here is the trap. The estimate counts pairs. If $X$ has many values and each occurs in few tokens, chance alone looks
-# like information. A token that occurs once seems to determine its experts completely. How much of the estimate is
-# chance? We compute a shuffled baseline: we hand the values of $X$ to other tokens at random, so that nothing is left
-# to know, and estimate again.
+# Here is the trap. The estimate counts pairs of $X$ and $e$. If $X$ has many values and each occurs in few tokens,
+# chance alone looks like information. A token that occurs once seems to determine its experts completely. How much of
+# the estimate is chance? We compute a shuffled baseline: we exchange the values of $X$ between tokens at random, so
+# that they say nothing about the experts any more, and estimate again.
 
 
 # %%
@@ -636,10 +638,9 @@ raw, noise = information(token, picked[0]), information(shuffled(token), picked[
 print(f"layer 0, token identity: {raw:.3f} bits, of which {noise:.3f} also appear after shuffling")
 
 # %% [markdown]
-# In every layer we ask how much three things say about an expert: the token's **role**, the **next role** (that of the
-# token that follows, which the model has to predict), and the token's **identity** (which token of the vocabulary it
-# is). From each we subtract the mean of 10 shuffles. The standard deviation over the shuffles shows how far chance can
-# move the result.
+# In every layer we ask how much three things say about an expert: the token's **role**, the **next role** (the role of
+# the token that follows, which the model has to predict), and the token's **identity**. From each estimate we subtract
+# the mean of 10 shuffles. The standard deviation over the shuffles shows how far chance can move the result.
 
 # %%
 KNOWN = {"identity": token, "role": role, "next role": following}
@@ -662,16 +663,16 @@ ratio = told["identity"].mean() / told["role"].mean()
 figures.expect(f"identity reveals more than twice as much as role: {ratio:.1f} times", ratio > 2)
 
 # %% [markdown]
-# Identity gives far more bits than role. But identity nearly decides the role: "the" is never a digit. So does the role
-# add anything *beyond* identity? That is conditional mutual information,
+# Identity gives far more bits than role. But identity nearly determines the role: "the" is never a digit. So does the
+# role add anything *beyond* identity? The answer is the conditional mutual information
 #
 # $$I(e; Y \mid X) = I(e; (X, Y)) - I(e; X)$$
 #
 # with $X$ the identity and $Y$ the role. It can't be more than $H(Y \mid X)$, the bits of the role that are still open
-# once the token is known. The baseline must keep what identity gives, so we shuffle roles only among equal tokens.
+# once the token is known. The baseline must keep all that identity says, so we shuffle roles only among equal tokens.
 #
-# In the picture, the left panel shows what each says about an expert, and the right panel what the roles add beyond
-# identity. Note the two scales.
+# In the picture, the left panel shows how much each of the three says about an expert. The right panel shows how much
+# the two roles add beyond identity. Note the different scales.
 
 # %%
 beyond, spread = {}, {}
@@ -693,21 +694,23 @@ pictures.information(most, told, {name: deviation for name, (_, deviation) in no
 # %% [markdown]
 # What came out:
 #
-# - The token's identity gives most by far: about half of all that is possible in the first layers, and less later.
-# - Role alone gives little, and most of that is identity in disguise. Beyond identity (on the right) it adds only a
+# - The token's identity gives most by far: about half of the largest possible value in the first layers, and less
+#   later.
+# - The role alone gives little, and most of that is identity in disguise. Beyond identity (on the right) it adds only a
 #   small part of the bits that are still open.
-# - Beyond identity, the role of the *next* token gives more than the role of the token itself, and more with depth. To
-#   some extent, the routers of late layers choose by what comes next.
+# - Beyond identity, the role of the *next* token gives more than the role of the token itself, and more in later
+#   layers. To some extent, the routers of late layers choose by what comes next.
 #
-# So such experts serve, above all, certain entries of the vocabulary, wherever these occur. They are not experts for
-# names or for answers. The error bars are smaller than the marks, but they cover only chance in counting; other
-# documents would move the figures more. And the measure shows which tokens an expert gets, not what it does with them.
+# So the experts of `tiny/` serve, above all, certain entries of the vocabulary, in whatever role these occur. They are
+# not experts for names or for answers. The error bars are smaller than the marks, but they show only how much the
+# shuffles vary; other documents would move the figures more. And the measure shows which tokens an expert gets, not
+# what it does with them.
 
 # %% [markdown]
 # ## 7. Why sparsity changes the cost
 #
-# Why cut the MLP into pieces at all? A processor computes far faster than it reads from memory. When the model writes
-# one token, every weight in use is read once and used for one multiplication and one addition. So reading determines
+# Why cut the MLP into pieces at all? A processor computes far faster than it reads from memory. When the model
+# generates one token, every weight in use is read once, for one multiplication and one addition. So reading determines
 # the time, and a weight that is not read costs nothing. These are the bytes of the 80B in bfloat16:
 
 # %%
@@ -719,20 +722,21 @@ print(f"read for one token: {layers * k80 * each / 1e9:.2f} GB of them, or {k80 
 print(f"and {layers * each / 1e9:.2f} GB of shared experts")
 
 # %% [markdown]
-# At two bytes a weight, a token uses 1.7 billion weights of experts. The rest of its 3 billion is outside the experts,
-# most of it in Gated DeltaNet and attention.
+# At two bytes a weight, a token uses 1.7 billion weights of experts, with the shared ones. The rest of its 3 billion is
+# outside the experts, most of it in Gated DeltaNet and attention.
 #
 # ### Several tokens at once
 #
-# A prompt and a batch of users pass several tokens through the layer together. So do *drafts* (notebook 8): guesses at
-# the next tokens, made by a cheap extra layer, which the model checks in one pass. Then every expert that *any* of the
-# tokens chose must be read, once. How many is that? Suppose all choices were equally likely and independent. Then a
-# token leaves an expert out with probability $1 - k/E$, and $T$ tokens touch
+# A prompt passes several tokens through the layer together, and so does a batch of users. So do *drafts* (notebook 8):
+# guesses at the next tokens, which a cheap extra layer makes and the model checks in one pass. In all three cases,
+# every expert that *any* of the tokens chose must be read, but only once. How many experts are that? Suppose all
+# choices were equally likely and independent. Then a token leaves an expert out with probability $1 - k/E$, and $T$
+# tokens touch
 #
 # $$\mathbb{E}[\text{experts}] = E\,\big(1 - (1 - k/E)^T\big)$$
 #
-# different experts on average. We check the formula with random draws. We also check that the program's own counter of
-# bytes read (its option `--stats`) counts each expert once that any of three tokens chose.
+# different experts on average. We check the formula with random draws. We also check the program's own counter of bytes
+# read (its option `--stats`): it must count an expert once, however many of three tokens chose it.
 
 
 # %%
@@ -758,8 +762,9 @@ assert stats["routed_bytes"] == len(chosen[:3].unique()) * 3 * D * inner * 8  # 
 # free in a dense model, but far from free in a sparse one ([notebook 8](8_multi_token_prediction.ipynb), section 8).
 #
 # But real tokens do not choose at random. In `tiny/` we count the experts of $T$ tokens that follow each other in a
-# document, and of $T$ tokens taken from anywhere. The left picture shows the formula for the 80B, and the right one the
-# counts in `tiny/`. Look at how far they stay below the formula.
+# document, and of $T$ tokens taken from anywhere. The left picture shows the formula for the 80B. The right one shows
+# the counts in `tiny/`, with the formula for its 16 experts as a dotted line. Look at how far the counts stay below the
+# formula.
 
 
 # %%
@@ -783,22 +788,22 @@ formula = [touched(n, E, k) for n in T_values]
 pictures.experts_read(lambda n: 100 * touched(n, E80, k80) / E80, marked, T_values, formula, mixed, real, E)
 
 # %% [markdown]
-# On the right, the dotted line is the formula. Tokens from anywhere stay below it, because some experts are busier than
-# others. Tokens that follow each other stay lower still, because neighbours are alike. Both save reading, and the less
-# even the load, the more they save. A processor that reads from one memory has no use for even loads. Even loads matter
+# On the right, tokens from anywhere stay below the formula, because some experts are busier than others. Tokens that
+# follow each other stay lower still, because neighbours are alike. Both effects save reading, and the less even the
+# loads are, the more they save. A processor that reads from one memory gains nothing from even loads. Even loads matter
 # when experts are on different machines, and all wait for the busiest one.
 #
 # ### Arithmetic intensity
 #
 # When does reading stop being the limit? $T$ tokens take $2$ FLOPs for each weight of each expert they use:
 # $2 \cdot Tk$ times the weights of one expert. They read $2$ bytes for each weight of each expert touched. The ratio,
-# FLOPs per byte, is the *arithmetic intensity*. Here it is just the mean number of tokens for each expert that is read:
+# FLOPs per byte, is the *arithmetic intensity*. Here it equals the mean number of tokens for each expert that is read:
 #
 # $$\text{intensity} = \frac{T k}{E\,(1 - (1 - k/E)^T)} \qquad \text{dense MLP: } T$$
 #
 # Take a processor that can do $F$ FLOPs and read $B$ bytes in a second. It waits for memory while the intensity is
-# below $F/B$. `benchmarks/bench.py` measured both limits on one machine, and we take them from its file. The time of a
-# token is then at least the larger of bytes$/B$ and FLOPs$/F$, divided by $T$.
+# below $F/B$. `benchmarks/bench.py` measured both limits on one machine, and we take them from its file of results. The
+# time per token is then at least the larger of bytes$/B$ and FLOPs$/F$, divided by $T$.
 #
 # The picture compares the 80B's routed experts with two dense MLPs. One has as many weights as a token *uses* (10
 # experts' worth), and the other as many as the layer *stores*. Follow the green line from left to right: which of the
@@ -832,18 +837,19 @@ for T in (1, 256, 2048):
     print(f"T = {T:4}: an expert that is read serves {T * k80 / touched(T, E80, k80):4.1f} tokens, a dense MLP {T}")
 
 # %% [markdown]
-# The green line is what sparsity means for time.
+# The green line shows what sparsity does to the time.
 #
 # - At one token it lies on the line of the small MLP, 50 times cheaper than a dense layer with the same number of
 #   weights.
 # - Then it stays nearly flat, while both dense lines fall. More tokens do not share the reading, because they bring
-#   experts of their own. Decoding for a few users falls into this range, and so do drafts.
+#   their own experts. Decoding for a few users falls into this range, and so do drafts.
 # - It falls once most experts are read anyway. A prompt of a few hundred tokens is on this part of the line. When all
 #   experts are read, the intensity is $k/E$ of a dense layer's. To keep the processor busy, the layer then needs
-#   $E/k \approx 51$ times as many tokens as a dense one, as printed above. Only such a long prompt reaches the floor.
+#   $E/k \approx 51$ times as many tokens as a dense one, as printed above. Only a prompt of that length reaches the
+#   lowest point of the line.
 #
-# These are limits: they show what can't be faster, not how fast it is. `benchmarks/bench.py` compares them with the
-# clock, and [docs/speed.md](../docs/speed.md) has its figures.
+# These times are limits: a real run can't be faster than they say, but it can be slower. `benchmarks/bench.py` compares
+# them with measured times, and [docs/speed.md](../docs/speed.md) has the figures.
 #
 # ## Exercises
 #
@@ -854,7 +860,8 @@ for T in (1, 256, 2048):
 #
 # If $f$ and $P$ are ordered alike, Chebyshev's inequality for sums gives $E \sum_e f_e P_e \ge k$. But they need not be
 # ordered alike, because $f$ counts choices while $P$ holds means of probabilities. Let three tokens choose expert 0 by
-# a hair, and one token choose expert 1 with conviction. Then expert 0 has more choices and less probability.
+# a narrow margin, and one token choose expert 1 with near certainty. Then expert 0 has more choices and less
+# probability.
 #
 # ```python
 # p = torch.tensor([[0.51, 0.49]] * 3 + [[0.01, 0.99]], dtype=torch.float64)
@@ -864,19 +871,20 @@ for T in (1, 256, 2048):
 # assert value < 1 and f[0] > f[1] and P[0] < P[1]
 # ```
 #
-# So $k$ is not the minimum, and the loss does not measure a distance from balance. It is a quantity whose *gradient*
-# points the right way: it pushes down what is chosen often.
+# So $k$ is not the minimum, and the loss does not measure a distance from balance. But its *gradient* points the right
+# way: it pushes down the experts that are chosen often.
 # </details>
 #
-# **2. From below.** Does the shuffled baseline take away the right amount? Estimate $I(e; X)$ from below instead, with
-# nothing to correct. Learn $q(e \mid X)$ from every other document, and use it to code the experts of the remaining
-# ones. It costs $-\log_2 q(e \mid X)$ bits for each. How much less is that than $H(e)$? Why is this a lower bound?
+# **2. From below.** Does the shuffled baseline subtract the right amount? Estimate $I(e; X)$ from below instead, so
+# that nothing has to be corrected. Learn $q(e \mid X)$ from every other document, and use it to code the experts of the
+# remaining documents. Each expert costs $-\log_2 q(e \mid X)$ bits. How much less is that than $H(e)$? Why is this a
+# lower bound?
 #
 # <details><summary>Solution</summary>
 #
-# No code is shorter than the entropy. Whatever $q$ is, the mean cost is at least $H(e \mid X)$ of the documents coded.
+# No code is shorter than the entropy. Whatever $q$ is, the mean cost is at least $H(e \mid X)$ of the coded documents.
 # So what we save, $H(e)$ minus the mean cost, is at most their $I(e; X)$. A value of $X$ that hardly ever occurs in the
-# learning half must not be a surprise, so we add 5 to its counts, spread like $q(e)$.
+# learning half must not make the cost explode, so we add 5 counts to every value, spread like $q(e)$.
 #
 # ```python
 # half = torch.tensor([i % 2 == 0 for i, n in enumerate(lengths) for _ in range(n)])
@@ -897,9 +905,9 @@ for T in (1, 256, 2048):
 #     figures.expect(f"layer {i}: identity saves more than role", more)
 # ```
 #
-# For role, which has few values, the shuffle takes away little. For identity it takes away much: the code is bad at
-# words that it has hardly seen, and the raw estimate believes every one of them. The corrected figure mostly lies
-# between the two. See whether identity gives more than role by all three.
+# For role, which has few values, the shuffle subtracts little. For identity it subtracts much: the code is bad at words
+# that it has hardly seen, and the raw estimate takes each of them at face value. The corrected figure mostly lies
+# between the other two. See whether identity gives more than role by all three.
 # </details>
 #
 # **3. Balance without a loss.** [V3] (section 2.1.2) adds a number $b_e$ to each expert's score, but only for the
@@ -927,8 +935,8 @@ for T in (1, 256, 2048):
 # ```
 #
 # It balances, and it needs no gradient, so nothing competes with the language loss. (V3's scores are sigmoids and ours
-# are softmax probabilities, but the idea is the same.) Tokens pay by getting experts that their router finds less
-# suitable. In training, both adapt to that. Here, after training, the model would get worse.
+# are softmax probabilities, but the idea is the same.) The price is that tokens get experts that their router finds
+# less suitable. In training, router and experts adapt to that. Here, after training, the model would get worse.
 # </details>
 #
 # **4. Fill in.** Write the router from memory: from logits to the $k$ chosen experts and their weights. Watch which
@@ -973,42 +981,44 @@ course.try_it(test_route, route)
 #
 # ## Five questions
 #
-# 1. Softmax over all experts and then the choice, or the choice first and then the softmax of the chosen logits: when
-#    do both give the same weights? When they do not, what does the first tell the layer that the second can't?
-# 2. A token did not choose expert $j$. Can the balancing loss still change its logit for $j$? What decides whether it
-#    goes up or down?
+# 1. We can take the softmax over all experts and then choose, or choose first and then take the softmax of the chosen
+#    logits. When do both ways give the same weights? When they do not, what does the first way tell the layer that the
+#    second can't?
+# 2. A token did not choose expert $j$. Can the balancing loss still change its logit for $j$? What decides whether the
+#    logit goes up or down?
 # 3. The balancing loss, pooled over all layers, is at its even value. What do you know about the loads within one
-#    layer? What did pooling do to them in the experiment, and what did balance do to the language loss?
+#    layer? In the experiment, what did the pooled loss do to these loads, and what did balance do to the language loss?
 # 4. The estimate of how much a token's identity says about its experts is too high. Where does the excess come from,
-#    and how do we measure it? Once it is subtracted, what do the experts of `tiny/` go by: the role or the identity?
+#    and how do we measure it? Once it is subtracted, do the experts of `tiny/` go by the role or by the identity?
 # 5. Three tokens, one new and two drafted, pass through the layer together. Why does that cost hardly more than one
 #    token in a dense MLP, and almost three times as much here? Which of the two still waits for memory at 256 tokens?
 #
 # <details><summary>Answers</summary>
 #
-# 1. They are the same if the weights of the chosen are divided by their sum, since the softmax's denominator cancels.
-#    Without that division, the weights of the first sum to the chosen experts' share of the probability. So a router
-#    that is undecided makes the experts' output small. The second always sums to 1.
+# 1. They are the same if the weights of the chosen experts are divided by their sum, since the softmax's denominator
+#    cancels. Without this division, the weights of the first way sum to the chosen experts' share of the probability.
+#    So an undecided router makes the experts' output small. The weights of the second way always sum to 1.
 # 2. Yes. Every probability has a gradient, chosen or not. The load of $j$ is compared with the mean load of the experts
 #    that this token likes: if $j$ is busier, the logit goes down, if it is less busy, up. The push is in proportion to
 #    the probability that the token gives to $j$.
-# 3. Nothing: each layer may have collapsed onto an expert with another number. In the experiment, pooling made the pool
-#    even and helped much less within a layer, where some experts stayed idle. The language loss was the same with and
-#    without balance, within the differences between seeds.
+# 3. Nothing: each layer may have collapsed onto an expert with a different number. In the experiment, the pooled loss
+#    made the pool even and helped much less within a layer, where some experts stayed idle. The language loss was the
+#    same with and without balance, within the differences between seeds.
 # 4. A token that occurs once seems to determine its experts, so a variable with many rare values looks informative by
-#    chance. We hand its values to other tokens at random and estimate again: what is left is chance. They go by the
-#    identity. The role alone says little, and hardly anything beyond identity.
+#    chance. We shuffle its values among the tokens and estimate again: the result is the part that comes from chance.
+#    The experts go by the identity. The role alone says little, and hardly anything beyond identity.
 # 5. When few tokens pass, reading the weights determines the time. A dense MLP is read once for all three. Here, each
-#    token brings experts of its own, and three tokens hardly share any. At 256 tokens, the experts still wait: each
-#    expert that is read serves 5 tokens, far below the FLOPs a processor can do per byte. The dense MLP does not.
+#    token brings its own experts, and three tokens hardly share any. At 256 tokens, the experts still wait for memory:
+#    each expert that is read serves 5 tokens, far below the FLOPs a processor can do per byte. The dense MLP does not
+#    wait.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
-# 1. A mixture of experts is a wide MLP of which the router lets each token use a small part.
-# 2. The balancing loss balances only what its mean is taken over, so a loss that is pooled over layers can leave every
-#    layer uneven.
+# 1. A mixture of experts is a wide MLP, and the router lets each token use a small part of it.
+# 2. The balancing loss evens out only the pool that its mean is taken over, so a loss that is pooled over layers can
+#    leave every layer uneven.
 # 3. As long as memory is the limit, you pay for the experts that are read and not for the tokens: in the 80B one token
 #    reads 2 % of the experts' weights, and a few hundred tokens together read nearly all of them.
 #

@@ -14,17 +14,18 @@
 # # 8. Multi-token prediction and speculative decoding
 #
 # Can a model write several tokens per pass without changing what it writes? If it can, generation gets faster and the
-# text loses nothing. This notebook shows how Qwen3-Next does it, why its text is distributed exactly as before, and
-# when it pays.
+# text loses nothing. This notebook shows how Qwen3-Next does it, why the distribution of its text stays exactly the
+# same, and when it pays.
 #
-# Qwen3-Next has one layer more than it needs. This layer is trained to predict not the next token but the one after it.
-# While the model writes, it *drafts* tokens, and the model then checks several drafts in one pass.
+# Qwen3-Next has one extra layer. It is trained to predict not the next token but the one after it. While the model
+# writes, this layer *drafts* tokens, and the model then checks several drafts in one pass.
 #
-# Afterwards you can say what the extra layer sees and how it is trained, prove and test the rule by which drafts are
-# accepted, undo tokens in a layer whose memory is a sum, and estimate when all this is worth its cost. You need to know
-# autoregressive language models and the key-value cache. Of Gated DeltaNet you need only that it keeps a state instead
-# of such a cache. We build everything step by step and check it against [`qwen3_next.py`](../qwen3_next.py). For one
-# lesson, take sections 1, 3, 4 and 5. How the layer is trained, and when drafts pay, are homework.
+# Afterwards you can say what the extra layer sees and how it is trained. You can prove and test the rule by which
+# drafts are accepted, and undo tokens in a layer whose memory is a sum. You can estimate when all this is worth its
+# cost. You need to know autoregressive language models and the key-value cache. About Gated DeltaNet you need to know
+# only that it keeps a state instead of such a cache. We build everything step by step and check it against
+# [`qwen3_next.py`](../qwen3_next.py). For one lesson, take sections 1, 3, 4 and 5. How the layer is trained (section
+# 2), and when drafts are accepted and pay (sections 6 to 8), are homework.
 #
 # | | |
 # |---|---|
@@ -72,28 +73,28 @@ def same(ours, theirs, atol=1e-11):
 # %% [markdown]
 # ## 1. What the extra layer sees
 #
-# How can a layer guess two tokens ahead? It sees what the model knows so far, and the token that came next. Let
+# How can a layer guess two tokens ahead? It sees what the model knows so far, and also the token that came next. Let
 # $t_0 \dots t_{T-1}$ be the tokens, $e_i$ the embedding of $t_i$, and $h_i$ the model's hidden state at position $i$,
 # *after* its final norm. Through `lm_head`, $h_i$ predicts $t_{i+1}$. The MTP layer (multi-token prediction) takes
-# $h_i$ and the token that did come next, and it predicts the token after that ([MTP] Eq. 21 to 23):
+# $h_i$ and the embedding of $t_{i+1}$, and predicts the token after that, $t_{i+2}$ ([MTP] Eq. 21 to 23):
 #
 # $$x_i = M\,[\,\mathrm{norm}_e(e_{i+1});\; \mathrm{norm}_h(h_i)\,], \qquad
 # m_i = \mathrm{norm}\big(\mathrm{Layer}(x_0 \dots x_i)\big), \qquad
 # P(t_{i+2}) = \mathrm{softmax}(W_{lm}\, m_i)$$
 #
-# The matrix $M$ (`fc`) joins the two and maps $2D \to D$. The embedding comes first here; the paper writes the hidden
-# state first. `Layer` is one layer of gated attention and experts with its own weights. The embedding and $W_{lm}$ are
-# the model's.
+# The matrix $M$ (`fc`) joins the two vectors and maps $2D \to D$. Here the embedding comes first; the paper puts the
+# hidden state first. `Layer` is one layer of gated attention and experts with its own weights. The embedding and
+# $W_{lm}$ are shared with the model.
 #
-# The picture shows what enters each prediction. Pick an orange box and follow its two arrows back.
+# The picture shows the inputs of each prediction. Pick an orange box and follow its two arrows back.
 
 # %%
 pictures.inputs(["Tom", "took", "the", "ring", "and", "left"])
 
 # %% [markdown]
-# The model reads the tokens (black). MTP reads the model's hidden state (blue) and the embedding of the token one
-# further (red). (Each row also sees everything to its left.) Now we compute this by hand for a held-out story, all
-# positions at once, and compare it with the model's own `mtp_logits`:
+# The model reads the tokens (black arrows). MTP reads the model's hidden state (blue) and the embedding of the next
+# token (red). (In the rows of the model and of MTP, a box also sees everything to its left.) Now we compute the
+# predictions by hand for a held-out story, all positions at once, and compare them with the model's own `mtp_logits`:
 
 
 # %%
@@ -128,9 +129,9 @@ reference = reference_recurrent.Reference.from_pretrained(root / "tiny")  # NumP
 same(out.mtp_logits[0, :11], torch.from_numpy(reference.mtp_logits(ids[0, :12].numpy())))
 
 # %% [markdown]
-# Which mistakes keep all shapes? We try three: the hidden state *before* the final norm, the two halves in the other
-# order, and the embedding of $t_i$ in place of $t_{i+1}$. For each we measure, on this story, the cross-entropy of
-# $t_{i+2}$, and how often the likeliest token is right.
+# Which mistakes leave all shapes right? We try three: the hidden state from *before* the final norm, the two halves in
+# the other order, and the embedding of $t_i$ in place of $t_{i+1}$. For each we measure, on this story, the
+# cross-entropy of $t_{i+2}$, and how often the likeliest token is right.
 
 # %%
 last = trace[f"model.layers.{model.config.num_hidden_layers - 1}.out"][None]  # (1, T, D), before the final norm
@@ -152,13 +153,14 @@ gap = min(losses["[hidden, embedding]"], losses["embedding of t_i"]) - losses["r
 figures.expect(f"each of the last two mistakes costs more than a nat: {gap:.2f} and more", gap > 1)
 
 # %% [markdown]
-# The first mistake is the quiet one. `pre_fc_norm_hidden` undoes the scale of its input. So only the final norm's
-# entries $1 + w$ are missing, which differ between dimensions. Drafts get a little worse, verification hides it, and
-# all you notice is less speed.
+# The first mistake is the quiet one. `pre_fc_norm_hidden` normalises its input anyway, so the scale does not matter.
+# Only the factors $1 + w$ of the final norm are missing, which differ between dimensions. On this story the printed
+# figures hardly show it. Even where drafts do get worse, the model's check hides the mistake, and all you notice is
+# less speed.
 #
 # ## 2. The loss: shifted by two
 #
-# How is this layer trained? It has its own loss, and the labels are shifted by two instead of one:
+# How is the MTP layer trained? It has its own loss, with labels shifted by two instead of one:
 #
 # $$\mathcal L_{MTP} = -\frac{1}{T - 2} \sum_{i=0}^{T-3} \log P(t_{i+2} \mid h_i, t_{i+1}), \qquad
 # \mathcal L = \mathcal L_{main} + \lambda\,\mathcal L_{MTP}$$
@@ -190,18 +192,18 @@ figures.expect("with labels shifted by one only, the loss is more than a nat hig
 # %% [markdown]
 # ## 3. Drafting and checking, token by token
 #
-# Why can drafts save time at all? If a pass mostly waits for weights to be read from memory, further tokens cost little
-# more, because the weights are read once for all of them. We let MTP guess $n$ tokens, run the model over all of them,
-# and keep those that it would have written itself:
+# Why can drafts save time at all? Suppose that a pass mostly waits for weights to be read from memory. The weights are
+# read once for all tokens of the pass, so additional tokens cost little more. We let MTP guess $n$ tokens, run the
+# model over all of them, and keep those that the model would have written itself:
 #
-# 1. MTP drafts one token, from $h$ of the last position that the model has seen, and the newest token. For the second
-#    draft the model has no hidden state yet, so MTP takes its own, $m$, in its place.
+# 1. MTP drafts one token. Its inputs are $h$ of the last position that the model has read, and the newest token. For
+#    the second draft the model has no hidden state yet, so MTP uses its own, $m$, instead.
 # 2. One pass of the model over the newest token and the $n$ drafts gives $n + 1$ predictions.
 # 3. From left to right, drafts are accepted as long as they agree with these predictions. After the last accepted
-#    draft, the model's own prediction is the next token. So even if all drafts are rejected, the pass was worth one
-#    token.
+#    draft, the model's own prediction is the next token. So even if all drafts are rejected, the pass yields one token.
 #
-# We write this without any cache, so that nothing is hidden. It is greedy: it takes the likeliest token each time.
+# We write this without any cache, so that nothing is hidden. Decoding is greedy: it takes the likeliest token each
+# time.
 
 
 # %%
@@ -237,11 +239,11 @@ while left > 0:
     left -= stand + 1
 
 # %% [markdown]
-# If we did this right, we get the same text as from plain decoding, and the same drafts as from `generate`, which uses
-# caches.
+# If we did this right, we get the same text as from plain decoding. We also get the same drafts as `generate`, which
+# uses caches.
 #
-# In the picture below the check, each row is a pass. Green boxes are accepted drafts, dashed ones are rejected drafts,
-# and light blue ones are the model's own tokens.
+# In the picture below the check, each row is a pass. Green boxes are accepted drafts, dashed boxes are rejected drafts,
+# and light blue boxes are the model's own tokens.
 
 # %%
 options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
@@ -261,31 +263,31 @@ figures.expect("more than half of the first drafts are accepted, of later ones f
 pictures.passes(passes, lambda token: tokenizer.decode([token]))
 
 # %% [markdown]
-# Read the filled boxes row by row and leave out the dashed ones: that is the text. Each row took one pass of the model.
-# The model's own token is drawn where its prediction was made: after the accepted drafts, in place of the first
-# rejected one. First drafts are mostly accepted. Second and third ones are accepted much less often, because the layer
-# was trained on the model's hidden states and never on its own.
+# Read the filled boxes row by row and leave out the dashed ones: this is the text. Each row took one pass of the model.
+# The model's own token is drawn in its place in the text: after the accepted drafts, in place of the first rejected
+# one. First drafts are mostly accepted. Second and third drafts are accepted much less often, because the layer was
+# trained on the model's hidden states and never on its own.
 #
 # ## 4. Sampling: the rule that changes nothing
 #
-# With a temperature there is no one right token. When should a draft be accepted? Let $p$ be the model's distribution
-# of the next token, and $q$ the one that the draft $x$ was drawn from. The rule of [Spec] (Algorithm 1) accepts the
-# draft with probability $\min(1, p(x)/q(x))$. If the draft is rejected, the rule draws a new token from the part of $p$
-# that lies above $q$:
+# When tokens are sampled, there is no single right token. When should a draft be accepted? Let $p$ be the model's
+# distribution of the next token, and $q$ the distribution that the draft $x$ was drawn from. The rule of [Spec]
+# (Algorithm 1) accepts the draft with probability $\min(1, p(x)/q(x))$. If the draft is rejected, the rule draws a new
+# token from the part of $p$ that lies above $q$:
 #
 # $$r(x) = \frac{\max(p(x) - q(x),\, 0)}{\sum_y \max(p(y) - q(y),\, 0)}$$
 #
-# The token is then distributed as $p$, whatever $q$ is. To see this, add up the two ways in which a token $x$ can come
-# out:
+# The token that comes out is then distributed as $p$, whatever $q$ is. To see this, add up the two ways in which a
+# token $x$ can come out:
 #
 # $$\underbrace{q(x)\min\Big(1, \frac{p(x)}{q(x)}\Big)}_{\text{drafted, accepted}} +
 # \underbrace{\Big(1 - \sum_y \min(p(y), q(y))\Big)\, r(x)}_{\text{rejected, drawn again}}
 # = \min(p(x), q(x)) + \max(p(x) - q(x), 0) = p(x)$$
 #
-# The first equality holds because $1 - \sum_y \min(p, q) = \sum_y \max(p - q, 0)$. And a draft is accepted with
-# probability $\alpha = \sum_y \min(p, q)$.
+# The first equality is true because $1 - \sum_y \min(p, q) = \sum_y \max(p - q, 0)$. It also follows that a draft is
+# accepted with probability $\alpha = \sum_y \min(p, q)$.
 #
-# The picture shows $p$ and $q$ over six tokens. Look at what lies on top of the green part, where they overlap.
+# The picture shows $p$ and $q$ over six tokens. Look at the parts on top of the green part, where $p$ and $q$ overlap.
 
 # %%
 VOCABULARY = 6
@@ -300,11 +302,11 @@ p_of_4, q_of_4 = p, q  # for exercise 4
 pictures.overlap(p, q)
 
 # %% [markdown]
-# The filled part of each bar is $p$. Green and dashed together are $q$. The rule moves the dashed mass into the blue
-# one.
+# The filled part of each bar is $p$. Green and dashed together are $q$. The rule moves the dashed probability to the
+# blue parts.
 #
-# Now we run 200,000 rounds of `Sampling.verify`, and of two rules that look reasonable. The first accepts the draft if
-# it is the model's likeliest token, and otherwise draws from $p$. The second accepts with the right probability, but
+# Now we run 200,000 rounds of `Sampling.verify`, and of two wrong rules that look reasonable. One accepts the draft if
+# it is the model's likeliest token, and otherwise draws from $p$. The other accepts with the right probability, but
 # draws the new token from $p$ and not from $r$. The picture shows how far each token's frequency is from $p$. Look for
 # points outside the grey band.
 
@@ -338,13 +340,13 @@ assert (rate - overlap.sum()).abs() < 5 * (overlap.sum() * (1 - overlap.sum()) /
 pictures.frequencies(found, p, error)
 
 # %% [markdown]
-# The right rule stays within the band, which is hardly wider than its line. The two others are far outside, and no
-# number of rounds would bring them back.
+# The right rule stays within the band, which is hardly wider than its line. The two wrong rules are far outside, and
+# more rounds would not bring them back.
 #
 # With several drafts, the rule is applied from left to right. Everything after the first rejected draft is dropped,
 # because it was drafted after a token that is not in the text. So in the rounds that get as far as the second token,
-# that token must follow *its* own $p$. Greedy decoding is the same rule, with all of $p$ and $q$ on one token. We test
-# both.
+# this token must follow *its* own $p$. Greedy decoding is the same rule, with all of $p$ and all of $q$ on one token
+# each. We test both.
 
 # %%
 n = 2
@@ -370,17 +372,17 @@ assert (stand.item(), token.item()) == (1, 4)  # 2 is the likeliest: accepted; 3
 #
 # The pass over the drafts has changed the caches. How do we take the rejected drafts out again? In attention they do no
 # harm: keys and values lie in slots, one for each position, and the next tokens overwrite those of the drafts. A Gated
-# DeltaNet layer keeps a state $S$ instead, and every token decays it, corrects it and adds to it ([GDN] Eq. 10;
-# $\alpha_t$ is the decay, $\beta_t$ the write strength, $k_t$ a key of length 1):
+# DeltaNet layer keeps a state $S$ instead. Every token decays it, corrects it and adds to it ([GDN] Eq. 10; $\alpha_t$
+# is the decay, $\beta_t$ the write strength, $k_t$ a key of length 1):
 #
 # $$S_t = \alpha_t (I - \beta_t k_t k_t^\top)\, S_{t-1} + \beta_t k_t v_t^\top$$
 #
-# Nothing can be cut off from this sum. One could solve for $S_{t-1}$:
+# A token can't simply be cut off from this sum. One could solve the equation for $S_{t-1}$:
 #
 # $$S_{t-1} = \frac{1}{\alpha_t} \Big(I + \frac{\beta_t}{1 - \beta_t} k_t k_t^\top\Big) \big(S_t - \beta_t k_t v_t^\top\big)$$
 #
-# But a token with $\alpha_t$ near 0 has *forgotten* what was there, and a token with $\beta_t$ near 1 has *overwritten*
-# what was stored under its key. In both cases the division blows up the rounding error. To see how much, we take
+# But a token with $\alpha_t$ near 0 has *forgotten* the old state, and a token with $\beta_t$ near 1 has *overwritten*
+# the value stored under its key. In both cases the division blows up the rounding error. To see how much, we take
 # $k, v, \alpha, \beta$ of all Gated DeltaNet layers of `tiny/` on the story, write the state in float32, and undo its
 # last tokens by the formula. In the picture each line is one head. On the dashed line the error is as large as the
 # state.
@@ -425,11 +427,12 @@ figures.expect("after 16 tokens some head has lost its state", (curves[:, -1] > 
 
 # %% [markdown]
 # Each line that crosses the dashed one is a head that lost its state, and one lost head is enough to spoil the text.
-# The first share below the picture says how many are lost within the length of a draft. So the state has to be *kept*,
-# and there are two ways to do it. We can keep one state for each drafted position. That takes $KV$ numbers per head and
-# token. Or we can keep the state before the pass, and what its few tokens wrote: $q, k, v, \alpha, \beta$. That takes
-# $2K + V + 2$ numbers per head and token, and the accepted tokens have to be written again.
-# `DeltaNetCache.without_last` does the second. As long as all drafts are accepted, it has nothing to do.
+# Below the picture, the first share says how many heads are lost when 4 tokens are undone, about as many as a pass
+# drafts. So the state has to be *kept*, and there are two ways to do it. We can keep one state for each drafted
+# position, which takes $KV$ numbers per head and token. Or we can keep the state from before the pass, and what the few
+# tokens of the pass wrote: $q, k, v, \alpha, \beta$. This takes $2K + V + 2$ numbers per head and token, and the
+# accepted tokens have to be written again. `DeltaNetCache.without_last` does the second. If all drafts are accepted, it
+# has nothing to do.
 
 # %%
 layers, heads, K, V = 36, 32, 128, 128  # Gated DeltaNet in the 80B
@@ -451,13 +454,13 @@ cache.rollback(3)  # two of five are accepted
 assert torch.equal(cache.layers[linear[0]].state, again)  # the same numbers by the same operations: bit for bit
 
 # %% [markdown]
-# The convolution before the delta rule remembers its last three inputs. A rollback cuts these out of the inputs of the
-# pass.
+# The convolution before the delta rule remembers its last three inputs. A rollback finds the right three among the
+# inputs before and during the pass.
 #
 # One test counts more than the others. After a rollback, *every* layer's cache must be what it would be if the rejected
 # tokens had never been read, and so must every value computed from it. We test this for any number of accepted tokens,
-# in float64, with a state that is not zero. The bits need not be equal, because a pass over five tokens adds up in
-# another order than passes over one. If no token is accepted, nothing is computed, and it must be exact.
+# in float64, with a state that is not zero. The bits need not be equal, because a pass over five tokens adds up in a
+# different order than passes over one. If no token is accepted, nothing is computed, and the result must be exact.
 
 
 # %%
@@ -493,16 +496,16 @@ for stand in range(6):
 
 # %% [markdown]
 # The last column shows a mistake: keys and values are taken back, but the states still have the drafts in them. The
-# text stays fluent and goes elsewhere. Greedy decoding with drafts then no longer writes what it writes without them.
-# That is the test to run on any implementation.
+# text stays fluent, but it is a different text: greedy decoding with drafts no longer writes the same as without them.
+# This comparison is the test to run on any implementation.
 #
 # ## 6. Which drafts are accepted
 #
 # Which tokens are easy to draft? The corpus of `tiny/` knows each token's role, so we can count by role, on held-out
 # documents. The picture has three bars for each role. Orange shows how often MTP's likeliest draft is the token that
-# the model itself finds likeliest. Grey shows the same for the simplest draft there is: the most frequent successor of
-# the token before, counted on training documents. Light blue is the probability that a draft is accepted when both are
-# sampled at temperature 1, $\sum \min(p, q)$. Compare orange with grey first.
+# the model itself finds likeliest. Grey shows the same for the simplest draft there is, a *bigram*: the most frequent
+# successor of the token before, counted on training documents. Light blue is the probability that a draft is accepted
+# when both are sampled at temperature 1, $\sum \min(p, q)$. Compare orange with grey first.
 
 # %%
 training, successors = corpus.Corpus(), collections.defaultdict(collections.Counter)
@@ -536,26 +539,28 @@ good = everything[0] > max(0.7, everything[1] + 0.2)
 figures.expect("more than 70 % of MTP's drafts are accepted, and far more than of the bigram's", good)
 
 # %% [markdown]
-# The template follows from the last few words, and so do its drafts. Names and things that were mentioned before are
-# mostly drafted right. A bigram cannot do that at all, but MTP has the model's hidden state, and attention of its own.
-# Answers are a little harder, because even the model finds them only by looking far back.
+# The template follows from the last few words, and MTP drafts it well. Names and things that were mentioned before are
+# also mostly drafted right. A bigram cannot do that at all, but MTP has the model's hidden state, and its own
+# attention. Answers are a little harder, because even the model finds them only by looking far back.
 #
-# New names and new digits show the difference between orange and light blue. Nobody can guess them, so the likeliest
-# tokens of two nearly even distributions rarely agree. But sampled drafts are accepted as often as the *distributions*
-# agree.
+# New names and new digits show the difference between orange and light blue. Nobody can guess them. So the model and
+# MTP both have nearly even distributions, and their likeliest tokens rarely agree. But sampled drafts are accepted as
+# often as the *distributions* agree.
 #
 # ## 7. When does it pay?
 #
-# Drafts cost time, and so does the wider pass. When do they pay? Let a pass over one token cost 1, a pass over $n + 1$
-# tokens $c_n$, and a draft $d$. Let draft $i$ be accepted with probability $a$ if those before it were, with the same
-# $a$ for all. A pass then yields the accepted drafts, and one token more:
+# Drafts cost time, and so does the wider pass that checks them. When do they save more than they cost? Let a pass over
+# one token cost 1, a pass over $n + 1$ tokens $c_n$, and a draft $d$. Let draft $i$ be accepted with probability $a$ if
+# all drafts before it were accepted, with the same $a$ for every draft. A pass then yields the accepted drafts and one
+# more token:
 #
 # $$E_n = 1 + a + a^2 + \dots + a^n = \frac{1 - a^{n+1}}{1 - a}, \qquad \text{speed-up} = \frac{E_n}{c_n + n d}$$
 #
-# ([Spec] Theorem 3.8 has $c_n = 1$: verification at no cost.) One draft pays if $a > c_1 + d - 1$.
+# ([Spec] Theorem 3.8 has $c_n = 1$: verification at no extra cost.) One draft pays if $a > c_1 + d - 1$.
 #
-# We measure $c_n$ and $d$ for `tiny/` on a CPU. The passes take turns, and we take medians of processor time of one
-# thread, which other programs disturb less than the clock. **These figures differ between machines and runs.**
+# We measure $c_n$ and $d$ for `tiny/` on a CPU. The passes take turns, and we take medians. We measure processor time
+# of one thread, because other programs disturb it less than elapsed time. **These figures differ between machines and
+# runs.**
 
 # %%
 torch.set_num_threads(1)
@@ -581,9 +586,9 @@ c, d = [medians[n] / medians[0] for n in range(4)], medians["draft"] / medians[0
 print(f"a pass over one token {1000 * medians[0]:.1f} ms; d = {d:.2f};", *(f"c_{n} = {c[n]:.2f}" for n in (1, 2, 3)))
 
 # %% [markdown]
-# Now we time whole generations, with the checkpoint's own sampling settings: four stories, two rounds, and one story
-# before them that only warms up. 0 to 3 drafts take turns, and each time is compared with the time without drafts in
-# the same turn. We report the median of these ratios, and their range shows how far to trust it.
+# Now we time whole generations, with the checkpoint's own sampling settings: four stories, two rounds, and before them
+# one story that only warms up. 0 to 3 drafts take turns, and each time is compared with the time without drafts in the
+# same turn. We report the median of these ratios, and their range shows how far to trust it.
 
 # %%
 ASKED, LENGTH = ["fox and a lantern", "hen and a kite", "bear and a boat", "owl and a map"], 56
@@ -621,9 +626,9 @@ for n, gains in ratios.items():
     print(f"({gains[0]:.2f} to {gains[-1]:.2f}); accepted, by position: {shares or '-'}")
 
 # %% [markdown]
-# The picture puts both together. The lines are the formula with the measured $c_n$ and $d$, against $a$. The points are
-# the measured speed-ups with their ranges, and we place each at the $a$ for which $E_n$ is the number of tokens per
-# pass that we counted. Look at how far each point is from its line.
+# The picture puts both measurements together. The lines are the formula with the measured $c_n$ and $d$, against $a$.
+# The points are the measured speed-ups with their ranges. Each point is placed at the $a$ for which $E_n$ is the number
+# of tokens per pass that we counted. Look at how far each point is from its line.
 
 
 # %%
@@ -647,26 +652,26 @@ measured = {n: (common(n), ratios[n][0], statistics.median(ratios[n]), ratios[n]
 pictures.gains(a, predicted, measured)
 
 # %% [markdown]
-# The closer the points are to their lines, the more of the cost the formula explains. It leaves out sampling, rollback,
-# and Python between the passes. `tiny/` does not wait for memory. It waits for many small operations, and its $c_1$ is
-# far above 1, because two tokens go through more experts, and through two turns of the recurrence. So the gain is
-# small, and where the ranges overlap, nothing is decided. Later drafts are accepted less often, so the points of 2 and
-# 3 drafts lie further left. A third draft costs $d$ and a wider pass, and it rarely yields a token.
+# The closer the points are to their lines, the more of the cost the formula explains. The formula leaves out sampling,
+# rollback, and Python between the passes. `tiny/` does not wait for memory. It waits for many small operations, and its
+# $c_1$ is far above 1, because two tokens go through more experts, and through two steps of the recurrence. So the gain
+# is small, and where the ranges overlap, nothing is decided. Later drafts are accepted less often, so the points of 2
+# and 3 drafts lie further left. A third draft costs $d$ and a wider pass, and it rarely yields a token.
 #
 # ## 8. Why a sparse mixture of experts gains less
 #
-# Where memory is the bottleneck, a pass costs what it reads. A dense model reads all its weights, for one token or for
-# four: $c_n = 1$. In a mixture of experts, each token chooses $k$ of $E$ experts, and more tokens need more *different*
-# experts. If the choices were random, $m$ tokens would need
+# Where memory is the bottleneck, the cost of a pass is the bytes that it reads. A dense model reads all its weights,
+# for one token or for four: $c_n = 1$. In a mixture of experts, each token chooses $k$ of $E$ experts, and more tokens
+# need more *different* experts. If the choices were random, $m$ tokens would need
 #
 # $$\mathbb E[\text{distinct}] = E\,\Big(1 - \big(1 - \tfrac kE\big)^m\Big)$$
 #
-# of them, because one token leaves an expert out with probability $1 - k/E$. With 10 of 512 that is hardly less than
-# $mk$.
+# of them, because one token leaves an expert out with probability $1 - k/E$. With 10 of 512 experts, this is hardly
+# less than $mk$.
 #
-# We count it for a random router, and for neighbouring tokens of real text in `tiny/`. Do these agree more than by
-# chance? In the picture, compare the green line (neighbours) with the pink one (the same tokens shuffled) and the
-# orange one (a random router of the same size).
+# We count the different experts for a random router, and for neighbouring tokens of real text in `tiny/`. Do neighbours
+# choose the same experts more often than by chance? In the picture, compare the green line (neighbours) with the pink
+# one (the same tokens shuffled) and the orange one (a random router of the same size).
 
 # %%
 E, k, most = 512, 10, 4
@@ -712,15 +717,15 @@ lines = {
 pictures.weights_read(m, lines)
 
 # %% [markdown]
-# The shuffled tokens of `tiny/` touch fewer experts than those of a random router, because its experts are not evenly
-# loaded. Neighbours touch even fewer. The difference is what neighbouring tokens have in common.
+# The shuffled tokens of `tiny/` touch fewer experts than those of a random router, because the experts of `tiny/` are
+# not evenly loaded. Neighbours touch even fewer. The difference shows what neighbouring tokens have in common.
 #
-# What does this mean for the 80B? We estimate it by bytes alone, in bfloat16. A token needs 7.1 GB, of which 3.02 GB
-# are routed experts (the table of checkpoints in [docs/weights.md](../docs/weights.md), derived from the tensors'
-# shapes). The MTP layer reads its own attention, 11 experts and `lm_head`. Then $c_n = (7.1 - 3.02 + 3.02 \cdot
-# \text{distinct}_{n+1}/k)/7.1$.
+# What does this mean for the released model, the 80B? We estimate it by bytes alone, in bfloat16. A token reads 7.1 GB,
+# of which 3.02 GB are routed experts (the table of checkpoints in [docs/weights.md](../docs/weights.md), derived from
+# the tensors' shapes). The MTP layer reads `fc`, its own attention, 11 experts with the shared one, and `lm_head`. Then
+# $c_n = (7.1 - 3.02 + 3.02 \cdot \text{distinct}_{n+1}/k)/7.1$.
 #
-# The picture compares this model (thick lines) with a dense one that reads as much for one token (thin lines).
+# The picture compares this model (thick lines) with a dense one that reads as many bytes for one token (thin lines).
 
 # %%
 D, inner, vocabulary = 2048, 512, 151936  # of the 80B, with 10 of 512 experts
@@ -733,7 +738,7 @@ pictures.dense_and_sparse(a, lines)
 # %% [markdown]
 # The thick lines stay far below the thin ones: additional experts eat up much of the gain. This is an estimate by
 # bytes, for one user and a random router. Neighbouring tokens of real text may share more experts. With many users in
-# one batch, most experts are read anyway, and drafts add no reading. But then the arithmetic counts.
+# one batch, most experts are read anyway, and drafts add hardly any reading. But then the arithmetic counts.
 #
 # ## Exercises
 #
@@ -756,12 +761,12 @@ pictures.dense_and_sparse(a, lines)
 #
 # **2.** A lazy drafter draws every token with the same probability, $q = 1/V$. Is the text still distributed as the
 # model's? How often is a draft accepted, for $p$ of section 4? And which single token should a drafter always propose
-# ($q$ all on one token) to have most drafts accepted?
+# (with all of $q$ on this token) to have most drafts accepted?
 #
 # <details><summary>Solution</summary>
 #
-# The proof did not use anything about $q$, so yes. Drafts are accepted with probability $\sum \min(p, 1/V)$. With all
-# of $q$ on one token $x$, this is $p(x)$, so the drafter should propose the likeliest token.
+# Yes, because the proof used nothing about $q$. Drafts are accepted with probability $\sum \min(p, 1/V)$. With all of
+# $q$ on one token $x$, this is $p(x)$, so the drafter should propose the likeliest token.
 #
 # ```python
 # p_ = found["Sampling.verify"]  # close to p of section 4
@@ -776,15 +781,15 @@ pictures.dense_and_sparse(a, lines)
 #
 # </details>
 #
-# **3.** MTP has its own key-value cache. Entries that were made while drafting hold MTP's own hidden states.
+# **3.** MTP has its own key-value cache. Entries that were made while drafting come from MTP's own hidden states.
 # `Decoder.draft` removes them even for drafts that are accepted later, and `Decoder.show_mtp` computes them again from
 # the model's hidden states. Why, if the tokens are the same? Measure how far apart the two hidden states are.
 #
 # <details><summary>Solution</summary>
 #
 # The entry of a position is computed from $[e_{i+1}; h_i]$. While MTP drafts, $h_i$ is not known, so $m_{i-1}$ takes
-# its place. That is another vector, and the layer was not trained on it. If such entries stayed in the cache, all later
-# drafts would see them. The text would still be right, but the drafts would be worse.
+# its place. This is a different vector, and the layer was not trained on it. If such entries stayed in the cache, all
+# later drafts would see them. The text would still be right, but the drafts would be worse.
 #
 # ```python
 # m_ = model.look_ahead(h[:, :-1], e[:, 1:])  # row i: in place of the model's hidden state i + 1
@@ -835,29 +840,30 @@ course.try_it(test_accept_or_redraw, accept_or_redraw)
 #
 # ## Five questions
 #
-# 1. Which two things does the MTP layer see at position $i$, and which token does it predict? Which mistake of section
+# 1. Which two inputs does the MTP layer have at position $i$, and which token does it predict? Which mistake of section
 #    1 is the quiet one, and where would you notice it?
 # 2. How likely is it that a draft is accepted? If it is rejected, from which distribution do we draw, and why not
 #    simply from $p$?
 # 3. Why can't a Gated DeltaNet layer compute its earlier state from its present one? What does the code keep instead?
-# 4. An implementation takes keys and values back, but forgets the states. What do you see, and which test finds it?
+# 4. An implementation takes back keys and values, but not the states. What do you see, and which test finds it?
 # 5. When does one draft pay? Why does a wider pass cost more in a sparse mixture of experts than in a dense model?
 #
 # <details><summary>Answers</summary>
 #
 # 1. The model's hidden state $h_i$ after its final norm, and the embedding of $t_{i+1}$. It predicts $t_{i+2}$. The
-#    quiet mistake is the hidden state before the final norm. The text stays right, and drafts are a little worse: you
-#    notice less speed.
-# 2. A draft $x$ with probability $\min(1, p(x)/q(x))$, and so $\sum \min(p, q)$ on average. From the part of $p$ that
-#    lies above $q$. What $q$ has in common with $p$ has had its share already, when drafts were accepted; to draw from
-#    $p$ would give it more.
-# 3. A token may have forgotten what was there, with a decay near 0, or overwritten it, with a write strength near 1.
-#    The formula then divides by a small number, and the rounding error grows. The code keeps the state before the pass
-#    and what each token wrote, and writes the accepted tokens again.
-# 4. Fluent text that goes elsewhere. Greedy decoding with drafts must write exactly what it writes without them. Or
-#    compare every cache after a rollback with one that has never read the rejected tokens.
-# 5. If its acceptance $a$ is above $c_1 + d - 1$. A dense model reads all weights once, for one token or for four. Here
-#    each further token needs experts of its own, which have to be read as well.
+#    quiet mistake is the hidden state from before the final norm. The text stays right, but drafts may get a little
+#    worse. Then you notice less speed, and nothing else.
+# 2. A draft $x$ is accepted with probability $\min(1, p(x)/q(x))$, which is $\sum \min(p, q)$ on average. If it is
+#    rejected, we draw from the part of $p$ that lies above $q$. The overlap of $p$ and $q$ has had its share already,
+#    when drafts were accepted. A draw from $p$ would give the overlap more.
+# 3. A token with a decay near 0 has forgotten the old state, and a token with a write strength near 1 has overwritten a
+#    value. The formula then divides by a small number, and the rounding error grows. The code keeps the state from
+#    before the pass and what each token wrote, and writes the accepted tokens again.
+# 4. The text is fluent, but it is not the right text. To find the mistake, check that greedy decoding writes exactly
+#    the same with drafts as without them. Or compare every cache after a rollback with one that has never read the
+#    rejected tokens.
+# 5. It pays if its acceptance $a$ is above $c_1 + d - 1$. A dense model reads all weights once, for one token or for
+#    four. In a sparse mixture, each additional token needs its own experts, which have to be read as well.
 #
 # </details>
 #

@@ -14,21 +14,22 @@
 # # 9. Real weights
 #
 # The released model is 163 GB in 41 files, and your machine probably has less memory than that. Can it run the model
-# anyway, and how fast? This notebook finds out by looking at what is in the files and what a token reads of them.
+# anyway, and how fast? This notebook finds out by looking at the contents of the files, and at the part of them that a
+# token reads.
 #
 # Afterwards you can
 #
 # - read a safetensors file with ten lines of Python,
-# - say what opening a checkpoint costs, and what a token reads of it,
+# - say how much memory and reading it takes to open a checkpoint, and how much of it a token reads,
 # - name two layouts inside these tensors that break a port without any error message,
-# - estimate how many tokens a second your own machine would make,
+# - estimate how many tokens a second your own machine would generate,
 # - quantise a matrix to FP8 in blocks, and say what the error depends on,
 # - translate Qwen3.5's checkpoints into Qwen3-Next's.
 #
-# You need PyTorch, and you need to know what the parts of the model are. Nothing is downloaded. The large checkpoint
-# here has the released names, shapes and files, but its weights are holes that read as zeros. Whatever needs trained
-# weights is tested on the small model in `tiny/`. For one lesson, take everything up to the two traps, and the speed of
-# your own machine. FP8 and Qwen3.5 are homework.
+# You need to know PyTorch and the parts of the model. Nothing is downloaded. The large checkpoint here has the released
+# names, shapes and files, but its weights are holes that read as zeros. Everything that needs trained weights is tested
+# on the small model in `tiny/`. For one lesson, take everything up to the two traps, and the speed of your own machine.
+# FP8 and Qwen3.5 are homework.
 
 # %%
 from start import root
@@ -76,15 +77,15 @@ pictures.read_of_all(
 )
 
 # %% [markdown]
-# This is the whole notebook in one picture: the file is huge, and a token needs little of it.
+# This is the whole notebook in one picture: the checkpoint is huge, and a token reads little of it.
 
 # %% [markdown]
 # ## The layout
 #
 # What is in a checkpoint? It is a folder with `config.json`, the weights in `.safetensors` files (*shards*), an index
-# that says which tensor is in which shard, and the tokenizer. `tests/checkpoints.py` holds the released `config.json`
-# and derives every tensor's name, dtype and shape from it. It was written from the published lists and shares no code
-# with `qwen3_next.py`.
+# that lists the shard of each tensor, and the tokenizer. `tests/checkpoints.py` contains the released `config.json` and
+# derives every tensor's name, dtype and shape from it. It was written from the published lists and shares no code with
+# `qwen3_next.py`.
 
 # %%
 print(f"{len(layout):,} tensors, {sum(count.values()):,} numbers, all {' '.join({d for d, _ in layout.values()})}")
@@ -94,8 +95,8 @@ assert len(layout) == 75_944 and sum(count.values()) == 81_324_862_720
 
 # %% [markdown]
 # The 75,944 names follow few patterns. We write `N` for the layer and `E` for the expert. 36 of the 48 layers have
-# `linear_attn` (Gated DeltaNet), 12 have `self_attn` (gated attention). `mtp` (multi-token prediction) has one layer of
-# its own, which we leave out of the list.
+# `linear_attn` (Gated DeltaNet), and 12 have `self_attn` (gated attention). `mtp` (multi-token prediction) has its own
+# layer, which we leave out of the list.
 
 
 # %%
@@ -111,12 +112,12 @@ for name, n in times.items():
 print(f"and {len(layout) - len(names):,} of mtp")
 
 # %% [markdown]
-# Each of the three lines with `experts.E` counts 24,576 matrices, and together they hold 95 % of the bytes. One expert
-# matrix is small: 2 MB. This decides everything below. The file is huge, the pieces are small, and a token needs few of
-# them.
+# Each of the three lines with `experts.E` counts 24,576 matrices, and together these hold 95 % of the bytes. One expert
+# matrix is small: 2 MB. Everything below follows from this: the checkpoint is huge, its pieces are small, and a token
+# needs few of them.
 #
 # Does the model in `qwen3_next.py` have these names and shapes? We build it on PyTorch's meta device, where tensors
-# have no memory, and compare it with the list, which was written independently.
+# take no memory, and compare it with the list.
 
 # %%
 with torch.device("meta"):
@@ -135,8 +136,8 @@ assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {n: s f
 # | $n$ | the header, JSON: name → dtype, shape, `data_offsets` [first byte, one past the last] |
 # | the rest | the numbers; offsets count from here |
 #
-# That is all. There is no code in it and no compression, so a reader is short. `torch.frombuffer` interprets bytes in
-# place.
+# That is all. There is no code in the file and no compression, so a reader is short. `torch.frombuffer` interprets the
+# bytes in place.
 
 
 # %%
@@ -166,8 +167,8 @@ name = next(name for name in mapped if name.endswith("linear_attn.conv1d.weight"
 print(len(by_hand), "tensors, for example", name, header[name])
 
 # %% [markdown]
-# To see where things lie, we write a small file of our own, with three tensors of two dtypes. The picture shows the
-# file to scale. Look at how much of it is header: with tensors as small as these, nearly half.
+# To see where everything lies, we write a small file with three tensors of two dtypes. The picture shows the file to
+# scale. Look at how much of it is header: with tensors as small as these, nearly half.
 
 # %%
 example = {"a": torch.arange(24.0).view(4, 6), "b": torch.ones(3, 5).bfloat16(), "c": torch.zeros(40).bfloat16()}
@@ -181,8 +182,8 @@ parts += [(name, *(8 + length + i for i in entry["data_offsets"])) for name, ent
 pictures.file([("8 bytes", *parts[0][1:]), *parts[1:]])
 
 # %% [markdown]
-# NumPy and plain C have no type for bfloat16. By hand it is simple, because a bfloat16 is the upper half of a float32.
-# We append 16 zero bits.
+# NumPy and plain C have no type for bfloat16. The conversion by hand is simple, because a bfloat16 is the upper half of
+# a float32. We append 16 zero bits.
 
 # %%
 raw = mapped["model.embed_tokens.weight"][:3].contiguous().view(torch.int16)  # the bytes, as whole numbers
@@ -192,14 +193,14 @@ assert torch.equal(upper.view(torch.float32), mapped["model.embed_tokens.weight"
 # %% [markdown]
 # ## Opening without reading
 #
-# `read_by_hand` copies the file into memory. With 163 GB that won't do. `read_safetensors` uses `mmap` instead: the
+# `read_by_hand` copies the file into memory. With 163 GB this won't work. `read_safetensors` uses `mmap` instead: the
 # operating system reserves *addresses* for the file, and it reads a *page* (4 KiB on most systems) when the program
 # first touches an address in it. A page that was only read can be dropped again at any time, because it is still on the
 # disk.
 #
-# To see this at full size we need a file of full size. A file system with *sparse files* stores only what was written,
-# and the rest of the file is a hole that reads as zeros. So we write all 41 headers and the index, and leave 163 GB of
-# holes. (Where there are no sparse files, we take 4 layers and 16 experts.)
+# To see this at full size we need a file of full size. A file system with *sparse files* stores only what was written.
+# The rest of the file is a hole that reads as zeros. So we write all 41 headers and the index, and leave 163 GB of
+# holes. (On systems without sparse files, we take 4 layers and 16 experts.)
 
 # %%
 probe = folder / "probe"
@@ -214,9 +215,9 @@ print(f"{len(shards)} shards, {size / 1e9:.1f} GB, of them on the disk less than
 assert not sparse or (len(shards) == 41 and sum(file.stat().st_blocks * 512 for file in shards) < 20e6)
 
 # %% [markdown]
-# Now we open it. What does that cost? Linux counts a process's memory in two ways that matter here. `RssAnon` is memory
-# that no file backs, so it has to stay. `RssFile` counts the pages of mapped files, which can be dropped. `VmSize`
-# counts the addresses in use, which cost nothing.
+# Now we open the checkpoint. What does this cost? Linux counts a process's memory in two ways that matter here.
+# `RssAnon` is memory without a file behind it, so it can't be dropped. `RssFile` is the pages of mapped files that are
+# in memory; they can be dropped. `VmSize` is not memory: it counts the addresses in use, which cost nothing.
 
 
 # %%
@@ -249,8 +250,8 @@ read = sum(map(header_length, shards))
 print(f"{read / 1e6:.1f} MB of {size / 1e9:.1f} GB: one byte in {size / read:,.0f}")
 
 # %% [markdown]
-# Each parameter of the model is a *view* of a mapped file. We can see that from the addresses: two tensors of one shard
-# lie exactly as far apart in memory as the header places them in the file.
+# Each parameter of the model is a *view* of a mapped file. The addresses show it: two tensors of one shard lie exactly
+# as far apart in memory as in the file, where the header gives their places.
 
 # %%
 found = checkpoints.read_header(shards[0])
@@ -261,8 +262,8 @@ assert parameters[two].data_ptr() - parameters[one].data_ptr() == apart != 0
 print(f"{two} starts {apart:,} bytes after {one}, in the file and in memory")
 
 # %% [markdown]
-# The mapping is *private*. If a program writes to such a tensor, it gets a copy of the page, and the file stays as it
-# is. We use this to give the router of layer 0 random weights. (With zeros, every expert would be as likely as any
+# The mapping is *private*. If a program writes to such a tensor, it gets a copy of the page, and the file does not
+# change. We use this to give the router of layer 0 random weights. (With zeros, every expert would be as likely as any
 # other.) Then we read the file again: it still has zeros.
 
 # %%
@@ -277,8 +278,8 @@ assert router.abs().max() > 1 and again.abs().max() == 0
 # ## Only the chosen experts are read
 #
 # Does a token really read only its own experts? We send one token through the mixture of experts of layer 0, whose
-# router chooses 10 of 512. On Linux, `mincore` reports which pages of a mapped file are in memory. So we can ask for
-# every expert what share of it is there, before and after.
+# router chooses 10 of 512. On Linux, `mincore` reports which pages of a mapped file are in memory. So we can ask, for
+# every expert, what share of it is in memory before and after.
 #
 # The picture below shows these shares after the token. Each cell is one expert. Count the bright cells.
 
@@ -326,12 +327,12 @@ else:
 
 # %% [markdown]
 # The ten bright cells are the ten chosen experts. They were read whole, and nothing was read of the others. (One more
-# cell may lie in between: the expert whose last matrix comes right before the router in the file. When the router is
-# touched, the system also reads what is around it.) This takes two requests to the system, which `large.py` makes for
-# experts. `MADV_RANDOM` asks it not to read around a page that is touched. `MADV_WILLNEED` asks it, for each chosen
-# expert that is not in memory, to begin to read all of it now.
+# cell may have a shade in between: the expert whose last matrix comes right before the router in the file. When the
+# router is touched, the system also reads the pages around it.) For this result, `large.py` makes two requests to the
+# system. `MADV_RANDOM` asks it to read no pages around an expert's page that is touched. `MADV_WILLNEED` asks it, for
+# each chosen expert that is not in memory, to begin to read the whole expert now.
 #
-# Each expert has three matrices, with 2 bytes a number. Over 48 layers, the experts that one token reads amount to
+# Each expert has three matrices, with 2 bytes per number. Over 48 layers, the experts that one token reads amount to
 #
 # $$48 \cdot 10 \cdot 3 \cdot 512 \cdot 2048 \cdot 2\ \mathrm{bytes} = 3.02\ \mathrm{GB}.$$
 
@@ -342,19 +343,19 @@ assert round(48 * 10 * 3 * 512 * 2048 * 2 / 1e9, 2) == 3.02
 # %% [markdown]
 # ## Two traps
 #
-# If names and shapes fit, do we read the numbers correctly? Not necessarily. Two tensors hold several things in an
-# order that is easy to guess wrongly, and a wrong guess fits just as well.
+# If names and shapes fit, do we read the numbers correctly? Not necessarily. Some tensors hold several parts, in an
+# order that is easy to guess wrongly, and a wrong guess fits the shapes just as well.
 #
 # **`in_proj_qkvz`** of Gated DeltaNet makes queries $q$, keys $k$, values $v$ and the gate's input $z$ in one product.
 # There are fewer key heads than value heads: $r$ value heads share a key head. The rows are grouped *by key head*:
 #
 # $$q_0\,|\,k_0\,|\,v_0 \ldots v_{r-1}\,|\,z_0 \ldots z_{r-1}\;\|\;q_1\,|\,k_1\,|\,v_r \ldots v_{2r-1}\,|\,z_r \ldots z_{2r-1}\;\|\;\ldots$$
 #
-# One might expect all $q$, then all $k$, all $v$, all $z$, but that is wrong. ($q_0$ are the $K$ rows of key head 0,
-# $v_0$ the $V$ rows of value head 0.) `in_proj_ba` is grouped in the same way. **`q_proj`** of gated attention makes
-# each head's query and gate, and its rows are [query | gate] *within each head*.
+# ($q_0$ are the $K$ rows of key head 0, $v_0$ the $V$ rows of value head 0.) One might expect all $q$, then all $k$,
+# all $v$, all $z$, but this order is wrong. `in_proj_ba` is grouped in the same way. **`q_proj`** of gated attention
+# makes each head's query and gate, and its rows are [query | gate] *within each head*.
 #
-# We write this as row numbers: which row of the matrix belongs to what?
+# We write both layouts as lists: for each row of the matrix, its part and its head.
 
 
 # %%
@@ -373,9 +374,9 @@ def rows_of_q_proj(heads: int, d: int) -> list[str]:
 
 
 # %% [markdown]
-# First we check the row numbers on `tiny/`, which like the released model has two value heads to a key head ($r = 2$).
-# We pick the outputs of the projection by our row numbers, and compare them with what the model used as its $q$, $k$,
-# $v$, $z$, which a trace recorded. Both pick the same numbers, so they must be exactly equal.
+# First we check these lists on `tiny/`, where two value heads share a key head ($r = 2$), as in the released model.
+# With our lists we pick numbers from the output of the projection, and compare them with the $q$, $k$, $v$, $z$ that
+# the model used, as a trace recorded them. Both must be exactly equal, because nothing is computed in between.
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -403,7 +404,7 @@ check(f"{full}.self_attn", "q_proj", rows_of_q_proj(c.num_attention_heads, c.hea
 # %% [markdown]
 # The picture shows a case with few and narrow heads: two key heads, four value heads, $K = 2$, $V = 3$, and two query
 # heads of four numbers, where `g0` is the gate of head 0. One cell is one row of the matrix. For each matrix, compare
-# the upper strip, the rows as they are stored, with the lower one, the rows as one might think.
+# the upper strip, the rows as they are stored, with the lower one, the order that one might expect.
 
 # %%
 stored, query = rows_of_qkvz(2, 2, 2, 3), rows_of_q_proj(2, 4)  # G, r, K, V; heads, d
@@ -416,9 +417,9 @@ strips = {
 pictures.strips(strips)
 
 # %% [markdown]
-# What does a wrong guess cost? Suppose that a port takes `in_proj_qkvz` for flat. Then it computes what this project
-# would compute with the rows in another order. So we rearrange the rows of `tiny/` and measure the loss on held-out
-# text: nats per token, over twelve generated documents.
+# What does a wrong guess cost? Suppose that a port reads `in_proj_qkvz` as *flat*: all $q$, all $k$, all $v$, all $z$.
+# Then it computes the same as this project would with the rows in a different order. So we rearrange the rows of
+# `tiny/` and measure the loss on held-out text: nats per token, over twelve generated documents.
 
 
 # %%
@@ -483,14 +484,14 @@ figures.expect(f"each wrong reading costs more than 0.02 nats: {mildest:.2f} and
 # %% [markdown]
 # No shape is wrong and nothing raises an error, but each wrong reading damages the model, some more than others. The
 # mildest one is the most dangerous, because a model that is a little worse still writes text. If you compare a port's
-# values with a reference, one by one, you find all three, and `verify/` does this.
+# values with a reference, one by one, you find all three. `verify/` does this.
 
 # %% [markdown]
 # ## FP8: 8 bits and a scale per block
 #
-# The same model is also released in FP8, with 82 GB. A number then has 8 bits, in the format E4M3: a sign, 4 bits of
-# exponent, 3 bits of mantissa. (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433.) How good can so
-# few bits be? There are only 256 numbers, so we can list them.
+# The same model is also released in FP8, with 82 GB. Most numbers then have 8 bits, in the format E4M3: a sign, 4 bits
+# of exponent, 3 bits of mantissa. (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433.) How good can
+# so few bits be? There are only 256 bit patterns, so we can list all numbers.
 
 # %%
 numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
@@ -511,9 +512,9 @@ pictures.rounding(x, error)
 assert error[x > 2**-6].max() <= 2**-4 and error[x < 2**-10].min() == 1
 
 # %% [markdown]
-# So we first have to bring a weight matrix into this range, and we do it with a scale. The release has one scale for
-# each block of 128 x 128 numbers (as in DeepSeek-V3, arXiv 2412.19437, section 3.3). Let $s$ be the largest magnitude
-# of a block, divided by 448. Then
+# So we first have to bring a weight matrix into this range, by a scale. In the release, each block of 128 x 128 numbers
+# has its own scale (as in DeepSeek-V3, arXiv 2412.19437, section 3.3). Let $s$ be the largest magnitude in a block,
+# divided by 448. Then
 #
 # $$q = \mathrm{round}_{\mathrm{E4M3}}(w / s), \qquad w \approx q\, s .$$
 #
@@ -537,8 +538,8 @@ def quantise(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # %% [markdown]
-# We check the way back against `dequantise` of `formats.py`, exactly, on a matrix with partial blocks. We check our
-# scales and numbers against those that the tests make, block by block in a loop.
+# We check the way back against `dequantise` in `formats.py`, exactly, on a matrix with partial blocks. We check our
+# scales and 8-bit numbers against those that the tests compute block by block in a loop.
 
 # %%
 torch.manual_seed(0)
@@ -554,13 +555,14 @@ print(f"a scale costs {4 / 128**2:.2%} of the 8-bit numbers' bytes")
 # %% [markdown]
 # ### Why a scale per block?
 #
-# Would one scale for the whole matrix be enough? We try it on a matrix of 8 x 8 blocks of normal numbers, in which each
-# row of blocks is smaller than the one above by a factor of eight. We quantise it in E4M3 with a scale per block, and
-# with one scale for all. For comparison we also use whole numbers of 8 bits (INT8, from -127 to 127) with one scale for
-# all. The error of a block is $|w - \hat w| / |w|$, both as lengths of the block.
+# Would one scale for the whole matrix be enough? We try it on a matrix of 8 x 8 blocks of normally distributed numbers,
+# in which each row of blocks is smaller than the one above by a factor of eight. We quantise it in E4M3 with a scale
+# per block, and in E4M3 with one scale for all blocks. For comparison we also use INT8, the whole numbers from -127 to
+# 127, with one scale for all blocks. The error of a block is $|w - \hat w| / |w|$, where $|\cdot|$ is the length of the
+# block as a vector.
 #
-# The left plot shows this error against the size of a block's numbers. The two maps show it block by block, for one
-# scale in each format. Look at how far to the right the curves stay together.
+# The left plot shows this error against the size of a block's numbers. The two maps show the error block by block, for
+# one scale in each of the two formats. Look at how far to the right the curves stay together.
 
 
 # %%
@@ -595,13 +597,14 @@ alike = (at_once[:4] / by_block[:4] - 1).abs().max() < 0.1
 course.finding("over a factor of 512 there is no difference between the two", alike)
 
 # %% [markdown]
-# One scale does better than one might think: down to numbers some hundred times smaller than the largest, there is no
-# difference, and at a few thousand times hardly any. E4M3 owes this to its own exponent. INT8 has none, so it is the
-# best where all numbers are of one size, and it loses from the first step. But what falls below E4M3's smallest normal
-# number loses digits, and soon everything. A scale per block makes the error the same everywhere, whatever the rest of
-# the matrix is like: an outlier spoils no more than its own block.
+# One scale does better than one might think. For numbers some hundred times smaller than the largest, it makes no
+# difference, and at a few thousand times hardly any. The reason is that E4M3 has an exponent for each number. INT8 has
+# none, so it is the best where all numbers are of one size, and it loses from the first step. But numbers that fall
+# below E4M3's smallest normal number lose digits, and soon everything. A scale per block makes the error the same
+# everywhere, whatever the rest of the matrix is like: an outlier spoils no more than its own block.
 #
-# Do trained matrices need it? We measure both ways in `tiny/`, over every matrix that a release in FP8 would convert.
+# Do trained matrices need a scale per block? We measure both ways in `tiny/`, over every matrix that a release in FP8
+# would convert.
 
 # %%
 matrices = {name: p.detach() for name, p in tiny.named_parameters() if checkpoints.in_fp8(name)}
@@ -614,10 +617,12 @@ for way, found in error.items():
     print(f"{way}: {found.median():.2%} (least {found.min():.2%}, most {found.max():.2%}) over {len(found)} matrices")
 
 # %% [markdown]
-# The two lines agree, because the parts of these matrices are of one size. With a scale per block, nobody has to check.
+# The two lines agree, because the numbers in different parts of these matrices are of one size. With a scale per block,
+# nobody has to check whether they are.
 #
-# What does FP8 do to the model? We write `tiny/` as an FP8 checkpoint and load it. The loader keeps the experts in 8
-# bits and dequantises one when a token is routed to it. Everything else is dequantised when the file is opened.
+# What does FP8 do to the model? We write `tiny/` as an FP8 checkpoint and load it. The loader keeps the routed experts
+# in 8 bits and dequantises an expert when a token is routed to it. Everything else is dequantised when the file is
+# opened.
 
 # %%
 eight = read_safetensors(root / "tiny" / "model.safetensors")
@@ -645,8 +650,8 @@ figures.expect("FP8 costs less than 0.05 nats a token", abs(loss(small) - loss(t
 # c \approx \frac{\text{memory} - \text{all but experts}}{\text{all experts}} \text{ between 0 and 1}.$$
 #
 # The estimate of $c$ assumes that the experts in memory are a random choice. All sizes follow from the layout. A token
-# reads one row of the embedding, so the embedding counts in memory but not in $R$. MTP is left out. An FP8 checkpoint
-# has 8-bit experts, and the rest is in bfloat16 once it is opened.
+# reads only one row of the embedding, so the embedding takes memory but does not count in $R$. MTP is left out. From an
+# FP8 checkpoint, the experts stay in 8 bits, and the rest is in bfloat16 once it is opened.
 
 
 # %%
@@ -694,13 +699,13 @@ curves = {
 pictures.speed(sizes, curves, {kind: EXPERTS[kind] + rest for kind in CHOSEN})
 
 # %% [markdown]
-# The curves rise slowly for most of their length, because half of the experts in memory saves only half of the disk's
-# time. The gain comes at the end. Left of the dotted line, the disk decides and not the memory's speed. FP8 helps
-# twice: there is half as much to read, and twice the share is in memory.
+# The curves rise slowly for most of their length, because with half of the experts in memory, half of the disk's time
+# remains. The gain comes at the end. Left of the dotted line, the speed of the disk decides, and not the speed of the
+# memory. FP8 helps twice: there is half as much to read, and twice the share is in memory.
 #
-# The formula leaves out the arithmetic, which is not small for FP8 experts on a CPU, since they are dequantised each
-# time. Is the rest true? `benchmarks/real_width.py` timed four layers of the real width. It read experts from a disk,
-# with none of them in memory before ($c = 0$), and once with all of them in memory. Its stored figures:
+# The formula leaves out the arithmetic. For FP8 experts on a CPU this is not small, since they are dequantised each
+# time. Is the rest true? `benchmarks/real_width.py` timed four layers of the real width: with none of the experts in
+# memory, so that all were read from a disk ($c = 0$), and with all of them in memory. These are its stored figures:
 
 # %%
 measured = json.loads((root / "benchmarks" / "results" / "real_width_cpu.json").read_text())
@@ -711,15 +716,15 @@ print(f"measured:                       {cold['seconds_per_token']:.2f} s a toke
 print(f"all in memory:                  {1 / measured['warm']['tokens_per_s']:.2f} s a token")
 
 # %% [markdown]
-# The first line counts bytes: 1 means that nothing but the chosen experts was read. Compare the second line, the disk's
-# part of the formula alone, with the third: they hardly differ, because an expert is computed while the next ones are
-# being read. The formula adds the two times, so it is a little too pessimistic.
+# The first line counts bytes: 1 means that nothing but the chosen experts was read. The second line is the disk's part
+# of the formula alone. Compare it with the third: they hardly differ, because an expert is computed while the next ones
+# are being read. The formula adds the two times, so it is a little too pessimistic.
 
 # %% [markdown]
 # ## Qwen3.5: other names for the same blocks
 #
 # Can the same code run Qwen3.5? Its text models are built of the same blocks, and the smallest, Qwen3.5-0.8B, is a file
-# of 1.75 GB. But their checkpoints store them differently. `qwen3_5.py` translates, in three functions:
+# of 1.75 GB. But its checkpoints store the blocks differently. `qwen3_5.py` translates them, in three functions:
 #
 # | function | Qwen3.5 | Qwen3-Next |
 # |---|---|---|
@@ -735,10 +740,10 @@ print(f"all in memory:                  {1 / measured['warm']['tokens_per_s']:.2
 # | (the loader itself) | `mlp.experts.gate_up_proj` (E, 2 I, D), gate first | `mlp.experts.E.gate_proj.weight`, `up_proj` |
 # | | `mlp.experts.down_proj` (E, D, I) | `mlp.experts.E.down_proj.weight` |
 #
-# (E experts of inner width I; D is `hidden_size`.) Here the flat reading is the right one.
+# (E experts of inner width I; D is `hidden_size`.) In Qwen3.5's checkpoints, the flat order is the right one.
 #
-# We test this on a small random model in Qwen3.5's layout: the dense kind, with unequal numbers of heads. Its config
-# comes first.
+# We test the translation on a small random model in Qwen3.5's layout: the dense kind, with different numbers of key and
+# value heads. Its config comes first.
 
 # %%
 rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
@@ -783,7 +788,7 @@ save_file(tensors, folder / "qwen3.5" / "model.safetensors")
 print(*sorted(name for name in tensors if "layers.0" in name or "visual" in name), sep="\n")
 
 # %% [markdown]
-# `from_pretrained` sees the config's `model_type` and calls the three functions. We call `rename` and `repack`
+# `from_pretrained` sees the config's `model_type` and calls the three functions. Here we call `rename` and `repack`
 # ourselves, and look at what changes in layer 0.
 
 # %%
@@ -801,8 +806,8 @@ assert all(repacked[name] is renamed[name] for name in shared) and len(shared) >
 # %% [markdown]
 # How do we know that the rows came out in the right order? We multiply a layer's input by the *flat* matrices, cut the
 # results by plain slices, and compare them with the $q$, $k$, $v$, $z$, $b$, $a$ of the loaded model. The inputs and
-# rows are the same, but a matrix product over rows in another order may round differently. That is why there is a
-# tolerance, of float32's size.
+# rows are the same, but a matrix product over rows in a different order may round differently. So we allow a tolerance,
+# of the size of float32's rounding.
 
 # %%
 model = Qwen3NextForCausalLM.from_pretrained(folder / "qwen3.5")
@@ -826,8 +831,8 @@ print("q, k, v, z, b and a agree, heads in order")
 # python qwen3_next.py --model Qwen/Qwen3.5-0.8B --prompt "Why is the sky blue?" --stats
 # ```
 #
-# The next command downloads 82 GB. Before that it checks whether the disk has room, and afterwards it reads the weights
-# as needed. It was not run either.
+# The next command downloads 82 GB. It first checks whether the disk has room, and after the download it reads the
+# weights as needed. It was not run either.
 #
 # ```bash
 # python qwen3_next.py --model Qwen/Qwen3-Next-80B-A3B-Instruct-FP8 --prompt "Why is the sky blue?" --stats
@@ -860,7 +865,7 @@ print("q, k, v, z, b and a agree, heads in order")
 # assert torch.equal(read_one(root / "tiny" / "model.safetensors", name)[0], mapped[name])
 # ```
 #
-# It reads some 2 MB of matrix and less than 1 MB of header, of a file of 4 GB.
+# It reads some 2 MB of matrix and less than 1 MB of header, from a file of 4 GB.
 #
 # </details>
 #
@@ -909,8 +914,8 @@ print("q, k, v, z, b and a agree, heads in order")
 #
 # </details>
 #
-# **4. Fill in.** Write what a loader needs: cut the rows of `in_proj_qkvz` into $q$, $k$, $v$ and $z$, each with its
-# heads in order. The rows are grouped by key head, and nothing but the values will tell you if you get it wrong.
+# **4. Fill in.** Write the part of a loader that cuts the rows of `in_proj_qkvz` into $q$, $k$, $v$ and $z$, each with
+# its heads in order. The rows are grouped by key head. If you get it wrong, only the values will tell you.
 
 
 # %%
@@ -951,36 +956,38 @@ course.try_it(test_split_qkvz, split_qkvz)
 #
 # Names, shapes and shards come from the published index and config.json of Qwen/Qwen3-Next-80B-A3B-Instruct and of its
 # FP8 release. FP8 in blocks is described in DeepSeek-V3, arXiv 2412.19437, section 3.3, and the format in arXiv
-# 2209.05433. For Qwen3.5 the source is transformers 5.24, models/qwen3_5 and models/qwen3_5_moe, which `qwen3_5.py` is
-# tested against.
+# 2209.05433. For Qwen3.5 the source is transformers 5.24, models/qwen3_5 and models/qwen3_5_moe. `qwen3_5.py` is tested
+# against it.
 #
 # ## Five questions
 #
 # 1. What is read when a checkpoint of 163 GB is opened by mapping it? What grows by its size, and what does not?
-# 2. Which bytes does one token read of the 80B, and which does it leave alone?
+# 2. Which bytes of the 80B does one token read, and which does it leave alone?
 # 3. Three projections can be read in the wrong order without any error message. Which of the wrong readings is the most
 #    dangerous, and how do you find all three?
-# 4. When is one scale for a whole matrix as good in E4M3 as a scale per block, and when not? Why does INT8 fare worse?
+# 4. In E4M3, when is one scale for a whole matrix as good as a scale per block, and when not? Why does INT8 do worse?
 # 5. Half of the experts fit in your memory. Why do you not get half of the full speed? And why does FP8 help twice?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Only the headers, a few megabytes. The addresses in use grow by its size. The memory does not.
-# 2. Everything that is not a routed expert, except for the embedding and MTP, and 10 of 512 experts in each layer. The
-#    other experts are not touched, and of the embedding it needs one row.
-# 3. The mildest, because a model that is a little worse still writes text. Compare the port's values with a reference,
-#    one by one.
-# 4. As long as all numbers are within a factor of a thousand of the largest: E4M3 has an exponent of its own. What
-#    is smaller loses digits, and soon everything. INT8 has no exponent, so it loses from the first step. With a scale
-#    per block, an outlier spoils no more than its own block.
-# 5. The other half still comes from the disk for every token, and that takes nearly all of the time: it is only halved.
-#    With FP8 there is half as much to read, and twice the share is in memory.
+# 1. Only the headers are read, a few megabytes. The addresses in use grow by the size of the checkpoint. The memory
+#    does not.
+# 2. A token reads 10 of 512 routed experts in each layer, one row of the embedding, and all other weights except for
+#    MTP. The other experts are not touched.
+# 3. The mildest one, because a model that is a little worse still writes text. Compare the port's values with a
+#    reference, one by one.
+# 4. One scale is as good as long as all numbers are within a factor of a thousand of the largest, because E4M3 has an
+#    exponent for each number. Smaller numbers lose digits, and soon everything. INT8 has no exponent, so it loses from
+#    the first step. With a scale per block, an outlier spoils no more than its own block.
+# 5. The disk takes nearly all of the time, and half of the experts still come from the disk for every token. So the
+#    time is only halved, compared with no experts in memory. With FP8 there is half as much to read, and twice the
+#    share is in memory.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
-# 1. A mapped checkpoint costs only its headers to open, and a token then reads the experts that it is routed to and
+# 1. To open a mapped checkpoint, only its headers are read, and a token then reads the experts that it is routed to and
 #    nothing of the others.
 # 2. Names and shapes can fit while the rows are read in the wrong order, so compare values with a reference.
 # 3. As long as the weights do not fit in memory, the speed of the disk decides how many tokens a second you get.

@@ -14,18 +14,18 @@
 # # Appendix: how tiny/ was trained, and how far it is from perfect
 #
 # The other notebooks look into `tiny/`, a small trained model. Where does it come from, and how far is it from the best
-# possible model? For natural text nobody could say, but the text of `tiny/` is written by a grammar that knows the true
-# probability of every word, so we know what the best possible model would lose on each token.
+# possible model? For natural text nobody could say. But the texts of `tiny/` are written by a grammar, and the grammar
+# knows the true probability of every word. So we know the loss of the best possible model on each token, the *floor*.
 #
 # Afterwards you can
 #
-# 1. say what that floor is and how it is computed,
+# 1. say what the floor is and how it is computed,
 # 2. write down the three terms of the loss,
-# 3. train a small model for a minute and read its curve against the floor,
-# 4. say of a language model *where* it is bad, instead of how bad it is on average.
+# 3. train a small model for a minute and read its loss curve,
+# 4. say *where* a language model is bad, instead of how bad it is on average.
 #
-# You need to know cross-entropy and PyTorch. The parts of the model are boxes here. For one lesson, take sections 1, 2,
-# 4 and 7. The rest is homework.
+# You need to know cross-entropy and PyTorch. The parts of the model are black boxes here. For one lesson, take sections
+# 1, 2, 4 and 7. The rest is homework.
 
 # %%
 from start import root
@@ -56,12 +56,11 @@ encode = functools.cache(tokenizer.encode)  # a text's token ids
 # ## 1. The corpus
 #
 # What does `tiny/` read? [`tiny/corpus.py`](../tiny/corpus.py) writes documents of eight kinds: stories, conversations
-# in which a story is asked for or asked about, accounts of who moves what where and of things that change hands,
-# meetings (who is who), phone books, small talk, and all of these in a newcomer's own words. Each document is a
-# function of a seed. Each of its words has a *role*, which says what one would have to know to predict it. `template`
-# follows from the words before, `name (new)` is a name that is mentioned for the first time, `answer` is what was asked
-# for. For each token of a document, `floor` gives its role, its true probability given all tokens before it, and the
-# entropy of its place.
+# that ask for a story or about one, accounts of people who move things, accounts of things that change hands, meetings
+# (who is who), phone books, small talk, and all of these in a newcomer's own words. Each document is a function of a
+# seed. Each word has a *role*, the kind of knowledge it takes to predict the word. A `template` word follows from the
+# words before it, a `name (new)` is a name mentioned for the first time, and an `answer` is a word that was asked for.
+# For each token of a document, `floor` gives its role and two numbers, its surprise and the entropy of its place.
 
 # %%
 whole = corpus.Corpus(None)  # None: all documents; "train" and "held out" are its two splits
@@ -70,22 +69,22 @@ for token, role, surprise, entropy in whole.floor(whole.document("first:7"), enc
     print(f"{shown:10} {role:12} surprise {abs(BITS * surprise):5.2f}   entropy {abs(BITS * entropy):5.2f} bits")
 
 # %% [markdown]
-# What are the two numbers? With $p(t \mid t_{\lt i})$ for the true distribution of token $i$, given all tokens before,
-# they are
+# What are these two numbers? Let $p(t \mid t_{\lt i})$ be the true distribution of token $i$, given all tokens before
+# it. Then
 #
 # $$\text{surprise}_i = -\log_2 p(t_i \mid t_{\lt i}), \qquad
 # \text{entropy}_i = -\sum_t p(t \mid t_{\lt i}) \log_2 p(t \mid t_{\lt i}).$$
 #
-# Take a model that knows $p$. The surprise is what it pays for the token that came. The entropy is what it pays at this
-# place on average. No model pays less on average, and that is the floor.
+# Take a model that knows $p$. The surprise is the price it pays for the token that came. The entropy is the price it
+# pays at this place on average. No model pays less on average, so this is the floor.
 #
-# There are nineteen roles. In the pictures they have five colours:
+# There are nineteen roles. The pictures show them in five colours:
 
 # %%
 pictures.groups()
 
 # %% [markdown]
-# The next function writes a document in these colours, and under each token it draws a bar: its entropy.
+# The next function writes a document in these colours. The bar under each token is its entropy.
 
 
 # %%
@@ -99,7 +98,7 @@ def picture(kind: str, least: int, most: int):
 
 
 # %% [markdown]
-# We look at a phone book and an account of moves. Compare the digits of a number where it comes first with the same
+# We look at a phone book and an account of moves. Compare the digits of a number at its first mention with the same
 # digits later.
 
 # %%
@@ -108,17 +107,16 @@ picture("moves", 50, 80)
 
 # %% [markdown]
 # When a number is given for the first time, each digit has a bar of $\log_2 10 = 3.3$ bits, because nobody can know it.
-# When it is asked for, the same digits are green and have no bar at all: they cost nothing for a reader who remembers
-# them. Most of natural text needs no such memory, and where it does, nobody can say how much memory would save. Next, a
-# meeting and small talk:
+# When the number is asked for, the same digits are green and have no bar at all. They cost nothing for a reader who
+# remembers them. Most natural text needs no such memory, and where it does, nobody can say how many bits memory would
+# save. Next, a meeting and small talk:
 
 # %%
 picture("who", 40, 70)
 picture("small talk", 20, 60)
 
 # %% [markdown]
-# Last, a user asks for a story and gets one. Most of it is grey: once we know what kind of story this is, the sentences
-# follow.
+# Last, a user asks for a story and gets one. Most of it is grey: once we know the kind of story, the sentences follow.
 
 # %%
 picture("chat", 120, 200)
@@ -126,17 +124,18 @@ picture("chat", 120, 200)
 # %% [markdown]
 # ## 2. The floor is exact
 #
-# Where do the true probabilities come from? A grammar writes text by a path through choices: which opening, who is the
-# hero, what happens. A reader does not see the path, and several paths may have led to the same words. So let $b_i(s)$
-# be the probability that the writer is at place $s$ of the grammar, given the tokens before token $i$. Let
-# $p(t, s' \mid s)$ be the probability that the writer moves on from there with token $t$ to place $s'$. Then
+# Where do the true probabilities come from? A grammar writes a text by making choices: an opening, a hero, an event.
+# These choices form a path through the grammar. A reader does not see the path, and several paths may have led to the
+# same words. So let $b_i(s)$ be the probability that the writer is at place $s$ of the grammar, given the tokens before
+# token $i$. Let $p(t, s' \mid s)$ be the probability that the writer moves on from place $s$ to place $s'$ with token
+# $t$. Then
 #
 # $$p(t \mid t_{\lt i}) = \sum_{s, s'} b_i(s)\, p(t, s' \mid s), \qquad
 # b_{i+1}(s') = \frac{\sum_s b_i(s)\, p(t_i, s' \mid s)}{p(t_i \mid t_{\lt i})}.$$
 #
-# This is the forward algorithm of hidden Markov models. The list of all places with $b > 0$ is short enough to be kept
-# whole. So nothing is cut off, and the floor is no estimate. In the code, a place also holds the rest of a word that
-# has begun, since a word may consist of several tokens:
+# This is the forward algorithm of hidden Markov models. The list of all places with $b > 0$ is short enough to keep
+# whole. So nothing is cut off, and the floor is not an estimate. A word may consist of several tokens. So in the code,
+# a place comes with the tokens that are left of a word that has begun:
 
 
 # %%
@@ -167,8 +166,8 @@ def read(token: int, ways: list[tuple]) -> list[tuple]:
 
 
 # %% [markdown]
-# We check this against [`tiny/grammar.py`](../tiny/grammar.py), whose `Floor` does the same. We also count the places,
-# to see how much a reader does not know about the path.
+# We check this code against [`tiny/grammar.py`](../tiny/grammar.py), whose `Floor` does the same. We also count the
+# places, to see how uncertain the path is for a reader.
 
 # %%
 START = [(1.0, [], State(whole.env, (whole.nodes, 0, None)))]
@@ -184,8 +183,8 @@ for token, _, surprise, entropy in whole.floor(whole.document("first:7"), encode
 print(f"{len(places)} tokens; the writer may be at 1 to {max(places)} places, {np.mean(places):.1f} on the average")
 
 # %% [markdown]
-# Both might share a mistake. So here is a check that uses no probabilities at all. We write thousands of beginnings of
-# documents, take those that begin with the same tokens, and count what comes next.
+# Both might make the same mistake. So here is a check that uses no probabilities at all. We write thousands of
+# beginnings of documents, take those that begin with the same tokens, and count the tokens that come next.
 
 # %%
 followers: dict[tuple, Counter] = defaultdict(Counter)  # the tokens so far -> how often which came next
@@ -201,12 +200,12 @@ print(f"{len(often)} beginnings were met 150 times or more and can go on in seve
 print(repr(tokenizer.decode(list(max(often, key=len)))))
 
 # %% [markdown]
-# If a beginning occurred $n$ times, a token of probability $p$ should follow $np$ times, with a variance of
-# $np(1 - p)$. We compare the tokens with $np \ge 10$. The expected count must decide which tokens we take. Had we taken
-# those that were *counted* ten times or more, the rare ones among them would be the lucky ones, and $z$ would be too
-# large.
+# If a beginning occurred $n$ times, a token of probability $p$ should follow $np$ times, with a variance of $np(1 -
+# p)$. We compare the tokens with $np \ge 10$. The choice must depend on the expected count. Had we taken the tokens
+# that were *counted* ten times or more, the rare ones among them would be the lucky ones, and $z$, the error in
+# standard deviations, would be too large.
 #
-# The picture shows the counted share against the exact probability, with bars of two standard deviations of a count.
+# The picture shows the counted share against the exact probability, with bars of two standard deviations of the count.
 # Look for points whose bars miss the line.
 
 # %%
@@ -230,12 +229,13 @@ course.finding("more than 50 probabilities are compared", len(z) > 50)
 # %% [markdown]
 # The points lie on the line as closely as counting allows. Nothing was fitted.
 #
-# Now we can ask what tokens cost, by role. We take documents of the split "held out". An eighth of all pairs of a name
-# and a thing, and of a name and the last two digits of its number, never occur in training, and these documents are
-# about such pairs. So a model cannot know the answers by heart. The floor is that of the corpus *as a whole*, which
-# does not know of the splits. It is what a reader pays who does not know which pairs were held out.
+# Now we can ask for the cost of tokens by role. We take documents of the split "held out". An eighth of all pairs of a
+# name and a thing never occur in training, and neither do an eighth of all pairs of a name and the last two digits of
+# its number. The held-out documents are about such pairs, so a model cannot know the answers by heart. The floor is
+# that of the corpus *as a whole*, without splits. This is the price for a reader who does not know which pairs were
+# held out.
 #
-# The picture shows the mean cost for each role, in the five colours. Look at which colours cost anything.
+# The picture shows the mean cost for each role, in the five colours. Which colours cost anything?
 
 # %%
 DOCUMENTS = 60
@@ -259,11 +259,11 @@ even = np.isclose(bits["number (new)"], math.log2(10))  # but where a newcomer's
 assert even.mean() > 0.9 and bits["number (new)"].min() > math.log2(10) - 1e-6
 
 # %% [markdown]
-# Grey and green tokens cost nothing, but every reader has to pay for the red ones. A new digit costs $\log_2 10$ bits
-# each time, in these documents too, because in the corpus as a whole all numbers are equally likely. (Exercise 2 asks
-# what it costs a reader who knows the splits.)
+# Grey tokens cost nothing. Green ones cost nothing either, except the pronouns. But every reader has to pay for the red
+# ones. A new digit costs $\log_2 10$ bits each time, even in these documents, because in the corpus as a whole all
+# numbers are equally likely. (Exercise 2 asks for the price if a reader knows the splits.)
 #
-# So a low average loss is no proof of memory. The answers are a few percent of the tokens, and a model without any
+# So a low average loss is no proof of memory. Answers are only a few percent of the tokens, so a model without any
 # memory loses little on average. This is why `tiny/` is measured by role.
 #
 # ## 3. The loss
@@ -273,8 +273,8 @@ assert even.mean() > 0.9 and bits["number (new)"].min() > math.log2(10) - 1e-6
 # $$L = L_{\text{next}} + \lambda_{\text{aux}} L_{\text{aux}} + \lambda_{\text{mtp}} L_{\text{mtp}},$$
 #
 # with two fixed weights from the model's config. We compute each term by hand, on the smaller of the committed models
-# (`tiny/micro`), in float64, and compare it with what the model itself returns. The batch is one that training would
-# see. A label is the token itself, or -100 where the token does not count (section 4 says which those are).
+# (`tiny/micro`), in float64, and compare it with the term that the model itself returns. The batch is one that training
+# would see. A label is the token itself, or -100 if the token does not count (section 4 says which tokens count).
 
 # %%
 micro = Qwen3NextForCausalLM.from_pretrained(root / "tiny/micro", dtype=torch.float64)
@@ -285,7 +285,7 @@ with torch.no_grad():
 print(f"{tuple(ids.shape)} tokens, {(labels == -100).float().mean():.0%} of them do not count")
 
 # %% [markdown]
-# **The next token.** With $M$ for the set of all places (row $b$, token $i$) whose *next* token counts,
+# **The next token.** Let $M$ be the set of all places (row $b$, token $i$) whose *next* token counts. Then
 #
 # $$L_{\text{next}} = -\frac{1}{|M|} \sum_{(b, i) \in M} \log \mathrm{softmax}(\text{logits}_{b, i})_{t_{b, i+1}}.$$
 
@@ -303,15 +303,15 @@ print(f"{next_loss:.4f} nats = {BITS * next_loss:.4f} bits per token that counts
 
 # %% [markdown]
 # **Load balancing.** In each layer, a router gives every token a probability for each of $E$ small MLPs, the *experts*,
-# and the $k$ likeliest compute the token. Nothing in the first term keeps a router from choosing the same experts for
-# all tokens. So there is a second term. With $f_e$ for the share of tokens that have expert $e$ among their $k$, and
-# $p_e$ for its mean probability, it is
+# and the $k$ most probable experts compute the token. Nothing in the first term keeps a router from choosing the same
+# experts for all tokens. So there is a second term. Let $f_e$ be the share of tokens that have expert $e$ among their
+# $k$ experts, and $p_e$ the mean probability of expert $e$. The term is
 #
 # $$L_{\text{aux}} = E \sum_e f_e\, p_e,$$
 #
-# over the tokens of all layers pooled (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6, for $k = 1$). If all experts
-# are used alike, $f_e = k/E$ and $p_e = 1/E$, and the term is $k$. Only $p_e$ has a gradient: it pushes down the
-# probability of experts that are chosen often.
+# with the tokens of all layers pooled (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6, for $k = 1$). If all experts
+# are used equally, then $f_e = k/E$ and $p_e = 1/E$, and the term is $k$. Only $p_e$ has a gradient, which pushes down
+# the probability of experts that are chosen often.
 
 # %%
 E, k = config.num_experts, config.num_experts_per_tok
@@ -323,8 +323,8 @@ print(f"{aux_loss:.4f}, where {k} is even; shares of the experts: {', '.join(f'{
 
 # %% [markdown]
 # **Multi-token prediction.** One extra layer predicts one token further (DeepSeek-V3, arXiv 2412.19437, Eq. 21 to 25).
-# It gets the model's last hidden state $h_i$ and the embedding of the *next* token $t_{i+1}$, which training knows, and
-# it predicts $t_{i+2}$. With a matrix $W$ that joins the two, and `head` for the model's own output matrix,
+# It gets the model's last hidden state $h_i$ and the embedding of the *next* token $t_{i+1}$, which is known in
+# training. It predicts $t_{i+2}$. A matrix $W$ joins the two inputs, and `head` is the model's own output matrix:
 #
 # $$x_i = W\,[\mathrm{norm}(\mathrm{emb}(t_{i+1}));\ \mathrm{norm}(h_i)], \qquad
 # L_{\text{mtp}} = \text{mean of } -\log \mathrm{softmax}(\text{head}(\text{layer}(x)_i))_{t_{i+2}}.$$
@@ -339,7 +339,8 @@ mtp_loss = cross_entropy(mtp_logits[:, :-1], labels[:, 2:])
 print(f"{mtp_loss:.4f} nats, {mtp_loss - next_loss:+.4f} compared with the next token's")
 
 # %% [markdown]
-# Now we add the three terms and compare with the model's own loss. In float64 both agree, up to the order of additions.
+# Now we add the three terms and compare the sum with the model's own loss. In float64 the two agree, up to the order of
+# additions.
 
 # %%
 loss = next_loss + config.router_aux_loss_coef * aux_loss + config.mtp_loss_scaling_factor * mtp_loss
@@ -350,11 +351,11 @@ for name, mine, theirs in (("aux", aux_loss, out.aux_loss), ("mtp", mtp_loss, ou
 # %% [markdown]
 # ## 4. What counts, and when
 #
-# Why not simply train on the corpus as it is? A small model then learns to write the grey words, and it may stop there.
-# Looking back further than a few words pays for so few tokens that the gradient hardly shows it. So
-# [`tiny/train.py`](../tiny/train.py) has a *curriculum*. At every point of the training, it decides which kinds of
-# documents are shown, how many tokens a row has, and with what probability a token of each colour counts in the loss.
-# The picture shows the documents above and the probabilities below. Look at how the two begin and how they end.
+# Why not simply train on the corpus as it is? A small model would then learn to write the grey words, and it might stop
+# there. Looking back further than a few words helps with so few tokens that the gradient hardly shows it. So
+# [`tiny/train.py`](../tiny/train.py) has a *curriculum*. At every point of the training, it sets the kinds of
+# documents, the number of tokens in a row, and for each colour the probability that a token counts in the loss. The
+# picture shows the documents above and the probabilities below. Look at the beginning and the end of both.
 
 # %%
 progress = np.linspace(0, 0.999, 400)
@@ -379,12 +380,12 @@ pictures.curriculum(progress, stages, kinds)
 #
 # ## 5. A training run, live
 #
-# Can we watch a model learn to look back? We run the first phase of this curriculum for as long as a minute allows. The
-# model has two layers, one of Gated DeltaNet and one of attention. It is 64 wide and has a dense MLP. It reads phone
-# books of two entries that are repeated six times, in another order each time. As in the real run, Muon trains the
-# matrices and AdamW the rest. **This is far too short to be good at anything else**: the committed model has many times
-# the parameters, and saw many times the tokens (section 6). What to look for is the shape of the curve. (With `STEPS`
-# at 2,000 it takes three times as long.)
+# Can we watch a model learn to look back? We run a simpler form of the curriculum's first phase, for about a minute.
+# The model has two layers, one of Gated DeltaNet and one of attention. It is 64 wide and has a dense MLP. It reads
+# phone books of two entries that are repeated six times, each time in a new order. As in the real run, Muon trains the
+# matrices and AdamW the rest. **This run is far too short for the model to be good at anything else**: the committed
+# model has many times the parameters, and saw many times the tokens (section 6). Look at the shape of the curve. (With
+# `STEPS` at 2,000, the run takes three times as long.)
 
 # %%
 torch.manual_seed(0)
@@ -406,14 +407,14 @@ def stage(step: int) -> train.Stage:
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {STEPS * ROWS * LENGTH:,} tokens to come")
 
 # %% [markdown]
-# How good is it at phone books? We take held-out ones, and ask of the digits that are repeated how many are predicted
-# right, and what each costs. Guessing gives 10 % and costs $\ln 10$ nats. Remembering gives 100 % and costs nothing.
-# Between the two there is another stage. A model may look back for the digit at the same place of *some* number of the
-# book, but not of the number that belongs to the name. With $n$ entries, it is right in $1/n$ of all cases, and in one
-# of ten of the others by luck.
+# How good is the model at phone books? We take held-out books and look at the digits that are repeated. How many are
+# predicted right, and what does each cost? Guessing gives 10 % and costs $\ln 10$ nats. Remembering gives 100 % and
+# costs nothing. Between guessing and remembering there is a middle stage. There the model looks back for the digit at
+# the same place of *some* number in the book, but not of the number that belongs to the name. With $n$ entries, it is
+# right in $1/n$ of all cases, and by luck in one tenth of the others.
 #
 # After the training, a picture shows the loss on the left and the share of right digits on the right. Each dashed line
-# marks this stage. Look at when a curve leaves it.
+# marks the middle stage. When does a curve get past its line?
 
 
 # %%
@@ -467,25 +468,25 @@ claim = "the loss is less than half of what it was, and a digit costs less than 
 course.finding(claim, smooth[-1] < smooth[0] / 2 and nats2[-1] < math.log(10))
 
 # %% [markdown]
-# On the left, at the dotted line, the model has learned *that* a digit comes, but not *which*. That much needs no
-# memory. Whatever the curve gains below the line can only come from looking back.
+# On the left, when the digits' curve reaches the dotted line, the model has learned *that* a digit comes, but not
+# *which* one. That much needs no memory. Every gain below the line can only come from looking back.
 #
-# On the right is the share of digits predicted right. A curve that stays at its dashed line has learned to find *a*
-# number, but not *whose*. When it leaves the line is a matter of luck: with other initial weights, or with another
-# number of threads, which adds in another order, it leaves earlier or later. Books of four entries were never shown in
-# this training. Now we give the model a book in which Rosa has 4071 and Finn 2259, and let it continue after "Rosa:",
-# before and after training:
+# On the right is the share of digits predicted right. A model that stays at its dashed line has learned to find *a*
+# number, but not *whose*. When it gets past the line is a matter of luck. With different initial weights it happens
+# earlier or later, and so it does with a different number of threads, which changes the order of additions. Books of
+# four entries were never shown in this training. Now we give the model a book in which Rosa has 4071 and Finn 2259, and
+# let it continue after "Rosa:", before and after training:
 
 # %%
 print(f"before: {before!r}\n\nafter: {sample(model)}")
 
 # %% [markdown]
-# The first number should be Rosa's, 4071. If it is Finn's, the model has found a number, but not whose: what is right
-# in most held-out books is still fragile. The names are missing because this training never counted a name that comes
-# next, which nobody can know.
+# The first number should be Rosa's, 4071. If it is Finn's, the model has found a number, but the wrong person's: it is
+# right in most held-out books, but this skill is still fragile. The names are missing because nobody can know which
+# name comes next, and so this training never counted such a name.
 #
 # Here is the same measure for the committed models. Both were trained for longer, on all kinds of documents. For a
-# model as small as `tiny/micro`, that may not be enough to learn to look back: 10 % is guessing.
+# model as small as `tiny/micro`, even that may not be enough to learn to look back (10 % is guessing).
 
 # %%
 tiny = Qwen3NextForCausalLM.from_pretrained(root / "tiny", dtype=torch.float32)
@@ -505,10 +506,10 @@ figures.expect("tiny/ finds more than 80 %, whatever the book", min(results["tin
 #
 # ![Cross-entropy of the tokens that count, against tokens trained on](../tiny/loss.png)
 #
-# The steps up and down are places where the curriculum of section 4 changes what is asked. So a loss curve alone says
-# little here. Another measure says more (`--curve`): how many answers in held-out documents are right, which means that
-# each of their words is the likeliest. The figures are in [`tiny/README.md`](../tiny/README.md), and we read them from
-# there. The picture has one curve for each kind of question. Look at which ones rise first.
+# The curve steps up or down where the curriculum of section 4 changes the task. So a loss curve alone says little here.
+# A better measure (`--curve`) is the share of right answers in held-out documents. An answer is right if each of its
+# words is the most probable one. The figures are in [`tiny/README.md`](../tiny/README.md), and we read them from there.
+# The picture has one curve for each kind of question. Which ones rise first?
 
 # %%
 readme = (root / "tiny/README.md").read_text(encoding="utf-8")
@@ -528,25 +529,26 @@ pictures.card(millions, percent, [*columns.values()], panels)
 assert used == set(columns.values())
 
 # %% [markdown]
-# Phone books are learned first, because they repeat the same pair in the same words. Who is who and the stories come
-# when there are documents about them. Where things are, after several moves, is hard. When a little more than half is
-# done, the curriculum shows hardly anything but accounts and meetings for a while (the picture in section 4). Look at
-# whether phone books are forgotten then. This is one run, so the small ups and downs mean nothing.
+# Phone books are learned first, because they repeat the same pair in the same words. Meetings and stories follow once
+# there are documents about them. The place of a thing after several moves is hard to learn. After about three fifths of
+# the training, the curriculum leaves out phone books and stories for a while (the picture in section 4). Are phone
+# books forgotten then? This is one run, so the small ups and downs mean nothing.
 #
 # ## 7. How far from the floor?
 #
-# Only this kind of corpus allows the next measure: for each token, what does the model pay beyond its surprise under
-# the true distribution? With $q$ for the model's probabilities,
+# Only this kind of corpus allows the next measure: how much more than the surprise does the model pay for each token?
+# With $q$ for the model's probabilities,
 #
 # $$\text{excess}_i = -\log_2 q(t_i \mid t_{\lt i}) + \log_2 p(t_i \mid t_{\lt i}).$$
 #
-# For a single token it may be negative, by luck. Its mean over texts drawn from $p$ is a Kullback-Leibler divergence,
-# $\sum_t p(t)\,\log_2 (p(t) / q(t))$ at each place, and that is never negative. We average it by role, over the
-# held-out documents of section 2. (These are not drawn from $p$ as a whole. A model that had noticed in training which
-# pairs never come would pay more for them, not less.)
+# For a single token, the excess may be negative, by luck. Its mean over texts drawn from $p$ is a Kullback-Leibler
+# divergence at each place, $\sum_t p(t)\,\log_2 (p(t) / q(t))$, which is never negative. We average the excess by role,
+# over the held-out documents of section 2. (These documents are not drawn from $p$ as a whole. A model that had noticed
+# in training which pairs never occur would pay more for these pairs, not less.)
 #
-# The picture shows for each role what the best model pays (grey) and what `tiny/` pays on top (orange). On the right is
-# the orange part alone, with its uncertainty. Roles with few tokens have long error bars. Read nothing from those.
+# For each role, the picture shows the price that the best model pays (grey) and the excess that `tiny/` pays on top
+# (orange). On the right is the excess alone, with its uncertainty. Roles with few tokens have long error bars. Read
+# nothing from those roles.
 
 # %%
 costs = defaultdict(list)  # role -> floor and model of each token, in bits
@@ -577,16 +579,16 @@ figures.expect(claim, digit < 0.1 < name)
 # %% [markdown]
 # What to look for:
 #
-# - **`number (new)`** should be at the floor: ten digits, all alike, and nothing to remember.
-# - **`name (asked)`** may be far from it. "What is the number of ..." can only continue with a name of the book, and
-#   with none that was asked for already. That is one set minus another. The curriculum hardly teaches it, because it
-#   treats the name asked for as something that nobody can know, and mostly leaves such tokens out of the loss. Exercise
-#   3 looks closer.
+# - **`number (new)`** should be at the floor: ten digits, all equally likely, and nothing to remember.
+# - **`name (asked)`** may be far from the floor. "What is the number of ..." can only continue with a name of the book
+#   that has not been asked for yet. That is one set minus another. The curriculum hardly teaches this, because it
+#   treats the name asked for as unknowable, and mostly leaves such tokens out of the loss. Exercise 3 looks closer.
 # - **`thing`, `place`, `name`, `answer`** were mentioned before, perhaps long ago. The floor is low, since a reader who
-#   remembers everything is nearly sure. The excess is what the model has forgotten or mixed up.
-# - **The other new ones**, and **`free choice`**, have many possibilities that depend on the plot and on what was said.
-#   Compared with their floor, their excess should be small.
-# - **`template`** should have little excess, too. But there is a lot of it, so we add up the excess of each role:
+#   remembers everything is nearly sure. The excess is the price of forgetting and mixing up.
+# - **The other new ones**, and **`free choice`**, have many possibilities that depend on the plot and on the text so
+#   far. Compared with their floor, their excess should be small.
+# - **`template`** should have little excess per token. But there are many such tokens, so we add up the excess of each
+#   role:
 
 # %%
 sums = {role: (pairs[:, 1] - pairs[:, 0]).sum() for role, pairs in costs.items()}
@@ -598,7 +600,7 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 
 # %% [markdown]
 # Per token, the model is weakest where it has to remember. In total, the small errors in the template may weigh as much
-# as any of it: compare the lines above. A single number such as perplexity mixes the two.
+# as those of any other role: compare the lines above. A single number such as perplexity mixes the two.
 
 # %% [markdown]
 # ## Exercises
@@ -609,8 +611,8 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # <details><summary>Solution</summary>
 #
-# Each of the $k$ has $f_e = 1$ and $p_e = 1/k$, the others have 0. So $E \sum_e f_e p_e = E \cdot k \cdot 1/k = E$:
-# here it is 16 instead of 4.
+# Each of the $k$ experts has $f_e = 1$ and $p_e = 1/k$, and the others have 0. So $E \sum_e f_e p_e = E \cdot k \cdot
+# 1/k = E$, which is 16 here instead of 4.
 #
 # ```python
 # from qwen3_next import load_balancing_loss
@@ -625,16 +627,16 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # </details>
 #
-# **2. What training never sees.** In the split for training, the last two digits of a number are not free: one pair in
-# eight is left out for each name. What is the entropy of each of the four digits for a reader who knows that? What
-# would this reader pay for a held-out number?
+# **2. What training never sees.** In the split for training, the last two digits of a number are not free: for each
+# name, one pair of digits in eight is left out. What is the entropy of each of the four digits for a reader who knows
+# this? What would this reader pay for a held-out number?
 #
 # <details><summary>Solution</summary>
 #
-# The first two digits are free: 3.32 bits each. The last two are one of about 7/8 of the hundred pairs, so together
-# they have about $\log_2 87.5 = 6.45$ instead of 6.64 bits. This reader gives a held-out pair probability 0, and pays
-# infinitely much for it. (In section 7 all new digits are held out. If `tiny/` pays hardly more than the floor for
-# them, it has not learned the rule.)
+# The first two digits are free and have 3.32 bits each. The last two are one of about 7/8 of the hundred pairs, so
+# together they have about $\log_2 87.5 = 6.45$ instead of 6.64 bits. This reader gives a held-out pair probability 0,
+# and pays infinitely much for it. (In section 7 all new digits are held out. If `tiny/` pays hardly more than the floor
+# for them, it has not learned the rule.)
 #
 # ```python
 # source = corpus.Corpus("train", {"book": 1.0}, entries=8)
@@ -652,8 +654,9 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # <details><summary>Solution</summary>
 #
-# That model pays $\log_2 6$ bits each time; the floor is $\log_2 6, \log_2 5, \dots, 0$. If `tiny/` lies near the
-# former, elimination is what it has not learned. If it lies above, it does not even keep to the names of the book.
+# That model pays $\log_2 6$ bits each time, while the floor falls from question to question: $\log_2 6, \log_2 5,
+# \dots, 0$. If `tiny/` pays about $\log_2 6$, it has not learned to eliminate. If it pays more, it does not even keep
+# to the names of the book.
 #
 # ```python
 # source = corpus.Corpus(None, {"book": 1.0}, entries=6, **{"single questions": 0.999})
@@ -677,8 +680,8 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # </details>
 #
-# **4. Fill in.** Write the two numbers of section 1 for one place, from the true distribution and the token that came.
-# Mind tokens that can't come at all.
+# **4. Fill in.** Compute the two numbers of section 1 for one place, from the true distribution and the token that
+# came. Mind tokens that can't come at all.
 
 
 # %%
@@ -718,28 +721,28 @@ course.try_it(test_surprise_and_entropy, surprise_and_entropy)
 # ## Four questions
 #
 # 1. What is the floor of a token, and why can it be computed for this text and not for natural text?
-# 2. A model without any memory has a low average loss on this corpus. How is that possible, and how do you find it out?
-# 3. Of which three terms does the loss consist, and what would go wrong without the second?
+# 2. A model without any memory has a low average loss on this corpus. How is that possible, and how do you find out?
+# 3. What are the three terms of the loss, and what would go wrong without the second?
 # 4. Why does the curriculum leave most tokens out of the loss at first?
 #
 # <details><summary>Answers</summary>
 #
-# 1. What the best possible model pays on average, given all tokens before: the entropy of the true distribution. Here a
-#    grammar writes the text, and the forward algorithm follows all its paths, so the distribution is known exactly.
+# 1. The floor is the price that the best possible model pays on average, given all tokens before: the entropy of the
+#    true distribution. Here a grammar writes the text, and the forward algorithm follows all its paths, so the
+#    distribution is known exactly.
 # 2. Most tokens follow from the last few words, and the answers are only a few percent of them. Measure by role.
-# 3. The next token, the balance of the experts, and the token after the next. Without the second, nothing keeps the
+# 3. The next token, the balance of the experts, and the token after next. Without the second term, nothing keeps the
 #    router from sending all tokens to the same experts.
-# 4. Looking back pays for so few tokens that the gradient hardly shows it. If at first almost only answers count, the
+# 4. Looking back helps with so few tokens that the gradient hardly shows it. If at first almost only answers count, the
 #    model has to learn to look back.
 #
 # </details>
 #
 # ## Three sentences to remember
 #
-# 1. If the text is written by a grammar, the true probability of every token can be computed exactly, and with it the
-#    least that any model can lose.
+# 1. If a grammar writes the text, the true probability of every token can be computed exactly, and so can the lowest
+#    loss that any model can reach.
 # 2. Most tokens need no memory, so a low average loss says little about memory, and a model has to be measured by role.
-# 3. What counts in the loss decides what is learned, and that is why the curriculum first lets almost only answers
-#    count.
+# 3. The tokens that count in the loss decide what is learned, and that is why, at first, almost only answers count.
 #
 # Next: [README.md](../README.md), which says how to use the model and how to check a port of it.

@@ -94,7 +94,7 @@ def frequencies(found, p, error):
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figures.show(
         "Frequency minus p for each token under three rules. Sampling.verify stays in the narrow band; the two "
-        "others leave it far."
+        "others are far outside it."
     )
 
 

@@ -23,7 +23,7 @@ def read_of_all(parts, read):
     axis.spines.left.set_visible(False)
     figures.show(
         "A bar of the checkpoint's gigabytes. Nearly all are routed experts, of which a token reads a thin slice; of "
-        "the small rest it reads nearly all."
+        "the small rest it reads about half."
     )
 
 
