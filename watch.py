@@ -5,9 +5,9 @@
 
 In a notebook: `watch.show(model, tokenizer, "Tell me a story about a lost compass.")`
 
-The file holds what the Gated DeltaNet layers compute from the text: q, k and v, decay and write strength. It does not
-hold the states. The browser computes them with the five lines of the delta rule, so that a reader can change the rule
-and see what becomes of the memory. watch.html is the page without its data.
+The file holds the values that the Gated DeltaNet layers compute from the text: q, k and v, decay and write strength. It
+does not hold the states. The browser computes them with the five lines of the delta rule, so a reader can change the
+rule and watch the effect on the memory. watch.html is the page without its data.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PLACE = "/* data */"  # in watch.html: the data goes there
 NOTEBOOK = "2_delta_rule.ipynb#"
 TIPS = {  # what a reader can point at: one sentence, and the section of a notebook to read on
     "word": (
-        "How much of a word's value v the memory returns if it is asked with the word's own key k: "
-        "max(0, 1 − |Sᵀk − v|² / |v|²). From a tenth on, a word counts as returned.",
+        "The share of a word's value v that the memory returns when asked with the word's own key k: "
+        "max(0, 1 − |Sᵀk − v|² / |v|²). A word counts as returned from a tenth on.",
         NOTEBOOK + "7.-How-many-pairs-fit",
     ),
     "S": (
@@ -47,7 +47,7 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
         NOTEBOOK + "2.-A-memory,-on-the-whiteboard",
     ),
     "k": (
-        "k, the key, always has length 1: under a longer one a single write would overshoot.",
+        "k, the key, always has length 1. With a longer key, a single write would overshoot.",
         NOTEBOOK + "5.-Why-keys-have-length-1",
     ),
     "alpha": (
@@ -55,91 +55,91 @@ TIPS = {  # what a reader can point at: one sentence, and the section of a noteb
         NOTEBOOK + "6.-What-g-and-beta-do",
     ),
     "beta": (
-        "beta, the write strength, between 0 and 1: how much of the difference gets written.",
+        "beta, the write strength, between 0 and 1: the share of the difference that is written.",
         NOTEBOOK + "6.-What-g-and-beta-do",
     ),
     "recall": (
-        "Recall, Sᵀk: what the memory holds under this word's key.",
+        "Recall, Sᵀk: the value that the memory holds under this word's key before the write.",
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "value": (
-        "v, the value: what the memory should return for this word's key from now on.",
+        "v, the value that the memory should return for this word's key from now on.",
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "delta": (
-        "delta = beta (v − Sᵀk): how far the recall is from v, times beta. This is written.",
+        "delta = beta (v − Sᵀk): the difference between value and recall, times beta. The word writes delta.",
         NOTEBOOK + "4.-A-step-of-gradient-descent,-taken-by-every-token",
     ),
     "read": (
-        "Read, Sᵀq: the head's output, what the memory holds under the query q, after the write.",
+        "Read, Sᵀq: the head's output. After the write, the memory is asked with the query q.",
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "ring": (
-        "Ring: alpha^10, what would be left of the memory after ten words that decay as much as this one. "
-        "Disc: beta, how firmly this word is written.",
+        "Ring: alpha^10, the share of the memory that would be left after ten words with this word's decay. "
+        "Disc: beta, the write strength of this word.",
         NOTEBOOK + "6.-What-g-and-beta-do",
     ),
     "rule": (
-        "Without decay, alpha = 1. Without asking, delta = v: the value is added to what the key holds already.",
+        "Without decay, alpha = 1. Without asking, delta = v: the value is added to whatever is stored under the key.",
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "time": (
-        "S depends on all words up to this one, and on nothing else: S_t = alpha S_(t−1) + k deltaᵀ.",
+        "S depends only on the words up to this one: S_t = alpha S_(t−1) + k deltaᵀ.",
         NOTEBOOK + "3.-The-recurrence,-term-by-term",
     ),
     "trained": (
-        "Keys, values, alpha and beta are learned by each of the four, on the same texts, for the rule that it has: "
+        "Each of the four models has learned keys, values, alpha and beta for its own rule, on the same texts: "
         "notebooks/experiments/rules.py.",
         NOTEBOOK + "7.-How-many-pairs-fit",
     ),
     "look": (
-        "softmax(q · k) over all words so far, times the mean of the head's output gate, sigmoid(gate).",
+        "The attention weight, softmax(q · k / √d) over all words so far, times the mean of the head's output gate, "
+        "sigmoid(gate).",
         "5_gated_attention.ipynb#6.-The-gate",
     ),
     "expert": (
-        "A router chooses a few of E small networks for each word; each layer has experts of its own.",
+        "Each layer has E small networks, its experts. A router chooses a few of them for each word.",
         "7_mixture_of_experts.ipynb#1.-The-router",
     ),
     "next": (
-        "softmax of the logits, before sampling: how likely the model thinks each word is to come next. The true "
-        "probabilities are known as long as the text is one that the grammar behind the training texts can write.",
+        "The model's probabilities for the next word: softmax of the logits, before sampling. The true probabilities "
+        "are known as long as the grammar of the training texts could have written the text.",
         "train_tiny.ipynb#2.-The-floor-is-exact",
     ),
     "draft": (
-        "A small extra layer, MTP, guesses the word after next while the model computes the next one. The model checks "
-        "this draft in its next pass: if it accepts it, that pass yields two words instead of one.",
+        "A small extra layer, MTP, guesses the word after next while the model computes the next word. The model "
+        "checks this draft in its next pass. If the draft is accepted, that pass yields two words instead of one.",
         "8_multi_token_prediction.ipynb#3.-Drafting-and-checking,-token-by-token",
     ),
 }
 
 VERDICTS = [  # on linear attention, decay only, the delta rule, the gated delta rule
-    "Values pile up: each is added to what is there, nothing is taken out, and whoever asks for one gets a mixture.",
-    "The pile fades, so it stays small. But no word asks what its key holds already: the latest drown the others.",
-    "Each word asks first and writes only the difference, so a new value replaces the old. But nothing ever fades.",
-    "Qwen3-Next's rule: each word sets how much of the memory to keep, alpha, and how firmly to write, beta.",
+    "Values pile up. Each is added, none is ever taken out, and the answer to any key is a mixture.",
+    "The pile fades, so it stays small. But no word asks what is stored already, and new values drown the old ones.",
+    "Each word asks first and writes only the difference, so a new value replaces the old one. But nothing ever fades.",
+    "Qwen3-Next's rule. Each word sets alpha, the share of the memory to keep, and beta, the strength of its write.",
 ]
 SHARED = (
-    "words that resemble each other write what they have in common again and again. How much of this is only "
-    "resemblance? Asked with the wrong word's key, the memory still returns OTHERS values. Only the rest is memory of "
-    "the particular word."
+    "similar words write their common part again and again. How much of this is only similarity? Asked with a wrong "
+    "word's key each time, the memory still returns OTHERS values. Only the rest is memory of the particular word."
 )
-WHY = {  # why so many, or so few, values can be returned; the page puts numbers in the place of the capitals
+WHY = {  # why so many, or so few, values can be returned; the page puts numbers in place of the capitals
     "none": "",
     "mixed": "Why so few? Asked with a word's own key, the memory gives an answer TIMES as long as the word's value "
-    "(the median): all that was written under keys of similar direction comes along, and the value drowns in it.",
+    "(the median). Everything written under keys of similar direction comes along, and the value drowns in it.",
     "kept": "Why so many? Nothing fades, and " + SHARED,
-    "faded": "Why so many, if everything fades? A faded value is shorter, but keeps its direction: at half its length "
+    "faded": "Why so many, if everything fades? A faded value is shorter but keeps its direction. At half its length "
     "it counts as 75 % returned. And " + SHARED,
-    "cleared": "Why so few? This head fades its memory fast: of what it held ten words ago, LEFT remains. Others "
-    "keep more: choose a head below.",
-    "replaced": "Why so few? Nothing fades, but the keys are alike, and new values take the place of old ones.",
+    "cleared": "Why so few? This head's memory fades fast. Of its content ten words ago, LEFT remains. Other heads "
+    "keep more: choose one below.",
+    "replaced": "Why so few? Nothing fades, but the keys are similar, and new values replace old ones.",
 }
 
 # ---- The text -------------------------------------------------------------------------------------------------------
 
 
 def prompt_ids(tokenizer: Any, prompt: str, raw: bool = False) -> list[int]:
-    """The ids of a user's message, or with `raw` of the text as it is. Raises ValueError if there is none."""
+    """The ids of a user's message, or with `raw` of the plain text. Raises ValueError if there are none."""
     if tokenizer.chat_template and not raw:
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
     ids = tokenizer.encode(prompt)
@@ -150,10 +150,10 @@ def prompt_ids(tokenizer: Any, prompt: str, raw: bool = False) -> list[int]:
 
 @torch.no_grad()
 def answer(model: Any, ids: list[int], new_tokens: int, seed: int | None = None, **sampling: Any) -> tuple[list, dict]:
-    """What `model.generate` answers to a prompt, with one draft for each pass if the model has an MTP layer.
+    """The answer that `model.generate` gives to a prompt, with one draft for each pass if the model has an MTP layer.
 
-    Returns the ids of prompt and answer, and for each place in them that has a draft: the draft, and whether the model
-    accepted it. sampling: what `generate` takes.
+    Returns the ids of prompt and answer. For each place among them that has a draft, it also returns the draft, and
+    whether the model accepted it. sampling: options of `generate`.
     """
     rule, _, penalties = qwen3_next.read_options(model.generation_config, sampling, 0)
     ends, _ = qwen3_next.end_tokens(model, ...)
@@ -252,10 +252,10 @@ def text_size(model: Any, numbers: int) -> float:
 
 
 def best_head(trace: dict[str, Tensor], layers: list[int]) -> str:
-    """The head to begin with, "layer.head": whose state knows best in the end which value belongs to which key.
+    """The head to begin with, "layer.head". At the end, its state knows best which value belongs to which key.
 
-    Values resemble each other, so a state also returns something of a word's value under another word's key. What
-    counts is how much more it returns under the word's own key.
+    Values resemble each other, so a state also returns part of a word's value under a different word's key. The measure
+    is how much more it returns under the word's own key.
     """
     found = []
     for i in layers:
@@ -270,9 +270,9 @@ def best_head(trace: dict[str, Tensor], layers: list[int]) -> str:
 
 
 def layer_data(model: Any, ids: list[int], asked: Iterable[int] | None, blob: Blob) -> tuple[dict, Tensor]:
-    """Reads a text in one pass and puts what its layers compute into the blob.
+    """Reads a text in one pass and puts the values that the layers compute into the blob.
 
-    Returns which layers and heads there are, and the probabilities of the next token (T, vocab).
+    Returns the layers and heads there are, and the probabilities of the next token (T, vocab).
     """
     config = model.config
     delta = delta_layers(model, len(ids), asked)
@@ -314,8 +314,9 @@ def layer_data(model: Any, ids: list[int], asked: Iterable[int] | None, blob: Bl
 
 
 def likeliest(tokenizer: Any, p: Tensor, ids: list[int], count: int = 6) -> list[list[list]]:
-    """For each row of p (T, vocab) the likeliest tokens, the one that follows in ids (T) being the last of them if it
-    is not there by itself: their texts and probabilities.
+    """For each row of p (T, vocab), the texts and probabilities of the likeliest tokens.
+
+    If the token that follows in ids (T) is not among them, it replaces the last one.
     """
     top = p.topk(min(count, p.shape[-1]), dim=-1).indices.tolist()
     for tokens, follows in zip(top, ids[1:]):
@@ -346,10 +347,10 @@ def true_chances(tokenizer: Any, ids: list[int]) -> list[dict[str, float]] | Non
 
 
 def six_writes(draws: int = 200, width: int = 8) -> list[list[float]]:
-    """Six writes under random keys of length 1, the first key again as the fourth, by each of the four rules.
+    """Six writes under random keys of length 1, by each of the four rules. The fourth key is the first one again.
 
-    Shown is how much of each value its key returns in the end, max(0, 1 - |S^T k - v|^2 / |v|^2), the mean of all
-    draws. No rule is favoured, as they are by keys and values that a model has learned to use with one of them.
+    The result is how much of each value its key returns at the end, max(0, 1 - |S^T k - v|^2 / |v|^2), as the mean of
+    all draws. No rule is favoured. Keys and values that a model has learned would favour the rule it learned with.
     """
     random = torch.Generator().manual_seed(0)
     k = torch.nn.functional.normalize(torch.randn(draws, 5, 1, width, generator=random), dim=-1)[:, [0, 1, 2, 0, 3, 4]]
@@ -370,10 +371,10 @@ def six_writes(draws: int = 200, width: int = 8) -> list[list[float]]:
 
 
 def trained_rules(names: int = 16) -> list[list[float]]:
-    """The share of right answers of small models that were trained each with its own rule, the mean of their seeds.
+    """The share of right answers of small models, each trained with its own rule, as the mean over seeds.
 
-    names: how many are in a text. A row for each of the four rules, a column for each kind of text; see
-    notebooks/experiments/rules.py, which has trained them.
+    names: how many are in a text. There is a row for each of the four rules, and a column for each kind of text.
+    notebooks/experiments/rules.py has trained the models.
     """
     runs = json.loads(RUNS.read_text(encoding="utf-8"))
     runs = [run for run in runs if run["what"] == "recall"]
@@ -387,13 +388,13 @@ def trained_rules(names: int = 16) -> list[list[float]]:
 
 
 def comparisons() -> list[dict]:
-    """The two tables that compare the rules where none has the advantage of the model's weights: heads, rows, text."""
+    """The two tables that compare the rules without the model's weights, so that none has an advantage."""
     writes = {
         "tip": "k",
         "title": "Six writes",
-        "text": "under random keys of length 1. Key a comes twice, first with the value a₁, then with a₂. Decay 0.9, "
-        "write strength 1. Shown is how much of each value its key returns in the end, the mean of 200 draws. The "
-        "rules that ask first have put a₂ in the place of a₁.",
+        "text": "under random keys of length 1. Key a comes twice, first with the value a₁, then with a₂. The decay, "
+        "if any, is 0.9, the write strength 1. The numbers say how much of each value its key returns at the end, as "
+        "the mean of 200 draws. The rules that ask first have replaced a₁ by a₂.",
         "heads": ["returned, in %", "a₁", "b", "c", "a₂", "d", "e"],
         "rows": six_writes(),
     }
@@ -401,8 +402,8 @@ def comparisons() -> list[dict]:
         "tip": "trained",
         "title": "Four small models,",
         "text": "each trained with its own rule. A text gives each of 16 names a thing. The question: which thing "
-        "came last with a name? Once: each name comes once. Replaced: four times, with another thing each time. "
-        "New text: two other texts came before this one. Asking first is good at replacing, decay at forgetting.",
+        "came last with a given name? Once: each name comes once. Replaced: each name comes four times, each time with "
+        "a random thing. New text: two other texts come first. Asking first helps to replace, decay helps to forget.",
         "heads": ["right, in %", "once", "replaced", "new text"],
         "rows": trained_rules(),
     }
@@ -425,9 +426,9 @@ def page(
 ) -> str:
     """The page as HTML.
 
-    raw: the prompt is a text as it is, not a message; max_new_tokens: the longest answer, 0 for none; layers: numbers
-    of Gated DeltaNet layers, None for all that fit; notebooks: the address of the folder with the notebooks, for links;
-    options: seed, do_sample, temperature and whatever else `generate` takes for sampling. Raises ValueError.
+    raw: the prompt is plain text, not a message; max_new_tokens: the longest answer, 0 for none; layers: numbers of
+    Gated DeltaNet layers, None for all that fit; notebooks: the address of the folder with the notebooks, for links;
+    options: seed, do_sample, temperature and the other sampling options of `generate`. Raises ValueError.
     """
     expected = f"max_new_tokens is {max_new_tokens!r}, expected 0 or more"
     qwen3_next.expect(isinstance(max_new_tokens, int) and max_new_tokens >= 0, expected)
@@ -464,7 +465,7 @@ def link_from(folder: Path) -> str:
 
 
 def show(model: Any, tokenizer: Any, prompt: str, out: str = "memory.html", height: int = 900, **options: Any) -> Any:
-    """Displays the page in a notebook. It is written to a file next to the notebook, so that the notebook stays small.
+    """Displays the page in a notebook. The page is a file next to the notebook, so that the notebook stays small.
 
     options: those of `page`. Returns an IFrame.
     """

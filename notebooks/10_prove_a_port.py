@@ -325,8 +325,8 @@ assert relative_error(*same_order) < 1e-5  # float32: 6e-8 for a rounding, and a
 # ## 4. Chained and isolated
 #
 # Nearly every key after the bug is wrong as well, because it was computed from wrong values. How do we find out whether
-# there is a second bug? Let $f_s$ be the function that stage $s$ computes. The reference computes $x_s = f_s(x_{\lt
-# s})$, and the port computes $\hat x_s = \hat f_s(\hat x_{\lt s})$. There are two comparisons:
+# there is a second bug? Let $f_s$ be the function that stage $s$ computes. The reference computes
+# $x_s = f_s(x_{\lt s})$, and the port computes $\hat x_s = \hat f_s(\hat x_{\lt s})$. There are two comparisons:
 #
 # - **chained** compares $\hat x_s$ with $x_s$. Each side continues with its own values, so the error is that of this
 #   stage *and* of all stages before it. This is the error that the user gets, but only the first wrong key can be

@@ -728,7 +728,7 @@ figures.expect("its gates open more before what can be looked up", before["known
 # In one training of `tiny/` the gates were not sparse. Their means were near one half, where they started, and few
 # entries were below 0.1. They distinguished roles, but were not shut by default, and they opened only a little more
 # before words that could be looked up. The published figure comes from a model of 15 billion parameters, trained on
-# hundreds of billions of tokens. A model 2,000 times smaller, trained for two hours, need not show the same.
+# hundreds of billions of tokens. A model 2,000 times smaller, trained for a few hours, need not show the same.
 #
 # Does `tiny/` have a sink? The first token is `<|im_start|>`, or the first word of a story. We measure the share of
 # attention that falls on it, for queries starting at token 20, and compare it with the share that even attention would

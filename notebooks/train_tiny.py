@@ -200,9 +200,9 @@ print(f"{len(often)} beginnings were met 150 times or more and can go on in seve
 print(repr(tokenizer.decode(list(max(often, key=len)))))
 
 # %% [markdown]
-# If a beginning occurred $n$ times, a token of probability $p$ should follow $np$ times, with a variance of $np(1 -
-# p)$. We compare the tokens with $np \ge 10$. The choice must depend on the expected count. Had we taken the tokens
-# that were *counted* ten times or more, the rare ones among them would be the lucky ones, and $z$, the error in
+# If a beginning occurred $n$ times, a token of probability $p$ should follow $np$ times, with a variance of
+# $np(1 - p)$. We compare the tokens with $np \ge 10$. The choice must depend on the expected count. Had we taken the
+# tokens that were *counted* ten times or more, the rare ones among them would be the lucky ones, and $z$, the error in
 # standard deviations, would be too large.
 #
 # The picture shows the counted share against the exact probability, with bars of two standard deviations of the count.
@@ -358,8 +358,8 @@ for name, mine, theirs in (("aux", aux_loss, out.aux_loss), ("mtp", mtp_loss, ou
 # picture shows the documents above and the probabilities below. Look at the beginning and the end of both.
 
 # %%
-progress = np.linspace(0, 0.999, 400)
-stages = [train.curriculum(x, 512) for x in progress]
+progress = np.linspace(0, 0.999, 400)  # of the whole training, of which the curriculum is the first part
+stages = [train.curriculum(x / train.CURRICULUM, 512) for x in progress]
 kinds = {
     "phone books": ["book"],
     "accounts of moves": ["moves"],
@@ -375,8 +375,11 @@ pictures.curriculum(progress, stages, kinds)
 
 # %% [markdown]
 # At first almost only answers count, and only looking back can predict these documents: phone books and accounts,
-# repeated again and again in short rows. Only in the last fifth is it the corpus of section 1, with all tokens
-# counting. The multi-token term joins when a little more than half is done.
+# repeated again and again in short rows. From four fifths of the curriculum on, it is the corpus of section 1, with all
+# tokens counting. The curriculum takes half of the steps. Then the learning rate rises again, twice. The first of these
+# rounds brings the tasks with the most mistakes, above all a newcomer's words. In the second round, half of all names
+# and things are new words of several tokens, so that copying one is more than repeating a token. Each round ends with
+# the whole corpus. The multi-token term joins when a little more than a quarter of the steps are done.
 #
 # ## 5. A training run, live
 #
@@ -455,7 +458,7 @@ for step in range(STEPS + 1):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for part in optimizer.param_groups:
-            part["lr"] = train.learning_rate(step, STEPS, RATE)
+            part["lr"] = train.learning_rate(step, round(STEPS / train.CURRICULUM), RATE)  # of two, the first cosine
         optimizer.step()
     history.append(loss.item())
 
@@ -530,9 +533,9 @@ assert used == set(columns.values())
 
 # %% [markdown]
 # Phone books are learned first, because they repeat the same pair in the same words. Meetings and stories follow once
-# there are documents about them. The place of a thing after several moves is hard to learn. After about three fifths of
-# the training, the curriculum leaves out phone books and stories for a while (the picture in section 4). Are phone
-# books forgotten then? This is one run, so the small ups and downs mean nothing.
+# there are documents about them. The place of a thing after several moves is hard to learn. At three fifths of the
+# curriculum, phone books and stories are left out for a while (the picture in section 4). Are phone books forgotten
+# then? This is one run, so the small ups and downs mean nothing.
 #
 # ## 7. How far from the floor?
 #
@@ -611,8 +614,8 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # <details><summary>Solution</summary>
 #
-# Each of the $k$ experts has $f_e = 1$ and $p_e = 1/k$, and the others have 0. So $E \sum_e f_e p_e = E \cdot k \cdot
-# 1/k = E$, which is 16 here instead of 4.
+# Each of the $k$ experts has $f_e = 1$ and $p_e = 1/k$, and the others have 0. So
+# $E \sum_e f_e p_e = E \cdot k \cdot 1/k = E$, which is 16 here instead of 4.
 #
 # ```python
 # from qwen3_next import load_balancing_loss
@@ -654,9 +657,9 @@ print(f"thing, place, name, answer, name (asked) together: {recalled / sum(sums.
 #
 # <details><summary>Solution</summary>
 #
-# That model pays $\log_2 6$ bits each time, while the floor falls from question to question: $\log_2 6, \log_2 5,
-# \dots, 0$. If `tiny/` pays about $\log_2 6$, it has not learned to eliminate. If it pays more, it does not even keep
-# to the names of the book.
+# That model pays $\log_2 6$ bits each time, while the floor falls from question to question:
+# $\log_2 6, \log_2 5, \dots, 0$. If `tiny/` pays about $\log_2 6$, it has not learned to eliminate. If it pays more, it
+# does not even keep to the names of the book.
 #
 # ```python
 # source = corpus.Corpus(None, {"book": 1.0}, entries=6, **{"single questions": 0.999})

@@ -520,10 +520,10 @@ def test_the_sentence(story, chromium):
         before = page.evaluate("share(times(words[30].alpha, memories[3][29].S), words[30])")
         assert f"fades the whole memory to {shown(alpha)}" in text
         if 0.65 < alpha < 0.999:
-            assert f", a rate that would halve it in {np.log(2) / -np.log(alpha):.0f} words" in text
-        assert f"returns {shown(before)} of its value; the word writes the difference" in text
+            assert f" (at this rate, to half in {np.log(2) / -np.log(alpha):.0f} words)" in text
+        assert f"returns {shown(before)} of its value. The word writes the difference" in text
         assert f"with strength {beta:.2f}" in text
-        assert f"{blue(page)} of 31 words can still be returned" in text
+        assert f"The memory still returns {blue(page)} of 31 words" in text
         k, v, S = page.evaluate("[words.map(w => [...w.k]), words.map(w => [...w.v]), [...memories[3][30].S]]")
         k, v = np.array(k)[:31], np.array(v)[:31]
         others = np.array([k[(j + 17) % 31] for j in range(31)]) @ np.reshape(S, (k.shape[1], v.shape[1]))

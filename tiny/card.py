@@ -1,4 +1,4 @@
-"""Measures the model in this folder on held-out text and writes the figures into README.md beside it.
+"""Measures the model in this folder on held-out text and writes the figures into README.md next to it.
 
     python tiny/card.py                  measure and write
     python tiny/card.py --print          measure and print only
@@ -31,26 +31,33 @@ from qwen3_next import Qwen3NextForCausalLM, Qwen3NextTokenizer  # noqa: E402
 BITS = 1 / math.log(2)
 OPEN = {"yes or no": 0.0}  # no questions that ask for Yes or No
 PROMPTS = ["Once upon a time", "Tell me a story about a fox and a lantern."]
-ROLES = {
-    "template": "what follows from the words before",
-    "free choice": "one of several ways to tell it",
-    "name (new)": "who someone is, the first time",
-    "name (asked)": "whose number is asked for",
-    "name (copied)": "the same name in the answer",
-    "name": "any other time: which of those known",
+ASKED = [
+    ("stories", "chat"),
+    ("meetings", "who"),
+    ("accounts", "moves"),
+    ("accounts in which things only change hands", "handed on"),
+    ("a newcomer's words", "free"),
+]
+ROLES = {  # "(new)": the first time that it is told
+    "template": "fixed by the words just before",
+    "free choice": "where the generator picks one of several wordings",
+    "name (new)": "who takes part",
+    "name (asked)": "in a phone book: whose number is asked for",
+    "name (copied)": "the same name, in the answer",
+    "name": "any other mention: which of those known",
     "pronoun": "he or she, which the name tells",
-    "kind (new)": "fox, girl, baker",
-    "kind": "",
+    "kind (new)": "what somebody is: fox, girl, baker",
+    "kind": "the same, told again",
     "thing (new)": "lantern, kite",
     "thing": "",
-    "adjective (new)": "what the thing is like",
+    "adjective (new)": "what a thing is like",
     "adjective": "",
-    "place (new)": "where someone goes or something lies",
+    "place (new)": "where somebody goes or something lies",
     "place": "",
-    "detail (new)": "weather, food, what one plot alone has",
+    "detail (new)": "weather, food, what a single plot has",
     "detail": "",
     "number (new)": "digits of a phone book",
-    "answer": "digits asked for; where things are; sentences that answer a question about a story; Yes or No",
+    "answer": "what answers a question: digits, names, places, whole sentences about a story, yes or no",
 }
 
 
@@ -126,14 +133,15 @@ class Card:
         for name, tally in [(role, found[role]) for role in ROLES] + [("all", total)]:
             n, d = tally["tokens"], tally["drafts"]
             loss, floor = (BITS * tally[key] / n for key in ("loss", "floor"))
-            excess.append([name, n, f"{floor:.3f}", f"{loss:.3f}", f"{loss - floor:.3f}", ROLES.get(name, "")])
+            bits = (f"{abs(floor):.3f}", f"{loss:.3f}", f"{loss - floor:.3f}")  # rounding may leave a floor of -0.000
+            excess.append([name, n, *bits, ROLES.get(name, "")])
             drafts.append([name, *(f"{tally[key] / d:.0%}" for key in ("mtp", "overlap", "bigram"))])
         share = load / load.sum(1, keepdim=True) * load.shape[1]
         loads = [[i, *(f"{f(row):.2f}" for f in (torch.min, torch.median, torch.max))] for i, row in enumerate(share)]
         return (
-            table(["role", "tokens", "floor", "model", "excess", ""], excess),
+            table(["role", "tokens", "floor, bits", "model, bits", "excess, bits", "what it is"], excess),
             table(["role", "MTP", "MTP, sampled", "bigram"], drafts),
-            table(["layer", "least", "median", "most"], loads),
+            table(["layer", "least used", "median", "most used"], loads),
         )
 
     @torch.no_grad()
@@ -158,7 +166,7 @@ class Card:
         return sum(found) / len(found)
 
     def yes_or_no(self, documents: int, kind: str) -> float:
-        """The share of right replies with Yes or No for a first word, in documents that mostly ask for these."""
+        """The share of replies that are right, the fact and the yes or no, in documents that mostly ask for these."""
         return train.yes_or_no(self.exact, self.tokenizer, kind, documents)
 
     def far(self, entries: int, length: int, documents: int = 12) -> float:
@@ -207,12 +215,9 @@ def main():
     ]
     books = [[n, f"{card.questions(24, entries=n):.0%}"] for n in (2, 4, 8, 16, 24, 32, 48, 64, 96)]
     far = [[n, *(f"{card.far(n, length):.0%}" for length in (512, 1024, 2048, 4096))] for n in (4, 16)]
-    stories, handed, free = (
-        card.questions(150, **OPEN),
-        [f"{card.questions(80, 'handed on', things=things, **OPEN):.0%}" for things in (2, 3)],
-        card.questions(200, "free", **OPEN),
-    )
-    compared = {kind: f"{card.yes_or_no(150, kind):.0%}" for kind in ("chat", "who", "moves", "handed on", "free")}
+    asked = [
+        [name, f"{card.questions(150, kind, **OPEN):.0%}", f"{card.yes_or_no(150, kind):.0%}"] for name, kind in ASKED
+    ]
     speed = [
         [
             row["drafts"],
@@ -225,17 +230,14 @@ def main():
     sections = {
         "size": card.size(),
         "excess": excess,
-        "questions": f"Questions about stories: {stories:.1%} right. In a newcomer's own words, with numbers and what "
-        f"lies outside: {free:.1%}. About two things that only change hands: {handed[0]}; about three: {handed[1]}. "
-        "Yes or No, of which one is as frequent as the other, leaving out what follows: about stories "
-        f"{compared['chat']}, meetings {compared['who']}, accounts {compared['moves']}, things that change hands "
-        f"{compared['handed on']}, in a newcomer's words {compared['free']}. The table is without such questions.\n\n"
-        + table(["moves", "two things", "three"], moves),
-        "books": table(["entries", "right"], books),
-        "far": table(["entries", "512", "1K", "2K", "4K"], far),
+        "questions": table(["questions in", "other questions: right", "yes or no: right"], asked)
+        + "\n\nIn accounts, by the number of moves, without questions for yes or no:\n\n"
+        + table(["moves", "two things", "three things"], moves),
+        "books": table(["entries in the book", "numbers right"], books),
+        "far": table(["entries in the book", "512", "1K", "2K", "4K"], far),
         "load": load,
         "drafts": drafts,
-        "speed": table(["drafts", "tokens/s", "ratio", "accepted, by position"], speed),
+        "speed": table(["drafts a step", "tokens/s", "compared with none", "accepted, by position"], speed),
         "samples": card.samples(10),
     }
     minutes = (time.perf_counter() - begun) / 60

@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import phrasing
-from grammar import LINE, Bind, Call, Choice, Env, Floor, Grammar, Mark, Unit, Word, line, parse
+from grammar import LINE, Bind, Call, Choice, Env, Floor, Grammar, Mark, Slot, Unit, Word, line, parse
 from plots import SHAPES
 
 
@@ -65,7 +65,10 @@ PEOPLE = {
     "baker": "", "farmer": "", "miller": "", "sailor": "", "gardener": "", "shepherd": "", "tailor": "", "weaver": "",
     "potter": "", "carpenter": "", "painter": "", "teacher": "", "doctor": "", "knight": "", "wizard": "", "pirate": "",
 }  # fmt: skip
-FIXED = {"hen": "she"} | {kind: he for kind, he in PEOPLE.items() if he}  # kinds that are always she, or always he
+# Kinds that are always she, or always he
+FIXED = {"hen": "she"} | {kind: he for kind, he in PEOPLE.items() if he}
+FIXED |= dict.fromkeys(("cow", "fairy", "witch", "mermaid", "grandmother"), "she")
+FIXED |= dict.fromkeys(("cowboy", "fisherman", "policeman", "postman", "waiter", "actor", "grandfather"), "he")
 TRAITS = words("""
     small little kind curious clever shy cheerful quiet busy brave gentle young friendly patient merry
     thoughtful careful lively
@@ -241,9 +244,30 @@ FIRST_WORDS = {
 # Variables: what each may be, given those that have a value already.
 
 
+# New words of accounts, meetings and phone books, lists with the share of each. Half of names and things are made up.
+PLAIN = frozenset((*NAMES, *THING_ROWS, *ANIMALS, *PEOPLE, *PLACE_ROWS))
+MORE_NAMES = (*phrasing.MORE_GIRLS, *phrasing.MORE_BOYS, *phrasing.EITHER)
+SHORT = tuple(name for name in phrasing.SHORT if name not in PLAIN)
+SHORT_THINGS = tuple(noun for noun in phrasing.SHORT_THINGS if noun not in PLAIN)
+NEW_NAMES = ((0.5, MORE_NAMES), (0.5, SHORT))
+NEW_THINGS = ((0.5, tuple(phrasing.MORE_THINGS)), (0.5, SHORT_THINGS))
+NEW_KINDS = ((1.0, tuple(phrasing.MORE_KINDS)),)
+
+WIDE = frozenset(MORE_NAMES + SHORT + SHORT_THINGS)
+WIDE |= frozenset(phrasing.MADE_UP + phrasing.MORE_THINGS + phrasing.MADE_UP_THINGS)
+
+
 @functools.cache
+def eighth(word: str) -> int:
+    """One of eight groups of words."""
+    return zlib.crc32(word.encode()) % 8
+
+
+@functools.lru_cache(1 << 17)
 def held_out(one: str, other: str) -> bool:
-    """Whether this pair never occurs in training."""
+    """Whether this pair never occurs in training; for a word of the long lists its group decides."""
+    if one in WIDE or other in WIDE:
+        return (eighth(one) + eighth(other)) % 8 == 0
     return zlib.crc32(f"{one} {other}".encode()) % 8 == 0
 
 
@@ -255,9 +279,9 @@ def fits(env: Env, one: str | None, other: str | None) -> bool:
 def hero_kind(env: Env) -> dict[str, float]:
     """Animals three times in five, children more often than other people."""
     people = {kind: 0.4 / (len(PEOPLE) + 6) * (4 if kind in ("girl", "boy") else 1) for kind in PEOPLE}
-    if env.get("hero is") == "person":
-        return people
-    return people | {kind: 0.6 / len(ANIMALS) for kind in ANIMALS}
+    kinds = people if env.get("hero is") == "person" else people | {kind: 0.6 / len(ANIMALS) for kind in ANIMALS}
+    he = env.get("h.he")
+    return {kind: share for kind, share in kinds.items() if FIXED.get(kind, he) == he} if he else kinds
 
 
 def friend_kind(env: Env) -> dict[str, float]:
@@ -278,16 +302,32 @@ def names_of(kind: str, he: str) -> list[str]:
     return HE_ANIMALS if kind in ANIMALS else BOYS
 
 
+SHE = frozenset(GIRLS + SHE_ANIMALS + phrasing.MORE_GIRLS)
+NO_PRONOUN = frozenset(phrasing.EITHER + phrasing.MADE_UP) | frozenset(SHORT)
+
+
 def pronoun(name: str) -> str:
-    """A name is always of the same pronoun."""
-    return "she" if name in GIRLS or name in SHE_ANIMALS or name in phrasing.MORE_GIRLS else "he"
+    """A name is always of the same pronoun; "" for names that tell none."""
+    return "she" if name in SHE else "" if name in NO_PRONOUN else "he"
+
+
+@functools.cache
+def thing_row(noun: str) -> list[str]:
+    """What is known about a thing; of those that no story has by itself, what may be said of any."""
+    return THING_ROWS.get(noun) or [noun, *phrasing.ANY_THING]
 
 
 def thing(env: Env) -> dict[str, float]:
     """Any thing that the plot can use and that may belong to this hero."""
     skip = SHAPES[env["shape"]].skip if "shape" in env else ()
-    allowed = (noun for noun in THING_ROWS if noun not in skip and noun != env.get("u.noun"))
-    return {noun: 1 for noun in allowed if fits(env, env.get("h.name"), noun)}
+    allowed = [noun for noun in THING_ROWS if noun not in skip and noun != env.get("u.noun")]
+    return dict.fromkeys([noun for noun in allowed if fits(env, env.get("h.name"), noun)] or allowed, 1)
+
+
+def hero_name(env: Env) -> dict[str, float]:
+    """Any name that suits the hero's kind and that may belong to the thing, if it is known."""
+    names = names_of(env["h.kind"], env["h.he"])
+    return dict.fromkeys([name for name in names if fits(env, name, env.get("t.noun"))] or names, 1)
 
 
 def shape(env: Env) -> dict[str, float]:
@@ -307,9 +347,7 @@ def once(*values: str) -> Callable[[Env], dict[str, float]]:
 VARIABLES: dict[str, Callable[[Env], dict]] = {
     "h.kind": hero_kind,
     "h.he": lambda env: {FIXED[env["h.kind"]]: 1} if env["h.kind"] in FIXED else {"she": 1, "he": 1},
-    "h.name": lambda env: {
-        name: 1 for name in names_of(env["h.kind"], env["h.he"]) if fits(env, name, env.get("t.noun"))
-    },
+    "h.name": hero_name,
     "f.kind": friend_kind,
     "f.he": lambda env: {"he" if env["h.he"] == "she" else "she": 1},
     "f.name": lambda env: dict.fromkeys(names_of(env["f.kind"], env["f.he"]), 1),
@@ -324,9 +362,7 @@ VARIABLES: dict[str, Callable[[Env], dict]] = {
     "s": lambda env: dict.fromkeys(split(PLACE_ROWS[env["p.noun"]][2]), 1),
     "dish": once(*FOODS),
 }
-VARIABLES |= {
-    f"{x}.adjective": lambda env, x=x: dict.fromkeys(THING_ROWS[env[f"{x}.noun"]][1].split(), 1) for x in "tu"
-}
+VARIABLES |= {f"{x}.adjective": lambda env, x=x: dict.fromkeys(thing_row(env[f"{x}.noun"])[1].split(), 1) for x in "tu"}
 VARIABLES |= {name: once(*values) for shape in SHAPES.values() for name, values in shape.words.items()}
 
 
@@ -335,7 +371,7 @@ VARIABLES |= {name: once(*values) for shape in SHAPES.values() for name, values 
 
 def joy(env: Env) -> str:
     """What is good about the thing, told once."""
-    return "" if "told joy" in env else "{tell joy}" + THING_ROWS[env["t.noun"]][4]
+    return "" if "told joy" in env else "{tell joy}" + thing_row(env["t.noun"])[4]
 
 
 def first_food(phrase: str) -> str:
@@ -376,8 +412,8 @@ for x in "hf":
 for x in "tu":
     MACROS |= {x: lambda env, x=x: f"the {{{x}.noun}}", f"{x}.a": lambda env, x=x: f"a {{{x}.adjective}} {{{x}.noun}}"}
 for column, name in {2: "use", 3: "used", 5: "broken", 6: "part", 7: "fix"}.items():
-    MACROS[f"t.{name}"] = lambda env, column=column: THING_ROWS[env["t.noun"]][column]
-MACROS["t.used"] = lambda env: re.sub(r"\bit\b", f"the {env['t.noun']}", THING_ROWS[env["t.noun"]][3], count=1)
+    MACROS[f"t.{name}"] = lambda env, column=column: thing_row(env["t.noun"])[column]
+MACROS["t.used"] = lambda env: re.sub(r"\bit\b", f"the {env['t.noun']}", thing_row(env["t.noun"])[3], count=1)
 for x in "pq":
     MACROS |= {
         x: lambda env, x=x: f"the {{{x}.noun}}",
@@ -471,6 +507,9 @@ def exchange(question: tuple, answer: tuple) -> tuple:
 
 
 YES_OR_NO = 0.3  # of the questions about a story, an account or a meeting that can be asked
+# How their answers end. The fact comes first, in the words in which it is told when nobody asks for Yes or No: with a
+# name in the middle of the line, as in the question. There it is the same token, and the last word need but compare.
+SO_YES, SO_NO = ((*parse(", so "), Word(word, "answer"), Mark(".")) for word in ("yes", "no"))
 
 
 def any_of(*options: tuple) -> Choice:
@@ -520,7 +559,12 @@ def asked(env: Env) -> tuple:
     done = env.get("asked", ())
     pairs = [pair for pair in SHAPES[env["shape"]].questions(env) if topic(pair[0]) not in done]
     ways = ((*exchange(line(q), line(a)), Bind("asked", (*done, topic(q)))) for q, a in pairs)
-    return (BREAK, weighed(env, [a.startswith(("{yes}", "{no}")) for _, a in pairs], ways)) if pairs else ()
+    return (BREAK, weighed(env, [compares(a) for _, a in pairs], ways)) if pairs else ()
+
+
+def compares(answer: str) -> bool:
+    """Whether an answer about a story says yes or no."""
+    return answer.endswith((" {yes}.", " {no}."))
 
 
 def weighed(env: Env, compare: list[bool], ways: Iterable[tuple]) -> Choice:
@@ -580,7 +624,7 @@ def read_and_asked(env: Env) -> tuple:
         (Mark("\n\n"), *line(question), Word("<|im_end|>"), BREAK, *turn("assistant", *line(answer)))
         for question, answer in pairs
     ]
-    compare = [answer.startswith(("{yes}", "{no}")) for _, answer in pairs]
+    compare = [compares(answer) for _, answer in pairs]
     ways = ((*nodes, Bind("asked", (topic(pair[0]),))) for nodes, pair in zip(ways, pairs, strict=True))
     return (weighed(env, compare, ways),)
 
@@ -612,6 +656,7 @@ HANDOVERS = (
 def account(env: Env) -> tuple:
     """env["things"] things, or 2 to MOVED of them, and one more characters; then env["moves"] moves, or 1 to MOVES of
     them, and questions where everything is. With env["handed on"] things only change hands, no time to HANDED times.
+    Names, things and places are new words as often as env["new words"] says (see `perhaps_new`).
     """
     count = env.get("moves")
     counts = range(1, env.get("most moves", MOVES) + 1) if count is None else (count,)
@@ -627,6 +672,19 @@ def perhaps_bare(env: Env) -> Choice:
     return Choice(tuple((p, (Bind("questions", q),)) for p, q in ((bare, False), (1 - bare, True)) if p))
 
 
+def perhaps_new(env: Env, new: tuple, plain: tuple) -> Choice:
+    """With probability env["new words"], 0 unless given, a word that stories do not have, else one that they have.
+
+    The tokenizer makes several tokens of most new words. Each of them is copied from its own place.
+    """
+    return either_way(env.get("new words", 0.0), new, plain)
+
+
+def one_new(lists: tuple, taken: Iterable[str], role: str, variable: str, other: str | None = None) -> tuple:
+    """A new word, as `from_lists` has it."""
+    return (Call(lambda env: from_lists(env, lists, taken, role, variable, other=other)),)
+
+
 def cast(env: Env) -> tuple:
     """Names one more character, until there are enough."""
     people, last = env.get("people", ()), env["things"]
@@ -634,7 +692,8 @@ def cast(env: Env) -> tuple:
         return ()
     ways = ((Word(name, "name (new)"), Bind("people", (*people, name))) for name in NAMES if name not in people)
     between = parse(" and ") if len(people) == last else parse(", ") if people else ()
-    return (*between, any_of(*ways), Call(cast))
+    new = (*one_new(NEW_NAMES, people, "name (new)", "who"), JOINED)
+    return (*between, perhaps_new(env, new, (any_of(*ways),)), Call(cast))
 
 
 def set_out(env: Env) -> tuple:
@@ -643,21 +702,40 @@ def set_out(env: Env) -> tuple:
     if len(held) == env["things"]:
         return ()
     nouns = [noun for noun in THING_ROWS if noun not in held and " " not in noun]
-    ways = []
+    ways, share = [], env.get("new words", 0.0)
     for person in env["people"]:
         if person in held.values():
             continue
-        own = [noun for noun in nouns if fits(env, person, noun)] or nouns
-        for noun in own:
-            nodes = (Word(person, "name"), *parse(" has a "), Word(noun, "thing (new)"), Mark("."))
-            ways.append((1 / len(own), (LINE, *nodes, Bind("held", held | {noun: person}))))
+        has_a = (LINE, Word(person, "name"), *parse(" has a "))
+        own = [noun for noun in nouns if fits(env, person, noun)]
+        new = 1.0 if share and not own else share
+        own = own or nouns
+        if new:
+            what = one_new(NEW_THINGS, held, "thing (new)", "noun", other=person)
+            ways.append((new, (*has_a, *what, Mark("."), Call(functools.partial(now_owns, person)))))
+        for noun in own if new < 1 else ():
+            nodes = (*has_a, Word(noun, "thing (new)"), Mark("."))
+            ways.append(((1 - new) / len(own), (*nodes, Bind("held", held | {noun: person}))))
     return (Choice(tuple(ways)), Call(set_out))
+
+
+def now_owns(person: str, env: Env) -> tuple:
+    """Somebody has the thing that has just been named."""
+    return (Bind("held", env.get("held", {}) | {env["noun"]: person}),)
 
 
 @functools.cache
 def place_words(noun: str) -> tuple:
     """ "in the barn", with the role of a place."""
-    return (*parse(f"{PLACE_ROWS[noun][1]} the "), Word(noun, "place (new)"))
+    return (*parse(f"{WAYS_THERE[noun]} the "), Word(noun, "place (new)"))
+
+
+def places(env: Env) -> list[tuple[float, str]]:
+    """The places of an account, with the weight of each for one of three verbs."""
+    share = env.get("new words", 0.0)
+    some = [(1 / 3 / len(PLACE_ROWS) * (1 - share), place) for place in PLACE_ROWS]
+    some += [(share / 3 / len(phrasing.ROOMS), place) for place in phrasing.ROOMS]
+    return [(p, place) for p, place in some if p]
 
 
 def move(env: Env) -> tuple:
@@ -688,15 +766,15 @@ def move(env: Env) -> tuple:
                     gave = (Word(holder, "name"), Mark(" "), Word("gave"), *thing, *parse(" to "), Word(other, "name"))
                     ways.append((0.5, gave, noun, other))
             for verb in () if env.get("handed on") else ("put", "left", "lost"):
-                for place in PLACE_ROWS:
+                for p, place in places(env):
                     put = functools.partial(put_down, holder, verb, noun, place)
-                    ways.append((1 / 3 / len(PLACE_ROWS), (Call(put),), noun, place))
+                    ways.append((p, (Call(put),), noun, place))
         else:
             takers = [p for p in people if fits(env, p, noun) or env.get("split") == "held out"] or people
             for verb in ("took", "found"):
                 for taker in takers:
                     took = (Word(taker, "name"), Mark(" "), Word(verb), *thing)
-                    where = (Mark(" "), *parse(f"{PLACE_ROWS[holder][1]} the "), Word(holder, "place"))
+                    where = (Mark(" "), *parse(f"{WAYS_THERE[holder]} the "), Word(holder, "place"))
                     ways.append((0.5 / len(takers), (*took, *(where if verb == "found" else ())), noun, taker))
     if not ways:  # the split has nobody whom a thing may go to
         return (Bind("left", 0), Call(move))
@@ -704,13 +782,13 @@ def move(env: Env) -> tuple:
 
     def moved(env: Env) -> tuple:
         noun, to = env["to"]
-        seen = (Bind("seen", (*env.get("seen", ()), to)),) if to in PLACE_ROWS else ()
+        seen = (Bind("seen", (*env.get("seen", ()), to)),) if to in WAYS_THERE else ()
         return (*seen, Bind("held", held | {noun: to}), Bind("left", left - 1), Call(move))
 
     return (Choice(tuple(made)), Call(moved))
 
 
-@functools.cache
+@functools.lru_cache(1 << 12)
 def handed_over(giver: str, noun: str, taker: str) -> tuple:
     """A thing changes hands, in one of several ways to say it."""
     what = (*parse("the "), Word(noun, "thing"))
@@ -738,7 +816,7 @@ def facts_told(env: Env, nouns: tuple[str, ...]) -> tuple:
 def fact(env: Env, noun: str) -> tuple:
     """A sentence that says where a thing is, but for the full stop."""
     holder = env["held"][noun]
-    at = "with " if holder in env["people"] else f"{PLACE_ROWS[holder][1]} the "
+    at = "with " if holder in env["people"] else f"{WAYS_THERE[holder]} the "
     the = (Word("the", "template"), Mark(" "), Word(noun, "thing"), Mark(" "))
     return (LINE, *the, Word("is", "template"), *parse(f" {at}"), Word(holder, "answer"))
 
@@ -748,20 +826,18 @@ def compared(env: Env, noun: str) -> list[tuple[tuple, tuple]]:
     holder, thing = env["held"][noun], Word(noun, "thing")
     people = [person for person in env["people"] if person != holder]
     has = (*parse(" have the "), thing, *parse(" now?"))
-    yes, no = ((LINE, Word(word, "answer"), *parse(", ")) for word in ("yes", "no"))
     another = (LINE, *parse("does "), any_of(*((Word(person, "name"),) for person in people)), *has)
+    told = fact(env, noun)
     if holder in env["people"]:
-        answer = (Word(holder, "answer"), *parse(" has the "), thing, Mark("."))
-        return [((LINE, *parse("does "), Word(holder, "name"), *has), (*yes, *answer)), (another, (*no, *answer))]
+        return [((LINE, *parse("does "), Word(holder, "name"), *has), (*told, *SO_YES)), (another, (*told, *SO_NO))]
     places = dict.fromkeys(place for place in env.get("seen", ()) if place != holder)
     places = list(places or (place for place in PLACE_ROWS if place != holder))
 
     def lies(*places: str) -> tuple:
-        where = any_of(*((*parse(f"{PLACE_ROWS[place][1]} the "), Word(place, "place")) for place in places))
+        where = any_of(*((*parse(f"{WAYS_THERE[place]} the "), Word(place, "place")) for place in places))
         return (LINE, *parse("is the "), thing, Mark(" "), where, *parse(" now?"))
 
-    answer = (*fact(env, noun)[1:], Mark("."))
-    return [(lies(holder), (*yes, *answer)), ((any_of(lies(*places), another),), (*no, *answer))]
+    return [(lies(holder), (*told, *SO_YES)), ((any_of(lies(*places), another),), (*told, *SO_NO))]
 
 
 def sometimes_compared(env: Env, nouns: tuple[str, ...]) -> tuple:
@@ -820,7 +896,8 @@ GUESTS = 6
 def meeting(env: Env) -> tuple:
     """A day, env["guests"] characters with a thing each, or 2 to GUESTS of them, and questions about all of that.
 
-    If there are no questions, their answers alone, env["rounds"] times, in another order each time.
+    If there are no questions, their answers alone, env["rounds"] times, in another order each time. Names, kinds and
+    things are new words as often as env["new words"] says (see `perhaps_new`).
     """
     count = env.get("guests")
     counts = range(2, env.get("most guests", GUESTS) + 1) if count is None else (count,)
@@ -844,37 +921,55 @@ def guest(env: Env) -> tuple:
     return (ARRIVAL, Call(arrived))
 
 
+def guest_kind(env: Env) -> tuple:
+    """What a guest is."""
+    plain = any_of(*((Word(kind, "kind (new)"), Bind("guest kind", kind)) for kind in (*ANIMALS, *PEOPLE)))
+    return (perhaps_new(env, one_new(NEW_KINDS, (), "kind (new)", "guest kind"), (plain,)),)
+
+
 def guest_name(env: Env) -> tuple:
     """The name of someone whose kind is known; nobody else has it."""
     kind, taken = env["guest kind"], [one["name"] for one in env.get("present", ())]
     he = [FIXED[kind]] if kind in FIXED else ["she", "he"]
     names = (name for x in he for name in names_of(kind, x) if name not in taken)
-    return (any_of(*((Word(name, "name (new)"), Bind("guest", name)) for name in names)),)
+    plain = any_of(*((Word(name, "name (new)"), Bind("guest", name)) for name in names))
+    lists = new_names_suiting(FIXED.get(kind, ""))
+    return (perhaps_new(env, one_new(lists, taken, "name (new)", "guest"), (plain,)),)
 
 
 def guest_he(env: Env) -> tuple:
-    """She or he, by the guest's name."""
-    return (Word(pronoun(env["guest"]), "pronoun"),)
+    """She or he, by the guest's name; a name that tells neither again."""
+    he = pronoun(env["guest"])
+    return (Word(he, "pronoun") if he else Word(env["guest"], "name"),)
 
 
 def guest_thing(env: Env) -> tuple:
     """A thing that the guest may have, and nobody else has."""
     taken = [one["noun"] for one in env.get("present", ())]
-    nouns = (noun for noun in THING_ROWS if " " not in noun and noun not in taken)
-    return (any_of(*(described(noun) for noun in nouns if fits(env, env["guest"], noun))),)
+    others = [noun for noun in THING_ROWS if " " not in noun and noun not in taken]
+    own = [noun for noun in others if fits(env, env["guest"], noun)]
+    nouns = own or ([] if env.get("new words") else others)
+    plain = any_of(*(described(noun) for noun in nouns))
+    what = one_new(NEW_THINGS, taken, "thing (new)", "guest noun", other=env["guest"])
+    new = (*parse("a "), adjective_of(phrasing.ANY_THING[0]), Mark(" "), *what)
+    return (perhaps_new(env, new, (plain,)),) if nouns else new
 
 
 @functools.cache
 def described(noun: str) -> tuple:
     """ "a red kite", whatever the adjective."""
-    likes = THING_ROWS[noun][1].split()
-    adjective = any_of(*((Word(like, "adjective (new)"), Bind("guest thing", like)) for like in likes))
-    return (*parse("a "), adjective, Mark(" "), Word(noun, "thing (new)"), Bind("guest noun", noun))
+    what = (Word(noun, "thing (new)"), Bind("guest noun", noun))
+    return (*parse("a "), adjective_of(THING_ROWS[noun][1]), Mark(" "), *what)
 
 
-GUEST_KIND = any_of(*((Word(kind, "kind (new)"), Bind("guest kind", kind)) for kind in (*ANIMALS, *PEOPLE)))
+@functools.cache
+def adjective_of(likes: str) -> Choice:
+    """What a guest's thing is like: one of these words."""
+    return any_of(*((Word(like, "adjective (new)"), Bind("guest thing", like)) for like in likes.split()))
+
+
 TRAIT = Choice(((0.5, parse(f"[{'|'.join(TRAITS)}] ")), (0.5, ())))
-WHO = (*parse("a "), TRAIT, GUEST_KIND, *parse(" named "), Call(guest_name))
+WHO = (*parse("a "), TRAIT, Call(guest_kind), *parse(" named "), Call(guest_name))
 ARRIVAL = any_of(
     (LINE, *WHO, *parse(" had "), Call(guest_thing), Mark(".")),
     (LINE, *parse("then came "), *WHO, *parse(" with "), Call(guest_thing), Mark(".")),
@@ -921,20 +1016,19 @@ def who_and_what(env: Env, one: dict) -> list[tuple]:
     """Two pairs of questions about a guest that ask for Yes or No, with answers; each pair has a name of its own."""
     others, ways = [other for other in env["present"] if other is not one], []
     name, noun = one["name"], one["noun"]
-    is_a = (Word(name, "answer"), *parse(" is a "), Word(one["kind"], "answer"), Mark("."))
-    has = (Word(name, "answer"), *parse(" has the "), Word(noun, "thing"), Mark("."))
-    for begin, answers, names, kinds in (
-        ("yes", (is_a, has), [name], [one["kind"]]),
-        ("no", (is_a, has), [o["name"] for o in others], [o["kind"] for o in others if o["kind"] != one["kind"]]),
+    is_a = (LINE, Word(name, "answer"), *parse(" is a "), Word(one["kind"], "answer"))
+    is_with = (*line("The "), Word(noun, "answer"), *parse(" is with "), Word(name, "answer"))
+    for so, names, kinds in (
+        (SO_YES, [name], [one["kind"]]),
+        (SO_NO, [o["name"] for o in others], [o["kind"] for o in others if o["kind"] != one["kind"]]),
     ):
-        reply = (LINE, Word(begin, "answer"), *parse(", "))
         if kinds:
             kind = any_of(*((Word(kind, "kind"),) for kind in kinds))
             question = (*line(f"Is {name} "), *parse("a "), kind, Mark("?"))
-            ways.append((f"{name} is", question, (*reply, *answers[0])))
+            ways.append((f"{name} is", question, (*is_a, *so)))
         who = any_of(*((Word(who, "name"),) for who in names))
         question = (*line("Does "), who, *parse(f" have the {noun} now?"))
-        ways.append((f"has {noun}", question, (*reply, *answers[1])))
+        ways.append((f"has {noun}", question, (*is_with, *so)))
     return ways
 
 
@@ -947,6 +1041,7 @@ def book(env: Env) -> tuple:
     """A phone book and questions: as many entries as env["entries"], or 2 to ENTRIES, short books more often.
 
     Each entry is asked for env["rounds"] times, at most 12 in all; if there are no questions, told again so often.
+    Names are new words as often as env["new words in books"] says, 0 unless given.
     """
     count = env.get("entries")
     counts = [(1 / n, n) for n in range(2, env.get("most entries", ENTRIES) + 1)] if count is None else [(1, count)]
@@ -964,7 +1059,9 @@ def entry(env: Env) -> tuple:
     if len(listed) == env["entries"]:
         return (*((Mark("\n\n"),) if env["questions"] else ()), Call(numbers_asked))
     ways = [(Word(name, "name (new)"), Bind("name", name)) for name in NAMES if name not in listed]
-    return (BREAK, *parse("- "), any_of(*ways), *parse(": "), Bind("digits", ""), Call(digit))
+    new = one_new(NEW_NAMES, listed, "name (new)", "name")
+    name = either_way(env.get("new words in books", 0.0), new, (any_of(*ways),))
+    return (BREAK, *parse("- "), name, *parse(": "), Bind("digits", ""), Call(digit))
 
 
 def digit(env: Env) -> tuple:
@@ -974,7 +1071,7 @@ def digit(env: Env) -> tuple:
     return (next_digit(env.get("split"), env["name"], env["digits"]), Call(digit))
 
 
-@functools.cache
+@functools.lru_cache(1 << 15)
 def next_digit(part: str | None, name: str, digits: str, length: int = 4) -> Choice:
     """The ten digits, as often as each leads to a number whose last two digits may belong to the name."""
     env, ways = Env({"split": part} if part else {}), []
@@ -1035,18 +1132,70 @@ AND_SO_ON = (Call(lambda env: (Bind("names left", env["names left"] - 1), Call(n
 
 PEOPLE_TOLD, THINGS_TOLD, SENTENCES = 4, 3, 6  # in an account told so, at most
 NUMBERS_TOLD = 7  # in a line, at most
-OTHER_NAMES = ((0.35, phrasing.MORE_GIRLS + phrasing.MORE_BOYS), (0.2, phrasing.MADE_UP))
+MORE_YES_OR_NO = 0.45  # of the questions about such an account
+# Lists of names and things with the share of each: seven in ten are from the long lists, or made up
+OTHER_NAMES = ((0.4, phrasing.MORE_GIRLS + phrasing.MORE_BOYS + phrasing.EITHER), (0.3, phrasing.MADE_UP))
+OTHER_THINGS = ((0.4, phrasing.MORE_THINGS), (0.3, phrasing.MADE_UP_THINGS))
 WAYS_THERE = {noun: row[1] for noun, row in PLACE_ROWS.items()} | phrasing.ROOMS
 PLACE_PHRASES = [f"{at} the {noun}" for noun, at in WAYS_THERE.items()]
 
 
-def new_name(env: Env, fitting: str | None = None) -> list[tuple[float, str]]:
-    """Names that nobody has yet, with their weights; only such as may have that thing."""
+@functools.lru_cache(1 << 12)
+def sifted(listed: tuple[str, ...], other: str | int, split: str, names: bool) -> tuple[str, ...]:
+    """The words that make with the other a pair of this split; the other may be a group of words of the long lists.
+
+    names: whether the listed words are names and the other is a thing, not the other way round.
+    """
+    if isinstance(other, int):
+        return tuple(word for word in listed if ((eighth(word) + other) % 8 == 0) == (split == "held out"))
+    pairs = (((word, other) if names else (other, word)) for word in listed)
+    return tuple(word for word, pair in zip(listed, pairs, strict=True) if held_out(*pair) == (split == "held out"))
+
+
+@functools.cache
+def word_told(word: str, role: str, variables: tuple[str, ...]) -> tuple:
+    """A word, which becomes the value of these variables."""
+    return (Word(word, role), *(Bind(name, word) for name in variables))
+
+
+@functools.lru_cache(1 << 9)
+def any_word(listed: tuple[str, ...], role: str, variables: tuple[str, ...]) -> Choice:
+    """One of these words."""
+    return Choice(tuple((1, word_told(word, role, variables)) for word in listed))
+
+
+def from_lists(
+    env: Env, lists: Iterable, taken: Iterable[str], role: str, *variables: str, other: str | None = None
+) -> tuple:
+    """A word from one of these lists, each with its share; none that is taken, or may not be in a pair with the other.
+
+    Of no such word: no nodes.
+    """
     ways = []
-    for share, names in ((0.45, NAMES), *OTHER_NAMES):
-        names = [name for name in names if name not in env.get("people", ()) and fits(env, name, fitting)]
-        ways += [(share / len(names), name) for name in names]
-    return ways
+    for share, listed in lists:
+        listed = tuple(listed)
+        if other and "split" in env:
+            half = eighth(other) if other in WIDE else other
+            listed = sifted(listed, half, env["split"], role.startswith("name"))
+        if any(word not in taken for word in listed):
+            ways.append((share, (Call(functools.partial(from_list, listed, taken, role, variables)),)))
+    return (Choice(tuple(ways)),) if ways else ()
+
+
+def from_list(listed: tuple[str, ...], taken: Iterable[str], role: str, variables: tuple[str, ...], env: Env) -> tuple:
+    """A word from this list that is not taken."""
+    if any(word in listed for word in taken):
+        return (Choice(tuple((1, word_told(word, role, variables)) for word in listed if word not in taken)),)
+    return (any_word(listed, role, variables),)
+
+
+def new_name(env: Env, *variables: str, fitting: str | None = None) -> tuple:
+    """A name that nobody has yet, which may have that thing; it becomes the value of the variables."""
+    lists = ((0.3, NAMES), *OTHER_NAMES)
+    return from_lists(env, lists, env.get("people", ()), "name (new)", *variables, other=fitting)
+
+
+JOINED = Call(lambda env: (Bind("people", (*env.get("people", ()), env["who"])),))
 
 
 def someone(env: Env, fitting: str | None = None, giver: str | None = None) -> tuple:
@@ -1056,21 +1205,16 @@ def someone(env: Env, fitting: str | None = None, giver: str | None = None) -> t
     """
     people = env.get("people", ())
     known = [name for name in people if name != giver and fits(env, name, fitting)]
-    new = new_name(env, fitting) if len(people) < PEOPLE_TOLD or not known else []
+    new = new_name(env, "who", fitting=fitting) if len(people) < PEOPLE_TOLD or not known else ()
     share = 0.6 if known and new else float(bool(known))
     calls = (((Word(name, "name"),) if giver else call(env, name), name) for name in known)
     ways = [(share / len(known), (*nodes, Bind("who", name))) for nodes, name in calls]
-    total = sum(weight for weight, _ in new)
-    ways += [
-        ((1 - share) * w / total, (Word(name, "name (new)"), Bind("people", (*people, name)), Bind("who", name)))
-        for w, name in new
-    ]
-    return (Choice(tuple(ways)),)
+    return (Choice((*ways, *(((1 - share, (*new, JOINED)),) if new else ()))),)
 
 
 def call(env: Env, name: str) -> tuple:
     """Somebody who has been named: the name, or the pronoun of the only one in the sentence before."""
-    if env.get("alone") != name or name in phrasing.MADE_UP:
+    if env.get("alone") != name or not pronoun(name):
         return (Word(name, "name"),)
     return (Choice(((0.6, (Word(name, "name"),)), (0.4, (Word(pronoun(name), "pronoun"),)))),)
 
@@ -1080,15 +1224,15 @@ def new_thing(env: Env) -> tuple:
     held, who, wanted = env.get("held", {}), env.get("who"), env.get("wanted")
     if wanted:
         return (Word(wanted, "thing (new)"), Bind("noun", wanted))
-    pools, ways = ((0.6, [noun for noun in THING_ROWS if " " not in noun]), (0.4, phrasing.MORE_THINGS)), []
-    open_still = [noun for _, pool in pools for noun in pool if noun not in held]
-    fitting = [
-        noun for noun in open_still if fits(env, who, noun)
-    ] or open_still  # a name may have but one held-out thing
-    for share, pool in pools:
-        nouns = [noun for noun in fitting if noun in pool]
-        ways += [(share / len(nouns), (Word(noun, "thing (new)"), Bind("noun", noun))) for noun in nouns]
-    return (Choice(tuple(ways)),)
+    pools = things_told()
+    if not any(fits(env, who, noun) for _, listed in pools for noun in listed if noun not in held):
+        who = None  # a name may have but one held-out thing
+    return from_lists(env, pools, held, "thing (new)", "noun", other=who)
+
+
+def things_told() -> tuple:
+    """Lists of things, with the share of each."""
+    return ((0.3, [noun for noun in THING_ROWS if " " not in noun]), *OTHER_THINGS)
 
 
 def somewhere(env: Env) -> tuple:
@@ -1131,30 +1275,57 @@ def told_freely(env: Env) -> tuple:
     return (either_way(1 - stop, (then, *go_on), (Call(asked_freely),)),)
 
 
-def now(env: Env, to: str, alone: str | None = None) -> tuple:
-    """The thing has come there; who was named alone may be a pronoun in the next sentence."""
+def verb(*words: str) -> tuple:
+    """One of these verbs, which becomes env["verb"]."""
+    return (any_of(*((Word(word), Bind("verb", "hid" if word == "hidden" else word)) for word in words)),)
+
+
+VERBS = {"put": verb(*phrasing.PUT), "done": verb(*phrasing.DONE), "took": verb(*phrasing.CARRIED)}
+
+
+def placed_by(env: Env, who: str) -> tuple:
+    """That somebody put the thing in a place."""
+    at = "to the " + env["at"].split()[-1] if env["verb"] in phrasing.CARRIED else env["at"]
+    return now(env, env["at"], who, (who, env["verb"], at))
+
+
+def passed_by(env: Env, who: str, told: bool = True) -> tuple:
+    """That somebody gave the thing away; told: in these words."""
+    return now(env, env["who"], None, (who, "gave" if told else "got", env["who"]))
+
+
+def now(env: Env, to: str, alone: str | None = None, act: tuple[str, str, str] = ("", "", "")) -> tuple:
+    """The thing has come there; who was named alone may be a pronoun in the next sentence.
+
+    act: who did what with it, "gave" it to whom or put it where; "got" if the words are the taker's, "" if only
+    fetched.
+    """
     noun = env["noun"]
     known = Bind("wanted", None if env.get("wanted") == noun else env.get("wanted"))
     seen = () if to in env.get("people", ()) else (Bind("seen", (*env.get("seen", ()), to)),)
-    return (*seen, Bind("held", env.get("held", {}) | {noun: to}), known, Bind("alone", alone))
+    acts = Bind("acts", (*env.get("acts", ()), (noun, act)))
+    return (*seen, Bind("held", env.get("held", {}) | {noun: to}), known, Bind("alone", alone), acts)
 
 
 def introduced(env: Env) -> tuple:
     """A thing comes in: somebody has it, or it lies somewhere."""
     wanted = env.get("wanted")
     what, at = (Call(new_thing),), (Call(somewhere),)
-    whom = (Call(lambda env: someone(env, later(env, env["noun"]), giver=env["who"])),)
+    whom = (Call(lambda env: (Bind("giver", env["who"]), *someone(env, later(env, env["noun"]), giver=env["who"]))),)
 
     def lies(env: Env) -> tuple:
         return now(env, env["at"])
 
     def lies_by(env: Env) -> tuple:
-        return now(env, env["at"], env["who"])
+        return placed_by(env, env["who"])
+
+    def has_been_given(env: Env) -> tuple:
+        return passed_by(env, env["giver"])
 
     ways = [(0.6 / len(phrasing.TAKEN), form, has_it) for form in phrasing.TAKEN]
     ways += [(0.1, phrasing.AND_PLACED, lies_by), (0.08, phrasing.AND_GIVEN, has_been_given)]
     ways += [(0.12, phrasing.PLACED[-1], lies_by)]
-    parts = {"who": (), "what": what, "at": at, "whom": whom}
+    parts = {"who": (), "what": what, "at": at, "whom": whom} | VERBS
     by_someone = ((p, (*fill(form, **parts), Call(then))) for p, form, then in ways)
     by_itself = (Bind("who", None), any_of(*(fill(form, what=what, at=at) for form in phrasing.LYING)), Call(lies))
     return (either_way(0.9, (Call(lambda env: someone(env, wanted)), Choice(tuple(by_someone))), by_itself),)
@@ -1167,28 +1338,24 @@ def later(env: Env, noun: str) -> str | None:
 
 def has_it(env: Env) -> tuple:
     """Somebody has the thing now."""
-    return now(env, env["who"], env["who"])
-
-
-def has_been_given(env: Env) -> tuple:
-    """As `has_it`, where two people were named."""
-    return now(env, env["who"])
+    return now(env, env["who"], env["who"], (env["who"], "", ""))
 
 
 def moved_freely(noun: str, env: Env) -> tuple:
     """The thing, of which the text has spoken, goes from hand to hand, or to a place, or from there to somebody."""
     holder, bound = env["held"][noun], Bind("noun", noun)
-    parts = {"what": (Word(noun, "thing"),), "it": (Call(lambda env: it(env, noun)),)}
+    parts = {"what": (Word(noun, "thing"),), "it": (Call(lambda env: it(env, noun)),)} | VERBS
     if holder in env.get("people", ()):
         who, known = (Call(lambda env: call(env, holder)),), (Word(holder, "name"),)
         whom = (Call(lambda env: someone(env, later(env, noun), giver=holder)),)
         given = [fill(form, who=who, whom=whom, **parts) for form in phrasing.GIVEN]
-        given += [fill(form, who=known, whom=whom, **parts) for form in phrasing.RECEIVED]
+        received = [fill(form, who=known, whom=whom, **parts) for form in phrasing.RECEIVED]
         placed = [fill(form, who=who, at=(Call(somewhere),), **parts) for form in phrasing.PLACED]
         placed += [fill(form, who=who, to=(Call(to_somewhere),), **parts) for form in phrasing.BROUGHT]
-        lies = Call(lambda env: now(env, env["at"], holder))
-        passed = (any_of(*given), bound, Call(has_been_given))
-        return (any_of(passed, (any_of(*placed), bound, lies)),)
+        placed = (any_of(*placed), bound, Call(lambda env: placed_by(env, holder)))
+        given = (any_of(*given), bound, Call(lambda env: passed_by(env, holder)))
+        received = (any_of(*received), bound, Call(lambda env: passed_by(env, holder, told=False)))
+        return (Choice(((0.5, placed), (0.35, given), (0.15, received))),)
     who = (Call(lambda env: someone(env, later(env, noun))),)
     at = spot(holder, "place")
     parts |= {"at": at, "from": (*parse("from the "), at[-1])}
@@ -1196,11 +1363,39 @@ def moved_freely(noun: str, env: Env) -> tuple:
     return (any_of(*(fill(form, who=who, **parts) for form in forms)), bound, Call(has_it))
 
 
-def where_it_is(env: Env, noun: str) -> tuple:
-    """The answer to every question where a thing is."""
+def where_it_is(env: Env, noun: str, end: tuple = (Mark("."),)) -> tuple:
+    """The answer to every question where a thing is; `end` is the full stop, or more."""
     holder, the = env["held"][noun], (LINE, *parse("the "), Word(noun, "thing"), *parse(" is "))
     at = (*parse("with "), Word(holder, "answer")) if holder in env.get("people", ()) else spot(holder, "answer")
-    return (*the, *at, Mark("."))
+    return (*the, *at, *end)
+
+
+def put_so(form: str, **parts: tuple) -> tuple:
+    """A question as the form has it, or without the mark at its end."""
+    return (either_way(0.7, (LINE, *fill(form, **parts)), (LINE, *fill(form.rstrip("?."), **parts))),)
+
+
+def questions_about_acts(env: Env, noun: str) -> list[tuple[tuple, tuple]]:
+    """What somebody did last with a thing, if the account has but one answer to that: questions and answers."""
+    acts = [act for about, act in env.get("acts", ()) if about == noun]
+    if acts[-1][1] in ("", "got"):
+        return []
+    (who, did, where), what = acts[-1], (Word(noun, "thing"),)
+    names = {"who": (Word(who, "name (asked)"),), "whom": (Word(where, "name (asked)"),), "what": what}
+    the, forms = (*parse(" the "), *what), []
+    if [actor for actor, verb, _ in acts if verb].count(who) == 1:
+        forms.append(phrasing.DID_WITH)
+    if did == "gave":
+        gave = [(giver, taker) for giver, verb, taker in acts if verb in ("got", "gave")]
+        if [taker for _, taker in gave].count(where) == 1:
+            forms.append(phrasing.WHO_GAVE)
+        if [giver for giver, _ in gave].count(who) == 1:
+            forms.append(phrasing.GAVE_TO_WHOM)
+        answer = (Word(who, "answer"), *parse(" gave"), *the, *parse(" to "), Word(where, "answer"), Mark("."))
+    else:
+        answer = (Word(who, "answer"), Mark(" "), Word(did, "answer"), *the, Mark(" "), *spot(where, "answer"))
+        answer = (*answer, Mark("."))
+    return [((any_of(*(put_so(form, **names) for form in some)),), (LINE, *answer)) for some in forms]
 
 
 def free_questions(env: Env) -> list[tuple]:
@@ -1209,27 +1404,33 @@ def free_questions(env: Env) -> list[tuple]:
     for noun, holder in env["held"].items():
         if noun in done:
             continue
-        bind, what = Bind("asked", (*done, noun)), Word(noun, "thing")
-        forms = phrasing.AND_WHERE if done else []
+        bind, what = any_of((Bind("asked", (*done, noun)), Bind("asked where", False))), Word(noun, "thing")
+        where = any_of((Bind("asked", (*done, noun)), Bind("asked where", True)))
+        forms = phrasing.AND_WHERE * 6 if done and env.get("asked where", True) else []
         forms = forms + (phrasing.WHO_HAS if holder in people else []) + phrasing.WHERE_IS
-        question = any_of(*((LINE, *fill(form, what=(what,))) for form in forms))
-        ways.append(((question,), where_it_is(env, noun), bind, False))
-        has = (*parse(" have the "), what, *parse("[ now|]?"))
-        yes, no = ((LINE, Word(word, "answer"), *parse(", ")) for word in ("yes", "no"))
+        question = any_of(*(put_so(form, what=(what,)) for form in forms))
+        ways += [((question,), where_it_is(env, noun), where, False)] * 2
+        ways += [(q, a, bind, False) for q, a in questions_about_acts(env, noun)] * 2
+        if holder in people and list(env["held"].values()).count(holder) == 1:
+            who = (Word(holder, "name (asked)"),)
+            question = any_of(*(put_so(form, who=who) for form in phrasing.HAS_WHAT))
+            answer = (LINE, Word(holder, "name (copied)"), *parse(" has the "), Word(noun, "answer"), Mark("."))
+            ways.append(((question,), answer, bind, False))
+        has = (*parse(" have the "), what, *parse("[ now|][?|?|]"))
         does, others = (LINE, *parse("does ")), [(Word(name, "name"),) for name in people if name != holder]
         is_it = (LINE, *parse("is the "), what, Mark(" "))
         others = others or [(Word(name, "name (new)"),) for name in NAMES if name not in people]
         if holder in people:
-            answer = (Word(holder, "answer"), *parse(" has the "), what, Mark("."))
-            ways.append(((*does, Word(holder, "name"), *has), (*yes, *answer), bind, True))
-            ways.append(((*does, any_of(*others), *has), (*no, *answer), bind, True))
+            ways.append(((*does, Word(holder, "name"), *has), where_it_is(env, noun, SO_YES), bind, True))
+            ways.append(((*does, any_of(*others), *has), where_it_is(env, noun, SO_NO), bind, True))
         else:
             places = {place for place in env.get("seen", ()) if place != holder} or set(PLACE_PHRASES) - {holder}
-            answer, at = where_it_is(env, noun)[1:], any_of(*(spot(place, "place") for place in sorted(places)))
-            ways.append(((*is_it, *spot(holder, "place"), *parse("[ now|]?")), (*yes, *answer), bind, True))
-            other = [(*is_it, at, *parse("[ now|]?")), (*does, any_of(*others), *has)]
-            ways.append(((any_of(*other),), (*no, *answer), bind, True))
-            question = any_of(*((LINE, *fill(form, what=(what,))) for form in phrasing.WHO_HAS))
+            at = any_of(*(spot(place, "place") for place in sorted(places)))
+            asked = (*is_it, *spot(holder, "place"), *parse("[ now|][?|?|]"))
+            ways.append((asked, where_it_is(env, noun, SO_YES), bind, True))
+            other = [(*is_it, at, *parse("[ now|][?|?|]")), (*does, any_of(*others), *has)]
+            ways.append(((any_of(*other),), where_it_is(env, noun, SO_NO), bind, True))
+            question = any_of(*(put_so(form, what=(what,)) for form in phrasing.WHO_HAS))
             nobody = (LINE, Word("nobody", "answer"), *parse(" has it."), *where_it_is(env, noun))
             ways.append(((question,), nobody, bind, True))
     return ways
@@ -1247,14 +1448,16 @@ def asked_freely(env: Env) -> tuple:
         end = (Word("<|im_end|>"), BREAK, *turn("assistant", *where_it_is(env, noun)), Bind("asked", (noun,)))
         return (*end, more)
     between = Choice(((0.7, ()), (0.15, (BREAK,)), (0.15, (Mark("\n\n"),))))
-    return (between, one_of(env, free_questions(env), first_exchange), more)
+    here = (between, one_of(env, free_questions(env), first_exchange), more)
+    noted = (Word("<|im_end|>"), BREAK, *turn("assistant", *line(phrasing.REMEMBERED)), BREAK, *turn("user")[:-2])
+    return (either_way(0.85, here, (*noted, one_of(env, free_questions(env), first_exchange), more)),)
 
 
 def asked_first(env: Env) -> tuple:
     """The question before the statements."""
-    nouns = [noun for noun in THING_ROWS if " " not in noun] + phrasing.MORE_THINGS
-    what = any_of(*((Word(noun, "thing (new)"), Bind("wanted", noun), Bind("first asked", noun)) for noun in nouns))
-    return (any_of(*((LINE, *fill(form, what=(what,))) for form in phrasing.WHERE_IS)), Call(told_freely))
+    what = from_lists(env, things_told(), (), "thing (new)", "wanted", "first asked")
+    forms = [form for form in phrasing.WHERE_IS if "looking" not in form]
+    return (any_of(*((LINE, *fill(form, what=what)) for form in forms)), Call(told_freely))
 
 
 def walked(env: Env) -> tuple:
@@ -1272,7 +1475,7 @@ def walked(env: Env) -> tuple:
     ways = []
     for name, at in where.items():
         answer = (LINE, Word(name, "name (copied)"), *parse(" is "), *spot(at, "answer"), Mark("."))
-        question = any_of(*((LINE, *fill(form, who=(Word(name, "name (asked)"),))) for form in phrasing.WHERE_WHO))
+        question = any_of(*(put_so(form, who=(Word(name, "name (asked)"),)) for form in phrasing.WHERE_WHO))
         ways.append(first_exchange((question,), answer))
     return (either_way(1 - stop, go_on, (any_of(*ways),)),)
 
@@ -1282,7 +1485,6 @@ def presented(env: Env) -> tuple:
     kinds = env.get("kinds", {})
     count = len(kinds)
     stop = 1.0 if count >= PEOPLE_TOLD else 0.4 if count > 1 else 0.15 * count
-    ways = ((w, (Word(name, "name (new)"), Bind("who", name))) for w, name in new_name(env))
 
     def known(env: Env) -> tuple:
         people = (*env.get("people", ()), env["who"])
@@ -1295,21 +1497,21 @@ def presented(env: Env) -> tuple:
     def first(env: Env) -> tuple:
         return (one_of(env, who_is_who(env), first_exchange), few((Call(again),), 0.5, 0.3, 0.2))
 
-    more = (LINE, Choice(tuple(ways)), *parse(" is a "), Call(new_kind), Mark("."), Call(known))
+    more = (LINE, *new_name(env, "who"), *parse(" is a "), Call(new_kind), Mark("."), Call(known))
     return (either_way(1 - stop, more, (Call(first),)),)
 
 
 def new_kind(env: Env) -> tuple:
     """What somebody is, and nobody else in this text; kings are he."""
-    who, taken, ways = env["who"], env.get("kinds", {}).values(), []
-    for share, kinds in ((0.7, (*ANIMALS, *PEOPLE)), (0.3, phrasing.ODD)):
-        kinds = [
-            k
-            for k in kinds
-            if k not in taken and (who in phrasing.MADE_UP or FIXED.get(k, pronoun(who)) == pronoun(who))
-        ]
-        ways += [(share / len(kinds), (Word(kind, "kind (new)"), Bind("kind", kind))) for kind in kinds]
-    return (Choice(tuple(ways)),)
+    he, taken = pronoun(env["who"]), env.get("kinds", {}).values()
+    return from_lists(env, kinds_of(he), tuple(taken), "kind (new)", "kind")
+
+
+@functools.cache
+def kinds_of(he: str) -> tuple:
+    """Lists of kinds, with the share of each: those that may have this pronoun; all for ""."""
+    lists = ((0.4, (*ANIMALS, *PEOPLE)), (0.6, phrasing.MORE_KINDS))
+    return tuple((p, tuple(kind for kind in kinds if not he or FIXED.get(kind, he) == he)) for p, kinds in lists)
 
 
 def who_is_who(env: Env) -> list[tuple]:
@@ -1319,18 +1521,18 @@ def who_is_who(env: Env) -> list[tuple]:
         if name in done:
             continue
         bind, who, a_kind = Bind("asked", (*done, name)), (Word(name, "name (asked)"),), Word(kind, "kind")
-        is_a = (Word(name, "name (copied)"), *parse(" is a "), Word(kind, "answer"), Mark("."))
+        is_a = (LINE, Word(name, "name (copied)"), *parse(" is a "), Word(kind, "answer"))
         the_one = (*line("The "), a_kind, *parse(" is "), Word(name, "answer"), Mark("."))
-        question = any_of(*((LINE, *fill(form, who=who)) for form in phrasing.WHO_IS))
-        ways.append(((question,), (LINE, *is_a), bind, False))
-        question = any_of(*((LINE, *fill(form, kind=(a_kind,))) for form in phrasing.WHO_IS_THE))
+        question = any_of(*(put_so(form, who=who) for form in phrasing.WHO_IS))
+        ways.append(((question,), (*is_a, Mark(".")), bind, False))
+        question = any_of(*(put_so(form, kind=(a_kind,)) for form in phrasing.WHO_IS_THE))
         ways.append(((question,), the_one, bind, False))
-        yes, no = ((LINE, Word(word, "answer"), *parse(", "), *is_a) for word in ("yes", "no"))
         others = [other for other in env["kinds"].values() if other != kind]
         others = others or [other for other in (*ANIMALS, *PEOPLE) if other != kind]
         is_it = (LINE, *parse("is "), *who, *parse(" a "))
-        ways.append(((*is_it, a_kind, Mark("?")), yes, bind, True))
-        ways.append(((*is_it, any_of(*((Word(other, "kind"),) for other in others)), Mark("?")), no, bind, True))
+        ways.append(((*is_it, a_kind, Mark("?")), (*is_a, *SO_YES), bind, True))
+        another = any_of(*((Word(other, "kind"),) for other in others))
+        ways.append(((*is_it, another, Mark("?")), (*is_a, *SO_NO), bind, True))
     return ways
 
 
@@ -1343,9 +1545,8 @@ def numbers_told(env: Env) -> tuple:
     listed, ended = env.get("numbers", {}), env.get("ended")
     if ended:
         return (Mark("."), Call(number_asked), few((Call(number_asked),), 0.5, 0.3, 0.2))
-    ways = new_name(env)
-    who = Choice(tuple((w, (Word(name, "name (new)"), Bind("name", name), Bind("digits", ""))) for w, name in ways))
-    one = (*fill(other if listed else first, who=(who,)), Call(digit_told))
+    who = (*new_name(env, "name"), Bind("digits", ""))
+    one = (*fill(other if listed else first, who=who), Call(digit_told))
     if not listed:
         return (LINE, *parse(lead), *one)
 
@@ -1391,7 +1592,7 @@ USER = (Word("<|im_start|>"), Word("user"), Mark("\n"))
 
 def careless(text: str) -> tuple:
     """A line as it is, or in small letters and without the mark at its end."""
-    return (Choice(((0.6, parse(text)), (0.4, parse(text.lower().rstrip("?.!= "))))),)
+    return (Choice(((0.6, parse(text)), (0.4, parse(text.lower().rstrip("?.!= ") or text)))),)
 
 
 def certain_start(text: str) -> tuple:
@@ -1411,21 +1612,97 @@ I_DO_NOT_KNOW = (any_of(*map(certain_start, phrasing.UNKNOWN)),)
 OUTSIDE = any_of(*(exchange(careless(text), I_DO_NOT_KNOW) for text in phrasing.OUTSIDE))
 NOT_TOLD = exchange((Call(not_told),), certain_start(phrasing.HAVE_NOT_TOLD))
 WITHOUT_TEXT = Choice(((0.7, (OUTSIDE,)), (0.1, NOT_TOLD), (0.2, (SMALL,))))
-ODD_THING = any_of(*((Word(odd, "thing (new)"),) for odd in phrasing.ODD))
-ODD_REQUEST = (any_of(*(fill(form.replace("{x}", "a {x}"), x=(ODD_THING,)) for form in phrasing.ASKING)),)
+
+
+# A story that is asked for with a hero or a thing that no story has by itself.
+
+
+def kind_asked(env: Env) -> tuple:
+    """What the hero is; it must suit the name, if that has been told."""
+    return (*from_lists(env, kinds_of(env.get("h.he", "")), (), "kind (new)", "h.kind"), Call(kind_settled))
+
+
+def kind_settled(env: Env) -> tuple:
+    """Kings are he."""
+    he = FIXED.get(env["h.kind"])
+    return (Bind("told h.kind", True), *((Bind("h.he", he),) if he else ()))
+
+
+def name_asked_with(env: Env) -> tuple:
+    """The hero's name; it must suit the kind, if that has been told."""
+    lists = names_suiting(env.get("h.he", ""))
+    return (*from_lists(env, lists, (), "name (new)", "h.name", other=env.get("t.noun")), Call(name_settled))
+
+
+@functools.cache
+def names_suiting(he: str) -> tuple:
+    """Lists of names, with the share of each: those that may have this pronoun; all for ""."""
+    return suiting(he, ((0.3, NAMES), *OTHER_NAMES))
+
+
+@functools.cache
+def new_names_suiting(he: str) -> tuple:
+    """The same of new words alone."""
+    return suiting(he, NEW_NAMES)
+
+
+def suiting(he: str, lists: tuple) -> tuple:
+    """Of these lists the names that may have this pronoun; all for ""."""
+    return tuple((p, tuple(name for name in names if not he or pronoun(name) in ("", he))) for p, names in lists)
+
+
+def name_settled(env: Env) -> tuple:
+    """The pronoun, if the name or the kind tells it; else she or he."""
+    told_so = (Bind("told h.name", True), Bind("hero is", "person"))
+    if "h.he" in env:
+        return told_so
+    he = pronoun(env["h.name"])
+    return (*told_so, Bind("h.he", he) if he else any_of((Bind("h.he", "she"),), (Bind("h.he", "he"),)))
+
+
+def thing_asked_with(env: Env) -> tuple:
+    """The thing of the story."""
+    thing = from_lists(env, things_told(), (), "thing (new)", "t.noun", other=env.get("h.name"))
+    return (*thing, Bind("told t.noun", True))
+
+
+ASKED_WITH = {"kind": (Call(kind_asked),), "name": (Call(name_asked_with),), "thing": (Call(thing_asked_with),)}
+
+
+def anything_asked() -> Choice:
+    """A request for a story about anybody and anything."""
+    ways = []
+    for share, first, tails in phrasing.SUBJECTS:
+        ways.append((share, (*fill(first, **ASKED_WITH), any_of(*(fill(tail, **ASKED_WITH) for tail in tails)))))
+    subject = Choice(tuple(ways))
+    return any_of(*(spliced(careless(form), subject) for form in dict.fromkeys(phrasing.ASKING)))
+
+
+def spliced(form: tuple, subject: Choice) -> tuple:
+    """A form with this subject in place of {x}."""
+    nodes = []
+    for node in form:
+        if isinstance(node, Choice):
+            node = Choice(tuple((p, spliced(option, subject)) for p, option in node.options))
+        nodes.append(subject if node == Slot("x") else node)
+    return tuple(nodes)
+
+
 FREE_REQUEST = Choice(
     (
-        (0.65, exchange(asking(phrasing.ASKING, parse), told(STORY))),
-        (0.25, exchange((any_of(*map(parse, phrasing.ASKING_ANY)),), told(STORY))),
-        (0.1, exchange(ODD_REQUEST, (*certain_start(phrasing.NO_STORY), Mark("\n\n"), *told(STORY)))),
+        (0.25, exchange(asking(phrasing.ASKING, parse), told(STORY))),
+        (0.55, exchange((anything_asked(),), told(STORY))),
+        (0.2, exchange((any_of(*map(careless, phrasing.ASKING_ANY)),), told(STORY))),
     )
 )
+SMALL_LETTERS = either_way(0.15, (Bind("small", True),), ())
+COMPARED = Call(lambda env: () if "yes or no" in env else (Bind("yes or no", MORE_YES_OR_NO),))
 # What may come after a short exchange: nothing, another, a text with questions, a story
 TEXTS = (
-    (0.36, (*USER, Call(told_freely))),
-    (0.06, (*USER, Call(presented))),
-    (0.1, (*USER, Call(asked_first))),
-    (0.08, (*USER, Call(walked))),
+    (0.36, (*USER, SMALL_LETTERS, COMPARED, Call(told_freely))),
+    (0.06, (*USER, SMALL_LETTERS, COMPARED, Call(presented))),
+    (0.1, (*USER, SMALL_LETTERS, COMPARED, Call(asked_first))),
+    (0.08, (*USER, SMALL_LETTERS, Call(walked))),
     (0.12, (*USER, STYLES, Call(numbers_told))),
     (0.28, (FREE_REQUEST, questions(ASKED, 0.6, 0.3, 0.1), Choice(((0.1, (THANKING,)), (0.9, ()))))),
 )
@@ -1452,8 +1729,8 @@ KINDS = {
     "who": (Call(meeting),),
 }
 SHARES = {
-    "story": 0.09, "chat": 0.39, "moves": 0.15, "book": 0.11, "small talk": 0.01, "who": 0.05, "handed on": 0.04,
-    "free": 0.16,
+    "story": 0.08, "chat": 0.38, "moves": 0.13, "book": 0.09, "small talk": 0.01, "who": 0.05, "handed on": 0.04,
+    "free": 0.22,
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ next exact: the grammar is its own language model, and no other can predict its 
     {tell name}      writes nothing and sets "told name", as a variable's first mention does
     a                becomes "an" where the next word asks for it; sentences get their capital letters
 
+Where the variable "small" is set, all is in small letters; but in messages of the role "answer" sentences get capitals.
+
 Text leaves the grammar in units: a word, led in by the marks after the word before it. Units, and marks and word in
 each, meet where Qwen's pre-tokenisation cuts as well, so a text's tokens are those of its units, one after another.
 """
@@ -102,6 +104,7 @@ class State(NamedTuple):
 START = "\0"  # in a mark: here a line begins, and with it a sentence
 LINE = Mark(START)
 PIECES = re.compile(r"\{([^{}]*)\}|\[([^\[\]]*)\]|([A-Za-z]+|\d)|('(?:s|t|re|ve|m|ll|d)\b|[^A-Za-z\d{}\[\]])")
+TAKES_AN = re.compile(r"(?!eu|uk|uni|use|one)[aeiou]|hour")
 OPENS_SENTENCE = re.compile(r'(\0|[.!?] )"?$')
 # What pre-tokenisation leaves to the word after them: one space, or one mark that only letters or a line break precede.
 LEAD = re.compile(r"(.*?)( |(?:(?<=^)|(?<=\n))[^\s]|)", re.DOTALL)
@@ -185,7 +188,9 @@ class Grammar:
             case Mark(text):
                 return [], [(1.0, State(env, following, join(marks, text), article))]
             case Word():
-                units = write(marks, article, node)
+                small = env.get("small")
+                node = node._replace(text=node.text.lower()) if small else node
+                units = write(marks, article, node, capitals=not small or env.get("role") == "answer")
                 article = units.pop() if units[-1].word.strip(' "') in ("a", "A") else None
                 return units, [(1.0, State(env, following, "", article))]
             case Bind(name, value):
@@ -248,12 +253,12 @@ def join(marks: str, mark: str) -> str:
     return marks + mark
 
 
-def write(marks: str, article: Unit | None, word: Word) -> list[Unit]:
+def write(marks: str, article: Unit | None, word: Word, capitals: bool = True) -> list[Unit]:
     """The units that a word completes: itself with the marks before it, and the "a" or "an" that waited for it."""
     text, lead = word.text, ""
-    if article and marks == " " and text[0] in "aeiou":
+    if article and marks == " " and TAKES_AN.match(text):
         article = article._replace(word=article.word + "n")
-    if OPENS_SENTENCE.search(marks):
+    if capitals and OPENS_SENTENCE.search(marks):
         text = text[0].upper() + text[1:]
     marks = marks.replace(START, "")
     if text[0].isalpha():

@@ -6,7 +6,7 @@ someone feels) takes the sentences that tell it, so that text and state cannot d
 from the state in which a story ends. Hero and friend never share a pronoun or a kind, so "he", "she" and "the fox"
 always have one meaning.
 
-In a line, beside what grammar.py explains:
+In a line, besides what grammar.py explains:
 
     {h} {f}      the names of hero and friend; also {h.he} {h.him} {h.his} {h.the} ("the fox"), {h.a} ("a fox named
                  Pip") and {h.full} ("Pip the fox")
@@ -14,7 +14,7 @@ In a line, beside what grammar.py explains:
                  in corpus.py: {t.use} {t.used} {t.joy} {t.broken} {t.part} {t.fix}
     {p} {q}      two places: "the mill"; also {p.at} ("at the mill") and {p.to} ("to the mill")
     {s} {food}   a spot in the first place ("on the steps of the mill"); "the pie", and {food.a} ("a berry pie")
-    {yes} {no}   how the answer to a question begins that asks for no more
+    {yes} {no}   how the answer to a question ends that asks for no more
     {day}        "One windy morning," the first time in a story, "That morning," after that
 
 To add a plot, write a function of a Shape with @plot() above it. Begin with `w.open()`, introduce the friend with
@@ -158,8 +158,8 @@ class Shape:
                 asked += [
                     (f"Who has {t} now?", f"{t} is with {one}."),
                     (f"Who has {t} at the end?", f"At the end, {one} has {t}."),
-                    (f"Does {one} have {t} now?", f"{{yes}}, {one} has {t}."),
-                    (f"Does {other} have {t} now?", f"{{no}}, {one} has {t}."),
+                    (f"Does {one} have {t} now?", f"{t} is with {one}, so {{yes}}."),
+                    (f"Does {other} have {t} now?", f"{t} is with {one}, so {{no}}."),
                 ]
             else:
                 asked.append((f"Where is {t} now?", f"{t} is {holder}."))
@@ -167,8 +167,8 @@ class Shape:
         asked.append(("Who is the story about?", "The story is about a {h.plain}."))
         for who, other in ("hf", "fh"):
             asked.append((f"Who is {{{who}}}?", f"{{{who}}} is a {{{who}.kind}}."))
-            asked.append((f"Is {{{who}}} a {{{who}.kind}}?", f"{{yes}}, {{{who}}} is a {{{who}.kind}}."))
-            asked.append((f"Is {{{who}}} a {{{other}.kind}}?", f"{{no}}, {{{who}}} is a {{{who}.kind}}."))
+            asked.append((f"Is {{{who}}} a {{{who}.kind}}?", f"{{{who}}} is a {{{who}.kind}}, so {{yes}}."))
+            asked.append((f"Is {{{who}}} a {{{other}.kind}}?", f"{{{who}}} is a {{{who}.kind}}, so {{no}}."))
             if feeling := self.recent(who):
                 asked.append((f"How did {{{who}}} feel at the end?", f"{{{who}}} felt {feeling}."))
         if "end feeling" in env:

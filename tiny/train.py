@@ -5,11 +5,12 @@
     python tiny/train.py --out DIR           put the finished model elsewhere
 
 The text comes from corpus.py and a seed; the forward pass and the loss are qwen3_next.py's own: cross-entropy, the
-load-balancing loss, and after 55 % of the steps that of the MTP layer. Muon for the matrices, AdamW for the rest;
-warm-up, then a cosine. CPU, in two processes that average their gradients, or CUDA when there is one.
+load-balancing loss, and after 28 % of the steps that of the MTP layer. Muon for the matrices, AdamW for the rest;
+warm-up and a cosine, three times. CPU, in two processes that average their gradients, or CUDA when there is one.
 """
 
 import argparse
+import bisect
 import functools
 import itertools
 import json
@@ -75,7 +76,9 @@ MICRO = TINY | {
     "shared_expert_intermediate_size": 24,
 }
 # Config, folder, steps, and the share of them after which the MTP layer's loss joins in
-SIZES = {"tiny": (TINY, HERE, 2800, 0.55), "micro": (MICRO, HERE / "micro", 1000, 0.25)}
+SIZES = {"tiny": (TINY, HERE, 5600, 0.28), "micro": (MICRO, HERE / "micro", 2000, 0.13)}
+CURRICULUM = 1 / 2  # of the steps; in the rest comes again what was hard
+ROUNDS = (0.0, 1.0, 1.5, 1 / CURRICULUM)  # how much of it is done when each round begins, and when the last one ends
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # How Qwen's tokenizer cuts text before BPE: contractions, words with their leading space, digits, punctuation.
 PRETOKENISE = (
@@ -133,14 +136,17 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
 
 # Roles of words that nobody can know, and of those that can always be known by looking back. Of the others, those that
 # are not of the template have been told before, and are often known.
-UNKNOWABLE, COPIED, TEMPLATE = (" (new)", " (asked)"), ("answer", "name (copied)", "pronoun"), "template"
-# What --without can leave out: the documents without questions, the mask on the loss, the short rows, the order of the
-# layers (without it, each attention layer stands before its three Gated DeltaNet layers), Muon, and the quiet start.
-PARTS = ["bare", "mask", "short", "order", "muon", "quiet"]
+NEW, UNKNOWABLE = " (new)", (" (new)", " (asked)")
+COPIED, TEMPLATE = ("answer", "name (copied)", "pronoun"), "template"
+# What --without can leave out: the documents without questions, the mask on the loss, the short rows, the new words
+# (without them, such names and things come in a newcomer's documents only), the order of the layers
+# (without it, each attention layer stands before its three Gated DeltaNet layers), Muon, and the quiet start.
+PARTS = ["bare", "mask", "short", "words", "order", "muon", "quiet"]
 
 
-# The phases of the training: how much of it is done when each ends, and the shares of the corpus' kinds of documents.
-# None: from EARLY at a fifth of the training towards LATER at three fifths.
+# The phases of the training: how much of the curriculum is done when each ends, and the shares of the corpus' kinds
+# of documents. Beyond 1 are the rounds after the curriculum. None: from EARLY at a fifth of the curriculum towards
+# LATER at three fifths.
 EARLY = {"chat": 0.33, "moves": 0.16, "handed on": 0.12, "book": 0.17, "who": 0.12, "inline": 0.1}
 LATER = {"story": 0.05, "chat": 0.36, "moves": 0.19, "handed on": 0.06, "book": 0.08, "small talk": 0.01, "who": 0.11,
          "free": 0.14}  # fmt: skip
@@ -152,14 +158,20 @@ PHASES = {
     "between": (0.607, None),
     "few moves": (0.69, {"moves": 0.45, "handed on": 0.25, "who": 0.15, "inline": 0.15}),
     "mixed": (0.8, None),
-    "all": (math.inf, corpus.SHARES),
-}
+    "all": (1.0, corpus.SHARES),
+    "again": (1.25, {"chat": 0.3, "moves": 0.1, "handed on": 0.08, "book": 0.03, "who": 0.1, "free": 0.39}),
+    "all again": (1.5, corpus.SHARES),
+    "new words": (1.75, {"chat": 0.2, "moves": 0.17, "handed on": 0.15, "book": 0.03, "who": 0.1, "inline": 0.1,
+                         "free": 0.25}),
+    "at last": (math.inf, corpus.SHARES),
+}  # fmt: skip
 NARROW = ("look back", "who is who", "few moves")  # short rows, and little in the loss but what has been told before
 
 
 class Stage(NamedTuple):
     """What training sees at one time: tokens a row; the shares of the corpus' kinds of documents and settings of these;
-    the shares of the unknowable tokens, of the template's and of those told before that count in the loss."""
+    the shares of the unknowable tokens, of the template's and of those told before that count in the loss; and whether
+    of words told before all tokens but the first count anyway, since by then it is known which word it is."""
 
     length: int
     shares: dict[str, float]
@@ -167,10 +179,11 @@ class Stage(NamedTuple):
     unknowable: float
     template: float
     told: float
+    pieces: bool = False
 
 
 def curriculum(progress: float, length: int, without: frozenset[str] = frozenset()) -> Stage:
-    """The stage by how much is done (0 to 1) and the final length of a row; `without` some of its parts.
+    """The stage by how much of the curriculum is done and the final length of a row; `without` some of its parts.
 
     What must be taught above all is to look back, and little of the loss is about that: most of it is about what nobody
     can know, as a new name or the digits of a phone book, and learning from that is noise. So nine in ten of these
@@ -179,14 +192,20 @@ def curriculum(progress: float, length: int, without: frozenset[str] = frozenset
     are; then meetings, which tell over and over what animal someone is, and what the day and the things were like. The
     rows of these two phases are short, so that nothing else is in sight. Among the accounts are from the start such in
     which things only change hands, since to find who has one then is what was learned worst. Then come questions, soon
-    some in a newcomer's words; then accounts above all, for a while with few moves and alone; at last all kinds, as the
-    corpus has them.
+    some in a newcomer's words; then accounts above all, for a while with few moves and alone; then all kinds, as the
+    corpus has them. That is the curriculum. Two rounds follow it. The first (progress 1 to 1.5) has what the model
+    answers worst, a newcomer's words and questions for yes or no. In the second, half of the names, things, kinds and
+    places in accounts and meetings are new words, from long lists or made up, and three in ten names in phone books.
+    Most of these are several tokens, so that a copy takes one after the other; all but a word's first token count. Both
+    rounds end with all kinds, as the corpus has them.
     """
     phase, shares = next((name, shares) for name, (end, shares) in PHASES.items() if progress < end)
     masked, narrow, few = "mask" not in without, phase in NARROW, phase == "few moves"
     rest = max(0.0, 1.0 - 2.5 * (progress - 0.2))
     blend = {kind: rest * EARLY.get(kind, 0.0) + (1 - rest) * share for kind, share in LATER.items()}
-    bare = {"accounts": 0.6, "between": 0.2, "mixed": 0.4, "all": 0.0}.get(phase, 1.0 if narrow else 0.7 - progress)
+    new, whole = phase == "new words" and "words" not in without, shares is corpus.SHARES
+    again = phase in ("again", "new words")
+    bare = {"accounts": 0.6, "between": 0.2, "mixed": 0.4}.get(phase, 1.0 if narrow else max(0.0, 0.7 - progress))
     settings = {
         "bare": 0.0 if "bare" in without else bare,
         "tell": 0.8 if phase == "look back" else 0.5,
@@ -195,17 +214,22 @@ def curriculum(progress: float, length: int, without: frozenset[str] = frozenset
         "most entries": min(corpus.ENTRIES, 3 + int(progress * 60)),
         "most guests": min(corpus.GUESTS, 2 + int(progress * 8)),
         "most moves": 3 if few else min(corpus.MOVES, 2 + int(progress * 30)),
-        "single questions": 0.1 + 0.4 * progress,
+        "single questions": min(0.5, 0.1 + 0.4 * progress),
     }
-    if phase != "all":
+    if new:
+        settings |= {"new words": 0.5, "new words in books": 0.3}
+    if again:
+        settings["yes or no"] = 0.5
+    if not whole:
         settings["questions a story"] = 8 if progress < 0.4 else 6
     return Stage(
         length // 4 if narrow and "short" not in without else length // 2 if progress < 0.3 else length,
         shares or blend,
         settings,
-        unknowable=1.0 if not masked or phase == "all" else 0.02 if few else 0.1 if progress < 0.5 else 0.3,
-        template=1.0 if not masked else 0.05 if few else min(1.0, 0.05 + 4 * progress**2),
+        unknowable=1.0 if not masked or whole else 0.02 if few else 0.1 if progress < 0.5 or again else 0.3,
+        template=1.0 if not masked else 0.05 if few else 0.3 if again else min(1.0, 0.05 + 4 * progress**2),
         told=0.05 if narrow and masked else 1.0,
+        pieces=new,
     )
 
 
@@ -229,7 +253,7 @@ class Rows:
 
         Labels are -100 where the loss leaves them out.
         """
-        stage = curriculum(step / self.steps, self.length, self.without)
+        stage = curriculum(step / self.steps / CURRICULUM, self.length, self.without)
         count = batch * self.length // stage.length
         numbers = range(part * count, (part + 1) * count)
         ids, labels = zip(*(self.row(f"{self.seed}:{step}:{number}", stage) for number in numbers), strict=True)
@@ -247,12 +271,18 @@ class Rows:
                     tokens = self.encode(part)
                     ids += tokens
                     labels += tokens if chance.random() < share else [-100] * len(tokens)
+                if stage.pieces and unit.role != TEMPLATE and not unit.role.endswith(NEW):
+                    labels[len(labels) - len(tokens) + 1 :] = tokens[1:]
             number += 1
         return ids[: stage.length], labels[: stage.length]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth of the peak."""
+    """Linear warm-up, then half a cosine to a twentieth of the peak, in each round; half as much after the first."""
+    begins = [round(CURRICULUM * steps * progress) for progress in ROUNDS]
+    number = bisect.bisect_right(begins[:-1], step)
+    begin, end = begins[number - 1], begins[number]
+    step, steps, peak = step - begin, end - begin, peak if number == 1 else peak / 2
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))))
@@ -260,7 +290,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float
 
 @torch.no_grad()
 def quiet_start(model: Qwen3NextForCausalLM):
-    """Two changes to how a new model's Gated DeltaNet layers start; README.md beside this tells what they are part of.
+    """Two changes to how a new model's Gated DeltaNet layers start; README.md tells what they are part of.
 
     The convolution starts as PyTorch's own does, as in the original code: with 0.02 the values are so small that the
     gated norm's epsilon swallows them. And the layers' outputs start at a tenth: the gated norm makes them unit noise
@@ -354,18 +384,26 @@ def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documen
 
 @torch.no_grad()
 def yes_or_no(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, kind: str, documents: int = 40) -> float:
-    """The share of replies of which Yes or No is right, in documents of this kind, where most questions ask for it."""
+    """The share of replies with yes or no that are right, in documents of this kind, where most questions ask for it.
+
+    Right is a reply of which every word that answers is the likeliest: those of the fact, and the yes or no after it.
+    """
     source, right, total = corpus.Corpus("held out", {kind: 1.0}, **{"yes or no": 0.8}), 0, 0
     for number in range(documents):
-        ids, places = [], []
+        ids, answers, replies = [], [], []  # answers: the places of those words since the message began
         for unit in source.document(f"yes or no:{number}"):
             ids += tokenizer.encode(unit.marks)
-            if unit.role == "answer" and unit.word in ("Yes", "No"):
-                places.append(len(ids))
+            begin = len(ids)
             ids += tokenizer.encode(unit.word)
+            if unit.word == "<|im_start|>":
+                answers = []
+            if unit.role == "answer":
+                answers += range(begin, len(ids))
+                if unit.word in (" yes", " no"):
+                    replies.append(answers)
         best = model(torch.tensor([ids], device=model.device)).logits[0].argmax(-1).tolist()
-        right += sum(best[i - 1] == ids[i] for i in places)
-        total += len(places)
+        right += sum(all(best[i - 1] == ids[i] for i in reply) for reply in replies)
+        total += len(replies)
     return right / max(total, 1)
 
 
@@ -497,7 +535,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options, with what follows from others filled in. Ends with a line if they are not those of the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--steps", type=int, help="of --batch rows each (default: 2800, for micro 1000)")
+    parser.add_argument("--steps", type=int, help="of --batch rows each (default: 5600, for micro 2000)")
     parser.add_argument("--batch", type=int, default=8, help="rows a step, over all processes")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
