@@ -6,7 +6,7 @@ transformers has and is not here is listed in docs/transformers.md, with what to
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from qwen3_next_checkpoints import expect
+from qwen3_next_checkpoints import expect, settings_of
 
 # ==== Config ==========================================================================================================
 
@@ -148,16 +148,6 @@ class Settings(dict):
 
     def __setattr__(self, name: str, value: Any):
         self[name] = value
-
-
-def settings_of(given: Any) -> dict:
-    """The content of a dict or of a transformers GenerationConfig, without what is not set.
-
-    Raises ValueError for anything else.
-    """
-    given = given.to_dict() if hasattr(given, "to_dict") else given
-    expect(isinstance(given, Mapping), f"generation_config is a {type(given).__name__}, expected a GenerationConfig")
-    return {name: value for name, value in given.items() if value is not None and name != "transformers_version"}
 
 
 class Model:

@@ -3,13 +3,13 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qwen3_next_checkpoints import expect
+from qwen3_next_checkpoints import expect, settings_of
 
 # What is translated here, and the values of transformers' other options that ask for nothing
 OURS = {
@@ -117,10 +117,8 @@ def translated(model: Any, plain: Callable, read_options: Callable, options: dic
 
 def merged(config: Any, options: dict) -> dict:
     """The options of a call, and for what it does not say those of a GenerationConfig of transformers, or of a dict."""
-    content = config.to_dict() if hasattr(config, "to_dict") else config
-    expect(isinstance(content, Mapping), f"generation_config is a {type(config).__name__}, expected a GenerationConfig")
-    private = ("_from_model_config", "transformers_version", "cache_implementation", "cache_config", "disable_compile")
-    content = {name: value for name, value in content.items() if value is not None and name not in private}
+    private = ("_from_model_config", "cache_implementation", "cache_config", "disable_compile")
+    content = {name: value for name, value in settings_of(config).items() if name not in private}
     return {**content, **options}
 
 

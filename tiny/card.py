@@ -144,7 +144,6 @@ class Card:
             table(["layer", "least used", "median", "most used"], loads),
         )
 
-    @torch.no_grad()
     def answers(self, document: list[corpus.Unit], between: list[int] = ()) -> list[bool]:
         """For each answer whether all its words are predicted right; `between`: tokens before the last user turn."""
         ids, roles = self.ids_and_roles(document)
@@ -153,10 +152,8 @@ class Card:
             cut = max(i for i, (token, following) in enumerate(itertools.pairwise(ids)) if token == turn) - 1
             cut = max(i for i in range(cut) if ids[i] == turn)
             ids, roles = ids[:cut] + list(between) + ids[cut:], roles[:cut] + ["template"] * len(between) + roles[cut:]
-        best = self.exact(torch.tensor([ids])).logits[0].argmax(-1).tolist()
-        right = [best[i - 1] == ids[i] for i in range(1, len(ids))]
         groups = itertools.groupby(range(1, len(ids)), key=lambda i: roles[i] == "answer")
-        return [all(right[i - 1] for i in group) for answer, group in groups if answer]
+        return train.found(self.exact, ids, [list(group) for answer, group in groups if answer])
 
     def questions(self, documents: int, kind: str = "", **settings) -> float:
         """The share of right answers in documents of one kind; without one, of that which the settings are about."""

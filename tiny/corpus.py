@@ -725,9 +725,9 @@ def now_owns(person: str, env: Env) -> tuple:
 
 
 @functools.cache
-def place_words(noun: str) -> tuple:
-    """ "in the barn", with the role of a place."""
-    return (*parse(f"{WAYS_THERE[noun]} the "), Word(noun, "place (new)"))
+def place_words(noun: str, role: str) -> tuple:
+    """ "in the barn": the noun has the role."""
+    return (*parse(f"{WAYS_THERE[noun]} the "), Word(noun, role))
 
 
 def places(env: Env) -> list[tuple[float, str]]:
@@ -774,7 +774,7 @@ def move(env: Env) -> tuple:
             for verb in ("took", "found"):
                 for taker in takers:
                     took = (Word(taker, "name"), Mark(" "), Word(verb), *thing)
-                    where = (Mark(" "), *parse(f"{WAYS_THERE[holder]} the "), Word(holder, "place"))
+                    where = (Mark(" "), *place_words(holder, "place"))
                     ways.append((0.5 / len(takers), (*took, *(where if verb == "found" else ())), noun, taker))
     if not ways:  # the split has nobody whom a thing may go to
         return (Bind("left", 0), Call(move))
@@ -804,7 +804,7 @@ def fill(form: str, **parts: tuple) -> tuple:
 def put_down(holder: str, verb: str, noun: str, place: str, env: Env) -> tuple:
     """Someone leaves what they hold in a place."""
     who, what = (Word(holder, "name"), Mark(" "), Word(verb)), (*parse(" the "), Word(noun, "thing"))
-    return (*who, *what, Mark(" "), *place_words(place))
+    return (*who, *what, Mark(" "), *place_words(place, "place (new)"))
 
 
 def facts_told(env: Env, nouns: tuple[str, ...]) -> tuple:
@@ -834,7 +834,7 @@ def compared(env: Env, noun: str) -> list[tuple[tuple, tuple]]:
     places = list(places or (place for place in PLACE_ROWS if place != holder))
 
     def lies(*places: str) -> tuple:
-        where = any_of(*((*parse(f"{WAYS_THERE[place]} the "), Word(place, "place")) for place in places))
+        where = any_of(*(place_words(place, "place") for place in places))
         return (LINE, *parse("is the "), thing, Mark(" "), where, *parse(" now?"))
 
     return [(lies(holder), (*told, *SO_YES)), ((any_of(lies(*places), another),), (*told, *SO_NO))]

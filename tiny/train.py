@@ -21,7 +21,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +136,8 @@ def train_tokenizer(folder: Path, seed: int, documents: int = 8_000):
 
 # Roles of words that nobody can know, and of those that can always be known by looking back. Of the others, those that
 # are not of the template have been told before, and are often known.
-NEW, UNKNOWABLE = " (new)", (" (new)", " (asked)")
+NEW = " (new)"
+UNKNOWABLE = (NEW, " (asked)")
 COPIED, TEMPLATE = ("answer", "name (copied)", "pronoun"), "template"
 # What --without can leave out: the documents without questions, the mask on the loss, the short rows, the new words
 # (without them, such names and things come in a newcomer's documents only), the order of the layers
@@ -282,7 +283,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float
     begins = [round(CURRICULUM * steps * progress) for progress in ROUNDS]
     number = bisect.bisect_right(begins[:-1], step)
     begin, end = begins[number - 1], begins[number]
-    step, steps, peak = step - begin, end - begin, peak if number == 1 else peak / 2
+    step -= begin
+    steps = end - begin
+    if number > 1:
+        peak /= 2
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))))
@@ -360,6 +364,12 @@ def held_out_loss(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, ro
 
 
 @torch.no_grad()
+def found(model: Qwen3NextForCausalLM, ids: list[int], answers: Iterable[Iterable[int]]) -> list[bool]:
+    """For each answer, by its tokens' places in ids, whether each of them is the likeliest after those before it."""
+    best = model(torch.tensor([ids], device=model.device)).logits[0].argmax(-1).tolist()
+    return [all(best[i - 1] == ids[i] for i in answer) for answer in answers]
+
+
 def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documents: int = 8, **settings) -> float:
     """The share of a document kind's answers of which every word is predicted right, one document a row.
 
@@ -367,7 +377,7 @@ def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documen
     """
     kinds = {"entries": "book", "moves": "moves", "guests": "who"}
     kind = settings.pop("kind", None) or next((kinds[name] for name in settings if name in kinds), "chat")
-    source, right, total = corpus.Corpus("held out", {kind: 1.0}, **settings), 0, 0
+    source, right = corpus.Corpus("held out", {kind: 1.0}, **settings), []
     for number in range(documents):
         ids, spans = [], []
         for unit in source.document(f"accuracy:{number}"):
@@ -376,19 +386,16 @@ def accuracy(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, documen
             if unit.role == "answer":
                 follows = spans and spans[-1].stop == before
                 spans[-1:] = [range(spans[-1].start, len(ids))] if follows else [*spans[-1:], range(before, len(ids))]
-        best = model(torch.tensor([ids], device=model.device)).logits[0].argmax(-1).tolist()
-        right += sum(all(best[i - 1] == ids[i] for i in span) for span in spans)
-        total += len(spans)
-    return right / total
+        right += found(model, ids, spans)
+    return sum(right) / len(right)
 
 
-@torch.no_grad()
 def yes_or_no(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, kind: str, documents: int = 40) -> float:
     """The share of replies with yes or no that are right, in documents of this kind, where most questions ask for it.
 
     Right is a reply of which every word that answers is the likeliest: those of the fact, and the yes or no after it.
     """
-    source, right, total = corpus.Corpus("held out", {kind: 1.0}, **{"yes or no": 0.8}), 0, 0
+    source, right = corpus.Corpus("held out", {kind: 1.0}, **{"yes or no": 0.8}), []
     for number in range(documents):
         ids, answers, replies = [], [], []  # answers: the places of those words since the message began
         for unit in source.document(f"yes or no:{number}"):
@@ -401,10 +408,8 @@ def yes_or_no(model: Qwen3NextForCausalLM, tokenizer: Qwen3NextTokenizer, kind: 
                 answers += range(begin, len(ids))
                 if unit.word in (" yes", " no"):
                     replies.append(answers)
-        best = model(torch.tensor([ids], device=model.device)).logits[0].argmax(-1).tolist()
-        right += sum(all(best[i - 1] == ids[i] for i in reply) for reply in replies)
-        total += len(replies)
-    return right / max(total, 1)
+        right += found(model, ids, replies)
+    return sum(right) / max(len(right), 1)
 
 
 def plot(history: list[tuple[int, int, float, float]], path: Path):
